@@ -1,0 +1,165 @@
+"""The database and the transaction policy.
+
+A function that takes `session` or `conn` runs inside its caller's transaction and talks only to
+PostgreSQL. One that takes `db` opens its own transactions, and may talk to the world between them.
+No commit stands anywhere but here.
+"""
+
+import asyncio
+import random
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, LiteralString, TypeVar, cast
+
+import psycopg
+import uuid_utils.compat
+from psycopg.rows import AsyncRowFactory, dict_row
+from psycopg.types.numeric import Int8Dumper
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from sqlalchemy import CursorResult, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolExhausted
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from app.kernel.errors import DatabaseUnavailable
+
+RUNTIME_ROLE: Final = "satmeter_runtime"
+"""What the service runs as: it may insert and read ledger entries, and never change or delete one."""
+
+T = TypeVar("T")
+Row = dict[str, Any]
+_OPTIONS = "-c timezone=UTC -c statement_timeout=15s -c lock_timeout=10s -c idle_in_transaction_session_timeout=30s"
+_TRY_AGAIN: Final = frozenset({"40001", "40P01"})
+"""Serialization failure and deadlock: the server has rolled the whole transaction back."""
+_BUSY: Final = frozenset({"55P03", "57014", "57P01", "57P02", "57P03", "53300", "25P03", "25P04"})
+"""Lock and statement timeouts, shutdown, start-up, too many connections: our trouble, not the caller's."""
+_ATTEMPTS: Final = 6
+
+
+def new_id() -> uuid.UUID:
+    """A UUIDv7 made by the app: sorts by time, which keeps index pages warm. Never a secret."""
+    return uuid_utils.compat.uuid7()
+
+
+class Database:
+    """Two doors to one PostgreSQL: SQLAlchemy sessions for the ordinary, a plain psycopg pool for the hot path."""
+
+    def __init__(self, url: str, *, pool_size: int = 8, role: str | None = RUNTIME_ROLE) -> None:
+        self._url = url
+        self._options = f"{_OPTIONS} -c role={role}" if role else _OPTIONS
+        self._engine: AsyncEngine = create_async_engine(
+            "postgresql+psycopg://",
+            async_creator=self._connect,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=5,
+        )
+        self._hot: AsyncConnectionPool[psycopg.AsyncConnection[Row]] = AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=pool_size,
+            timeout=5,
+            max_waiting=2000,
+            open=False,
+            configure=_send_every_int_as_int8,
+            connection_class=psycopg.AsyncConnection[Row],
+            kwargs={
+                "autocommit": True,
+                "row_factory": cast("AsyncRowFactory[Row]", dict_row),
+                "options": self._options,
+                "prepare_threshold": 0,
+                "connect_timeout": 5,
+            },
+        )
+
+    async def open(self) -> None:
+        await self._hot.open()
+
+    async def close(self) -> None:
+        await self._hot.close()
+        await self._engine.dispose()
+
+    async def transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """Run `work` in one transaction and commit it, or leave no trace of it.
+
+        Tried again when the server rolled it back for a race, or when the connection broke before the
+        commit was asked for; so `work` may run more than once and must only talk to PostgreSQL.
+        Raises DatabaseUnavailable; only then is it unknown whether the commit took effect.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            committing = False
+            try:
+                async with AsyncSession(self._engine, expire_on_commit=False) as session:
+                    result = await work(session)
+                    committing = True
+                    await session.commit()
+                    return result
+            except (DBAPIError, PoolExhausted, psycopg.OperationalError) as error:
+                if not _may_retry(error, committing) or attempt == _ATTEMPTS:
+                    _raise(error)
+                await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
+        raise AssertionError("unreachable")
+
+    async def one(self, statement: LiteralString, params: Mapping[str, Any]) -> Row | None:
+        """The hot path's only verb: one prepared statement, one round trip, its own durable transaction.
+
+        Raises DatabaseUnavailable, and psycopg.errors.UniqueViolation for its caller to read.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with self._hot.connection() as conn:
+                    return await (await conn.execute(statement, params)).fetchone()
+            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
+                if attempt == _ATTEMPTS:
+                    _raise(error)
+            except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, TooManyRequests) as error:
+                _raise(error)
+        raise AssertionError("unreachable")
+
+    async def is_ready(self) -> bool:
+        """Whether a statement gets through now; never raises."""
+        try:
+            async with asyncio.timeout(2):
+                return await self.one("SELECT 1 AS ok", {}) is not None
+        except (DatabaseUnavailable, TimeoutError):
+            return False
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        return await psycopg.AsyncConnection.connect(self._url, options=self._options, connect_timeout=5)
+
+
+async def _send_every_int_as_int8(conn: psycopg.AsyncConnection[Row]) -> None:
+    """One parameter type whatever the number's size, so that a statement is prepared once and not four times."""
+    conn.adapters.register_dumper(int, Int8Dumper)
+
+
+def _may_retry(error: Exception, committing: bool) -> bool:
+    if not isinstance(error, DBAPIError):
+        return False
+    if getattr(error.orig, "sqlstate", None) in _TRY_AGAIN:
+        return True
+    return error.connection_invalidated and not committing
+
+
+def _raise(error: Exception) -> None:
+    """Our own faults become 503; a broken promise of ours (a bad statement) stays what it is."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(original, "sqlstate", None)
+    lost = isinstance(
+        error, OperationalError | InterfaceError | PoolExhausted | psycopg.OperationalError | psycopg.InterfaceError
+    )
+    if lost or state in _BUSY or state in _TRY_AGAIN:
+        raise DatabaseUnavailable(retry_after_seconds=1) from error
+    raise error
+
+
+async def rows(session: AsyncSession, statement: str, **params: Any) -> list[Row]:
+    """Run one SQL text and return its rows as dicts."""
+    result = cast("CursorResult[Any]", await session.execute(text(statement), params))
+    return [dict(found) for found in result.mappings()] if result.returns_rows else []
+
+
+async def row(session: AsyncSession, statement: str, **params: Any) -> Row | None:
+    found = await rows(session, statement, **params)
+    assert len(found) <= 1
+    return found[0] if found else None

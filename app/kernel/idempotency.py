@@ -1,0 +1,126 @@
+"""Idempotency-Key: a POST's effect happens once, and its answer can be had again for a day.
+
+The answer is saved in the effect's own transaction, sealed under a key that only the caller's
+Idempotency-Key completes, so that a show-once secret in it cannot be read from the database.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import Database, row
+from app.kernel.errors import IdempotencyInProgress, IdempotencyKeyReuse
+from app.kernel.security import Pepper, Sealer
+
+T = TypeVar("T")
+CLAIM_SECONDS: Final = 60
+"""How long a first request may run before a repeat takes it for dead and runs itself."""
+_NAMESPACE: Final = uuid.UUID("2d1d0a0c-6d5b-4f5c-9e57-5a7e3e7e2000")
+
+
+class Once:
+    """One POST as its handler sees it: `do` runs the effect, or gives the answer it gave before.
+
+    Without an Idempotency-Key the effect simply runs. `replayed` tells the door which it was.
+    """
+
+    def __init__(
+        self, db: Database, pepper: Pepper, sealer: Sealer, *, scope: str, key: str | None, request_hash: bytes
+    ) -> None:
+        self._db, self._sealer, self._key = db, sealer, key
+        self._request_hash = request_hash
+        self._scope_key = pepper.tag(b"idempotency", scope.encode(), (key or "").encode())
+        self._answer_row = "idempotency/" + hashlib.sha256(f"{scope}\x00{key}".encode()).hexdigest()
+        self.replayed = False
+
+    def derived_id(self) -> uuid.UUID | None:
+        """An id that every repeat of this request derives alike, None without an Idempotency-Key."""
+        return uuid.uuid5(_NAMESPACE, (self._scope_key + self._request_hash).hex()) if self._key is not None else None
+
+    async def do(self, answer_type: type[T], effect: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """Run `effect` in one transaction together with saving its answer.
+
+        Raises IdempotencyKeyReuse, IdempotencyInProgress, or what the effect raises; then nothing is kept.
+        """
+        earlier = await self.claim(answer_type)
+        if earlier is not None:
+            return earlier
+
+        async def work(session: AsyncSession) -> T:
+            answer = await effect(session)
+            await self.save(session, answer)
+            return answer
+
+        try:
+            return await self._db.transaction(work)
+        except BaseException:
+            await self.abandon()
+            raise
+
+    async def claim(self, answer_type: type[T]) -> T | None:
+        """Take the key for this request, or return the answer it already has."""
+        if self._key is None:
+            return None
+        found = await self._db.transaction(self._claimed)
+        if found is None:
+            return None
+        if bytes(found["request_hash"]) != self._request_hash:
+            raise IdempotencyKeyReuse
+        if found["answer"] is None:
+            raise IdempotencyInProgress(retry_after_seconds=1)
+        self.replayed = True
+        return msgspec.json.decode(self._sealer.open(found["answer"], self._answer_row), type=answer_type)
+
+    async def save(self, session: AsyncSession, answer: object) -> None:
+        """Keep the answer, in the caller's transaction."""
+        if self._key is not None:
+            sealed = self._sealer.seal(msgspec.json.encode(answer), self._answer_row)
+            await row(
+                session,
+                "UPDATE idempotency SET answer = :answer WHERE scope_key = :key",
+                answer=sealed,
+                key=self._scope_key,
+            )
+
+    async def abandon(self) -> None:
+        """Give the key back after a refusal, so that the corrected request may use it."""
+        if self._key is not None:
+            await self._db.transaction(
+                lambda session: row(
+                    session, "DELETE FROM idempotency WHERE scope_key = :key AND answer IS NULL", key=self._scope_key
+                )
+            )
+
+    async def _claimed(self, session: AsyncSession) -> dict[str, Any] | None:
+        """None when the claim is ours: the key is new, or its first request died without an answer."""
+        made = await row(
+            session,
+            f"""INSERT INTO idempotency AS i (scope_key, request_hash, claimed_until)
+                VALUES (:key, :hash, now() + interval '{CLAIM_SECONDS} seconds')
+                ON CONFLICT (scope_key) DO UPDATE SET claimed_until = EXCLUDED.claimed_until
+                WHERE i.answer IS NULL AND i.claimed_until < now() AND i.request_hash = EXCLUDED.request_hash
+                RETURNING 1 AS ours""",
+            key=self._scope_key, hash=self._request_hash,
+        )  # fmt: skip
+        if made is not None:
+            return None
+        return await row(
+            session, "SELECT request_hash, answer FROM idempotency WHERE scope_key = :key", key=self._scope_key
+        )
+
+
+async def forget_old_answers(db: Database) -> int:
+    """Delete answers older than two days; callers are promised one."""
+    found = await db.transaction(
+        lambda session: row(
+            session,
+            """WITH gone AS (DELETE FROM idempotency WHERE created_at < now() - interval '2 days' RETURNING 1)
+               SELECT count(*) AS count FROM gone""",
+        )
+    )
+    assert found is not None
+    return int(found["count"])

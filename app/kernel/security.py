@@ -1,0 +1,172 @@
+"""Secrets: how they are made, compared, looked up and sealed; and who is calling.
+
+What we only compare is stored as HMAC(pepper, SHA-256(secret)); what we must give back is sealed with
+AES-256-GCM, bound to its row, so that a ciphertext moved to another row does not open.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import uuid
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_SECRET_TEXT = re.compile(r"(sk|svc|adm)-([0-9A-Za-z]{43})([0-9A-Za-z]{6})", re.ASCII)
+_CREDIT_ID_TEXT = re.compile(
+    r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}", re.ASCII
+)
+
+
+class Kind(StrEnum):
+    """Which sort of credential somebody showed."""
+
+    CREDIT_ID = "credit_id"
+    API_KEY = "api_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling: an account, by its credit id or by one of its keys.
+
+    `scopes` None means everything that kind of credential may do.
+    """
+
+    kind: Kind
+    account_id: uuid.UUID
+    key_id: uuid.UUID | None = None
+    scopes: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """An operator's inference proxy, known by its service token."""
+
+    id: uuid.UUID
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """An operator, known by an admin token."""
+
+    id: uuid.UUID
+    name: str
+
+
+def new_secret(prefix: str) -> str:
+    """`sk-`, `svc-` or `adm-` + 43 base62 (256 random bits) + 6 checksum digits."""
+    body = _base62(int.from_bytes(secrets.token_bytes(32)), 43)
+    return f"{prefix}-{body}{_checksum(prefix, body)}"
+
+
+def is_wellformed(secret: str, prefix: str) -> bool:
+    """Whether the checksum fits: rejects typos without asking the database; proves nothing else."""
+    match = _SECRET_TEXT.fullmatch(secret)
+    return match is not None and match[1] == prefix and match[3] == _checksum(match[1], match[2])
+
+
+def new_credit_id() -> str:
+    """A UUIDv4: 122 random bits; never a v1 or v7, which could be guessed from the time."""
+    return str(uuid.uuid4())
+
+
+def canonical_credit_id(text: str) -> str | None:
+    """The one spelling we hash, or None: `uuid.UUID` would accept braces, urn: and missing hyphens."""
+    return text.lower() if _CREDIT_ID_TEXT.fullmatch(text) else None
+
+
+def preview(secret: str) -> str:
+    """What may be shown of a key for ever: `sk-abc…wxyz`."""
+    return f"{secret[:6]}…{secret[-4:]}"
+
+
+def _base62(value: int, width: int) -> str:
+    digits = []
+    for _ in range(width):
+        value, digit = divmod(value, 62)
+        digits.append(BASE62[digit])
+    return "".join(reversed(digits))
+
+
+def _checksum(prefix: str, body: str) -> str:
+    return _base62(zlib.crc32(f"{prefix}-{body}".encode()), 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Pepper:
+    """The key of every lookup hash; a stolen database without it cannot even confirm a guess."""
+
+    _key: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        assert len(self._key) >= 32
+
+    def lookup(self, secret: str) -> bytes:
+        """HMAC(pepper, SHA-256(secret)): 32 bytes, what the credential table is keyed by."""
+        return self.lookup_hashed(hashlib.sha256(secret.encode()).digest())
+
+    def lookup_hashed(self, sha256: bytes) -> bytes:
+        """The same for a proxy that only kept the key's SHA-256."""
+        return hmac.digest(self._key, b"lookup\x00" + sha256, "sha256")
+
+    def tag(self, purpose: bytes, *parts: bytes) -> bytes:
+        """A 16-byte MAC over length-framed parts, one key per purpose."""
+        framed = b"".join(len(part).to_bytes(4) + part for part in parts)
+        return hmac.digest(self._key, purpose + b"\x00" + framed, "sha256")[:16]
+
+
+class UnsealError(Exception):
+    """The sealed value does not open: wrong key, wrong row, or altered."""
+
+
+class Sealer:
+    """Seals secrets under the first key and opens them under any; each value is bound to its row."""
+
+    __slots__ = ("_current_id", "_keys")
+
+    def __init__(self, keys: Iterable[tuple[str, bytes]]) -> None:
+        named = list(keys)
+        assert named
+        assert len({key_id for key_id, _ in named}) == len(named)
+        self._current_id = named[0][0]
+        self._keys = {key_id: AESGCM(key) for key_id, key in named}
+
+    @property
+    def current_id(self) -> str:
+        return self._current_id
+
+    def seal(self, plaintext: bytes, row: str) -> str:
+        """`<key id>.<hex of nonce + ciphertext>`; opens only for the same `row`, such as `api_key/<account>/<key>`."""
+        nonce = secrets.token_bytes(12)
+        sealed = self._keys[self._current_id].encrypt(nonce, plaintext, self._bound(self._current_id, row))
+        return f"{self._current_id}.{(nonce + sealed).hex()}"
+
+    def open(self, sealed: str, row: str) -> bytes:
+        """Raises UnsealError, with no secret in it."""
+        key_id, _, payload = sealed.partition(".")
+        try:
+            data = bytes.fromhex(payload)
+            return self._keys[key_id].decrypt(data[:12], data[12:], self._bound(key_id, row))
+        except (KeyError, ValueError, InvalidTag):
+            raise UnsealError(
+                f"a sealed value of {row.partition('/')[0]} does not open with the sealing keys given"
+            ) from None
+
+    def is_current(self, sealed: str) -> bool:
+        return sealed.partition(".")[0] == self._current_id
+
+    @staticmethod
+    def _bound(key_id: str, row: str) -> bytes:
+        return f"satmeter/1/{key_id}/{row}".encode()
+
+
+def equal(left: bytes, right: bytes) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(left, right)

@@ -1,0 +1,233 @@
+"""The settings: environment variables read once into one frozen object.
+
+Nothing set means a newcomer's machine: embedded PostgreSQL, the sandbox, secrets generated into
+`DATA_DIR`, loopback only. `ENVIRONMENT=production` refuses every one of those conveniences.
+Every variable is documented in README.md and deploy/.env.example; a test compares the three.
+"""
+
+import base64
+import binascii
+import ipaddress
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from app.kernel.security import Pepper, Sealer
+
+PLACEHOLDER = "change-me"
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message says which, what was found and what would help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting, parsed. Secrets are kept out of the repr."""
+
+    environment: str
+    host: str
+    port: int
+    public_url: str
+    data_dir: Path
+    database_url: str | None = field(repr=False)
+    database_pool: int
+    workers: int
+    secret_pepper: str = field(repr=False)
+    sealing_keys: tuple[tuple[str, bytes], ...] = field(repr=False)
+    key_reveal: bool
+    btcpay_url: str | None
+    btcpay_api_key: str = field(repr=False)
+    btcpay_store_id: str
+    btcpay_webhook_secret: str = field(repr=False)
+    sandbox_port: int
+    nwc_allow_private_relays: bool
+    hold_sync_commit: bool
+    accounts_per_hour: int
+    accounts_per_hour_per_block: int
+    trusted_proxies: str
+    log_level: str
+
+    @property
+    def is_production(self) -> bool:
+        return self.environment == "production"
+
+    @property
+    def uses_sandbox(self) -> bool:
+        return self.btcpay_url is None
+
+    @property
+    def sandbox_url(self) -> str:
+        return f"http://127.0.0.1:{self.sandbox_port}"
+
+    @property
+    def pepper(self) -> Pepper:
+        return Pepper(self.secret_pepper.encode())
+
+    @property
+    def sealer(self) -> Sealer:
+        return Sealer(self.sealing_keys)
+
+
+def variables() -> tuple[str, ...]:
+    """The names of the environment variables, in the order they are documented."""
+    return tuple(item.name.upper() for item in fields(Settings))
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read and check the settings. May create DATA_DIR and its generated secrets.
+
+    Raises SettingsError.
+    """
+    read = _Reader(environ)
+    environment = read.choice("ENVIRONMENT", "development", ("development", "production"))
+    production = environment == "production"
+    if production:
+        _refuse_conveniences(read)
+    data_dir = Path(read.text("DATA_DIR", "./.data")).resolve()
+    made = {} if production else _generated(data_dir, read)
+    host, port = read.text("HOST", "127.0.0.1"), read.number("PORT", 8080, 1, 65535)
+    return Settings(
+        environment=environment,
+        host=host,
+        port=port,
+        public_url=_url(read.text("PUBLIC_URL", f"http://{_authority(host)}:{port}"), "PUBLIC_URL"),
+        data_dir=data_dir,
+        database_url=read.text("DATABASE_URL", "") or None,
+        database_pool=read.number("DATABASE_POOL", 8, 2, 200),
+        workers=read.number("WORKERS", 1, 1, 64),
+        secret_pepper=_pepper(read.text("SECRET_PEPPER", made.get("SECRET_PEPPER", ""))),
+        sealing_keys=_sealing_keys(read.text("SEALING_KEYS", made.get("SEALING_KEYS", ""))),
+        key_reveal=read.switch("KEY_REVEAL", True),
+        btcpay_url=_url(read.text("BTCPAY_URL", ""), "BTCPAY_URL") or None,
+        btcpay_api_key=read.text("BTCPAY_API_KEY", made.get("BTCPAY_API_KEY", "")),
+        btcpay_store_id=read.text("BTCPAY_STORE_ID", made.get("BTCPAY_STORE_ID", "")),
+        btcpay_webhook_secret=read.text("BTCPAY_WEBHOOK_SECRET", made.get("BTCPAY_WEBHOOK_SECRET", "")),
+        sandbox_port=read.number("SANDBOX_PORT", min(port + 1, 65535), 1, 65535),
+        nwc_allow_private_relays=read.switch("NWC_ALLOW_PRIVATE_RELAYS", False),
+        hold_sync_commit=read.switch("HOLD_SYNC_COMMIT", True),
+        accounts_per_hour=read.number("ACCOUNTS_PER_HOUR", 10_000 if production else 1_000_000, 1, 10**9),
+        accounts_per_hour_per_block=read.number("ACCOUNTS_PER_HOUR_PER_BLOCK", 30 if production else 100_000, 1, 10**9),
+        trusted_proxies=_networks(read.text("TRUSTED_PROXIES", "")),
+        log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
+    )
+
+
+class _Reader:
+    """Reads one variable at a time, with an error that names it."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str, default: str) -> str:
+        return self._environ.get(name, "").strip() or default
+
+    def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
+        value = self.text(name, default)
+        if value not in allowed:
+            raise SettingsError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+        return value
+
+    def switch(self, name: str, default: bool) -> bool:
+        return self.choice(name, "on" if default else "off", ("on", "off")) == "on"
+
+    def number(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.text(name, str(default))
+        if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+            raise SettingsError(f"{name}={value!r} is not a whole number from {low} to {high}")
+        return int(value)
+
+
+def _refuse_conveniences(read: _Reader) -> None:
+    """Production starts with everything given, or not at all; says all that is wrong at once."""
+    wrong = []
+    for name in ("DATABASE_URL", "PUBLIC_URL", "SECRET_PEPPER", "SEALING_KEYS"):
+        wrong += [f"{name} is not set"] * (not read.text(name, ""))
+    for name in ("BTCPAY_URL", "BTCPAY_API_KEY", "BTCPAY_STORE_ID", "BTCPAY_WEBHOOK_SECRET"):
+        wrong += [f"{name} is not set (the sandbox is for development)"] * (not read.text(name, ""))
+    for name in ("SECRET_PEPPER", "SEALING_KEYS", "BTCPAY_API_KEY", "BTCPAY_WEBHOOK_SECRET"):
+        wrong += [f"{name} still has its placeholder"] * (PLACEHOLDER in read.text(name, ""))
+    wrong += ["BTCPAY_URL is plain http; use https"] * read.text("BTCPAY_URL", "").startswith("http://")
+    wrong += ["NWC_ALLOW_PRIVATE_RELAYS is on"] * (read.text("NWC_ALLOW_PRIVATE_RELAYS", "off") == "on")
+    if wrong:
+        raise SettingsError(
+            "ENVIRONMENT=production refuses to start: " + "; ".join(wrong) + ". See deploy/.env.example"
+        )
+
+
+def _generated(data_dir: Path, read: _Reader) -> dict[str, str]:
+    """The secrets of a development machine: made once, kept in DATA_DIR with mode 600."""
+    path = data_dir / "secrets.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    made = {
+        "SECRET_PEPPER": secrets.token_urlsafe(48),
+        "SEALING_KEYS": f"dev1:{base64.b64encode(secrets.token_bytes(32)).decode()}",
+        "BTCPAY_API_KEY": secrets.token_hex(20),
+        "BTCPAY_STORE_ID": secrets.token_urlsafe(32),
+        "BTCPAY_WEBHOOK_SECRET": secrets.token_urlsafe(24),
+    }
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        private_write(path, json.dumps(made, indent=1))
+    except OSError as error:
+        raise SettingsError(f"DATA_DIR={data_dir} cannot be written: {error.strerror or error}") from error
+    return made
+
+
+def private_write(path: Path, text: str) -> None:
+    """Write a file that only we can read, whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    partial.replace(path)
+
+
+def _pepper(text: str) -> str:
+    if len(text.encode()) < 32:
+        raise SettingsError(f"SECRET_PEPPER has {len(text.encode())} bytes; it needs 32 random ones or more")
+    return text
+
+
+def _sealing_keys(text: str) -> tuple[tuple[str, bytes], ...]:
+    """`id:base64 of 32 bytes`, comma-separated, newest first: the first seals, all of them open."""
+    keys = []
+    for item in text.split(","):
+        key_id, _, encoded = item.strip().partition(":")
+        try:
+            key = base64.b64decode(encoded, validate=True)
+        except binascii.Error:
+            key = b""
+        if not key_id.isalnum() or len(key) != 32:
+            raise SettingsError("SEALING_KEYS must be id:key pairs, comma-separated, each key 32 bytes in base64")
+        keys.append((key_id, key))
+    if len({key_id for key_id, _ in keys}) != len(keys):
+        raise SettingsError("SEALING_KEYS names the same id twice")
+    return tuple(keys)
+
+
+def _url(text: str, name: str) -> str:
+    if not text:
+        return ""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise SettingsError(f"{name} must be an http(s) URL without credentials or query")
+    return text.rstrip("/")
+
+
+def _networks(text: str) -> str:
+    """The peers whose X-Forwarded-For is believed: addresses or networks, comma-separated."""
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            ipaddress.ip_network(item)
+        except ValueError:
+            raise SettingsError(f"TRUSTED_PROXIES: {item!r} is not an IP address or network") from None
+    return text
+
+
+def _authority(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,71 @@
+"""What the books remember: an account's running balance, and the entries that explain it."""
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import BigInteger, CheckConstraint, UniqueConstraint
+from sqlalchemy.dialects.postgresql import UUID
+from sqlmodel import Field, SQLModel
+
+from app.kernel.tables import account_key, money, when, words
+
+
+class AccountStatus(StrEnum):
+    ACTIVE = "active"
+    FROZEN = "frozen"
+
+
+class EntryKind(StrEnum):
+    """Why money moved. Each kind has its own references, unique per account."""
+
+    TOPUP = "topup"
+    BONUS = "bonus"
+    USAGE = "usage"
+    REFUND = "refund"
+    ADJUSTMENT = "adjustment"
+
+
+class Account(SQLModel, table=True):
+    """A customer's balance: `posted` is the sum of its entries, `held` the sum of its open holds.
+
+    There is no CHECK on posted: a settle records what was used, even below the floor.
+    """
+
+    __table_args__ = (
+        CheckConstraint("held_nusd >= 0", name="account_held_not_negative"),
+        CheckConstraint("floor_nusd <= 0", name="account_floor_not_positive"),
+        CheckConstraint("status IN ('active', 'frozen')", name="account_status_known"),
+        {"postgresql_with": {"fillfactor": 50}},  # room for updates in place: this is the hottest row there is
+    )
+
+    id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    posted_nusd: int = money()
+    held_nusd: int = money()
+    floor_nusd: int = money()
+    entry_count: int = money()
+    status: str = words(default="active", sa_column_kwargs={"server_default": "active"})
+    created_at: datetime = when()
+    updated_at: datetime = when()
+
+
+class Entry(SQLModel, table=True):
+    """One movement between an account and a house account (`contra`), double entry in one row.
+
+    `id` counts 1, 2, 3 … within its account without a gap, so a missing entry shows. Append-only: the
+    runtime role may not UPDATE or DELETE here; a mistake is corrected by another entry.
+    """
+
+    __table_args__ = (
+        UniqueConstraint("account_id", "kind", "reference", name="entry_once"),
+        CheckConstraint("kind IN ('topup', 'bonus', 'usage', 'refund', 'adjustment')", name="entry_kind_known"),
+    )
+
+    account_id: uuid.UUID = account_key()
+    id: int = Field(sa_type=BigInteger, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    kind: str = words()
+    reference: str = words()
+    contra: str = words()
+    amount_nusd: int = money(default=None)
+    balance_after_nusd: int = money(default=None)
+    created_at: datetime = when()
