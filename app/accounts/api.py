@@ -1,0 +1,101 @@
+"""How HTTP asks for accounts: open one, and ask for its balance in three ways."""
+
+from typing import Any
+
+import msgspec
+from litestar import Request, get, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+
+from app.accounts.accounts import open_account
+from app.kernel.db import Database
+from app.kernel.errors import MalformedHeader
+from app.kernel.idempotency import Once
+from app.kernel.money import JsonNumber, usd
+from app.kernel.ratelimit import block_of, count_or_refuse
+from app.kernel.security import Caller
+from app.kernel.settings import Settings
+from app.keys.issue import Keyring
+from app.keys.verify import Verifier, authenticate, require_scope
+from app.ledger.statement import Balance, balance
+
+
+class NewAccount(msgspec.Struct, frozen=True):
+    """Both secrets of a new account. The credit id is never shown again: keep it."""
+
+    success: bool
+    credit_id: str
+    api_key: str
+    balance: JsonNumber
+
+
+class BalanceRequest(msgspec.Struct, frozen=True):
+    credit_id: str | None = None
+
+
+class BalanceView(msgspec.Struct, frozen=True):
+    """USD: what is on the account, what calls in flight hold of it, and what may be spent now."""
+
+    balance: JsonNumber
+    held: JsonNumber
+    available: JsonNumber
+    currency: str
+
+    @classmethod
+    def of(cls, found: Balance) -> "BalanceView":
+        return cls(usd(found.posted_nusd), usd(found.held_nusd), usd(found.available_nusd), "USD")
+
+
+@post("/accounts/create", tags=["Accounts"], summary="Open an account")
+async def create_account(
+    request: Request[Any, Any, Any],
+    db: NamedDependency[Database],
+    settings: NamedDependency[Settings],
+    keyring: NamedDependency[Keyring],
+    once: NamedDependency[Once],
+) -> NewAccount:
+    """No e-mail, no password, no body. Limited per address block and per hour."""
+    _refuse_guessable(request.headers.get("idempotency-key"))
+    address = request.client.host if request.client else "unknown"
+    await count_or_refuse(db, f"account/{block_of(address)}", settings.accounts_per_hour_per_block)
+    await count_or_refuse(db, "account", settings.accounts_per_hour)
+
+    async def effect(session: Any) -> NewAccount:
+        opened = await open_account(session, keyring)
+        return NewAccount(True, opened.credit_id, opened.api_key, usd(0))
+
+    return await once.do(NewAccount, effect)
+
+
+def _refuse_guessable(key: str | None) -> None:
+    """Nobody is logged in here: the key alone tells two strangers apart, so it must not be guessable."""
+    if key is not None and len(key.strip('"')) < 16:
+        raise MalformedHeader(
+            "Idempotency-Key needs at least 16 characters on this route (a UUID will do): whoever repeats it gets the"
+            " account's secrets again",
+            param="Idempotency-Key",
+        )
+
+
+@post("/credits/balance", status_code=200, tags=["Accounts"], summary="Ask for the balance")
+async def ask_balance(
+    request: Request[Any, Any, Any],
+    db: NamedDependency[Database],
+    verifier: NamedDependency[Verifier],
+    data: JSONBody[BalanceRequest | None] = None,
+) -> BalanceView:
+    """With `credit_id` in the body, `x-credit-id`, or any API-key header."""
+    if data is not None and data.credit_id is not None:
+        return await _balance(db, await verifier.credit_id(data.credit_id))
+    return await _balance(db, await authenticate(verifier, request.headers))
+
+
+@get("/credits/balance", tags=["Accounts"], summary="Read the balance")
+async def read_balance(caller: NamedDependency[Caller], db: NamedDependency[Database]) -> BalanceView:
+    """With `x-credit-id` or any API-key header."""
+    return await _balance(db, caller)
+
+
+async def _balance(db: Database, caller: Caller) -> BalanceView:
+    require_scope(caller, "balance")
+    return BalanceView.of(await db.transaction(lambda session: balance(session, caller.account_id)))

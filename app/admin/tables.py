@@ -1,0 +1,40 @@
+"""What is remembered of operators: the tokens of their proxies and of themselves."""
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import Index, LargeBinary, text
+from sqlalchemy.dialects.postgresql import UUID
+from sqlmodel import Field, SQLModel
+
+from app.kernel.tables import when, words
+
+
+class ServiceToken(SQLModel, table=True):
+    """A proxy's token. Tokens of one name are one service, so that a token can be replaced while calls are in flight."""
+
+    __tablename__ = "service_token"
+    __table_args__ = (Index("service_token_secret", "secret_hash", unique=True),)
+
+    id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    name: str = words()
+    secret_hash: bytes = Field(sa_type=LargeBinary)
+    created_at: datetime = when()
+    revoked_at: datetime | None = when(nullable=True)
+
+
+class AdminToken(SQLModel, table=True):
+    """An operator's token."""
+
+    __tablename__ = "admin_token"
+    __table_args__ = (
+        Index("admin_token_secret", "secret_hash", unique=True),
+        Index("admin_token_live_name", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
+    )
+
+    id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    name: str = words()
+    secret_hash: bytes = Field(sa_type=LargeBinary)
+    created_at: datetime = when()
+    expires_at: datetime | None = when(nullable=True)
+    revoked_at: datetime | None = when(nullable=True)

@@ -1,0 +1,65 @@
+"""Operators' tokens: shown once, kept as a hash, looked up on every call, so that a revoked one is refused at once."""
+
+import re
+import uuid
+from typing import Literal
+
+from app.kernel.db import Database, new_id, row
+from app.kernel.errors import InvalidField, InvalidToken
+from app.kernel.security import Admin, Pepper, Service, is_wellformed, new_secret
+
+TokenKind = Literal["service", "admin"]
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+
+
+async def create_token(db: Database, pepper: Pepper, kind: TokenKind, name: str) -> str:
+    """Make a token and return it; it cannot be had again.
+
+    Several service tokens may bear one name: they are one service, so that a token can be replaced
+    while calls are in flight. Raises InvalidField for a name that is not lower-case letters, digits, `._-`.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidField(
+            "a token's name is 1-64 lower-case letters, digits, dots, dashes or underscores", param="name"
+        )
+    secret = new_secret("svc" if kind == "service" else "adm")
+    insert = (
+        "INSERT INTO service_token (id, name, secret_hash) VALUES (:id, :name, :hash)"
+        if kind == "service"
+        else "INSERT INTO admin_token (id, name, secret_hash) VALUES (:id, :name, :hash)"
+    )
+    await db.transaction(lambda session: row(session, insert, id=new_id(), name=name, hash=pepper.lookup(secret)))
+    return secret
+
+
+async def verify_service(db: Database, pepper: Pepper, secret: str) -> Service:
+    """Raises InvalidToken, alike for malformed, unknown and revoked ones."""
+    found = await db.one(
+        "SELECT id, name FROM service_token WHERE secret_hash = %(hash)s AND revoked_at IS NULL",
+        {"hash": pepper.lookup(secret if is_wellformed(secret, "svc") else "")},
+    )
+    if found is None:
+        raise InvalidToken
+    return Service(found["id"], found["name"])
+
+
+async def verify_admin(db: Database, pepper: Pepper, secret: str) -> Admin:
+    """Raises InvalidToken, alike for malformed, unknown, revoked and expired ones."""
+    found = await db.one(
+        """SELECT id, name FROM admin_token WHERE secret_hash = %(hash)s AND revoked_at IS NULL
+           AND (expires_at IS NULL OR expires_at > now())""",
+        {"hash": pepper.lookup(secret if is_wellformed(secret, "adm") else "")},
+    )
+    if found is None:
+        raise InvalidToken
+    return Admin(found["id"], found["name"])
+
+
+async def revoke_token(db: Database, kind: TokenKind, token_id: uuid.UUID) -> bool:
+    """False if there was no such live token."""
+    update = (
+        "UPDATE service_token SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id"
+        if kind == "service"
+        else "UPDATE admin_token SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id"
+    )
+    return await db.transaction(lambda session: row(session, update, id=token_id)) is not None

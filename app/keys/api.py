@@ -1,0 +1,233 @@
+"""How HTTP asks for keys: the routes of the PayPerQ API, with the credit id."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from litestar import Controller, delete, get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from app.kernel.db import Database, Row
+from app.kernel.errors import InvalidField, KeyNotFound
+from app.kernel.idempotency import Once
+from app.kernel.money import JsonNumber, is_given, parse_usd, usd, usd_or_null
+from app.kernel.security import Caller
+from app.keys.issue import SCOPES, Keyring, NewKey, change, clean_name, issue, list_keys, read, revoke
+from app.keys.tables import ResetPeriod
+
+MIN_LIMIT_NUSD = 10_000_000
+"""$0.01, the seed's minimum."""
+
+Period = Literal["daily", "weekly", "monthly"]
+Scope = Literal["spend", "balance", "topup", "activity"]
+ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[!-~]+\Z")]
+_PERIODS: dict[str, ResetPeriod] = {
+    "daily": ResetPeriod.DAILY, "weekly": ResetPeriod.WEEKLY, "monthly": ResetPeriod.MONTHLY
+}  # fmt: skip
+_WORDS = {period.value: word for word, period in _PERIODS.items()}
+
+
+class KeyRequest(msgspec.Struct, frozen=True):
+    """What a key is asked to be. In PATCH an absent field stays, and null clears it."""
+
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    usage_limit_usd: JsonNumber = msgspec.Raw(b"")
+    reset_period: Period | None | msgspec.UnsetType = msgspec.UNSET
+    expire_at: Annotated[datetime, msgspec.Meta(tz=True)] | None | msgspec.UnsetType = msgspec.UNSET
+    scopes: Annotated[list[Scope], msgspec.Meta(max_length=len(SCOPES))] | None | msgspec.UnsetType = msgspec.UNSET
+    allowed_models: Annotated[list[ModelName], msgspec.Meta(max_length=200)] | None | msgspec.UnsetType = msgspec.UNSET
+    disabled: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class KeyView(msgspec.Struct, frozen=True, rename={"id": "_id"}):
+    """A key as its owner sees it; `api_key` is only there when it may be shown."""
+
+    id: UUID
+    name: str
+    api_key_preview: str
+    usage_limit_usd: JsonNumber
+    current_period_usage_usd: JsonNumber
+    total_usage_all_time_usd: JsonNumber
+    reset_period: Period | None
+    reset_at: datetime | None
+    expire_at: datetime | None
+    scopes: list[str] | None
+    allowed_models: list[str] | None
+    disabled: bool
+    created_at: datetime
+    updated_at: datetime
+    deleted_at: datetime | None
+    api_key: str | msgspec.UnsetType = msgspec.UNSET
+
+    @classmethod
+    def of(cls, key: Row, secret: str | None = None) -> "KeyView":
+        same = {
+            name: key[name]
+            for name in (
+                "id",
+                "name",
+                "expire_at",
+                "scopes",
+                "allowed_models",
+                "created_at",
+                "updated_at",
+                "deleted_at",
+            )
+        }
+        return cls(
+            **same,
+            api_key_preview=key["preview"],
+            usage_limit_usd=usd_or_null(key["limit_nusd"]),
+            current_period_usage_usd=usd(key["window_usage_nusd"]),
+            total_usage_all_time_usd=usd(key["lifetime_nusd"]),
+            reset_period=_WORDS.get(key["reset_period"]),  # type: ignore[arg-type]
+            reset_at=key["reset_at"],
+            disabled=key["disabled_at"] is not None,
+            api_key=secret or msgspec.UNSET,
+        )
+
+
+class KeyAnswer(msgspec.Struct, frozen=True):
+    data: KeyView
+    status: str = "success"
+
+
+class KeysAnswer(msgspec.Struct, frozen=True):
+    data: list[KeyView]
+    status: str = "success"
+
+
+class Revoked(msgspec.Struct, frozen=True):
+    status: str = "success"
+    message: str = "API key revoked successfully"
+
+
+class KeysController(Controller):
+    """Manage the account's API keys. All of it needs `x-credit-id`."""
+
+    path = "/keys"
+    tags = ("API keys",)
+
+    @get("/", summary="List keys")
+    async def list(
+        self,
+        owner: NamedDependency[Caller],
+        db: NamedDependency[Database],
+        keyring: NamedDependency[Keyring],
+        include_disabled: FromQuery[bool] = False,
+        show_key: FromQuery[bool] = False,
+    ) -> KeysAnswer:
+        """Every key of the account, oldest first; `include_disabled=true` shows revoked ones too."""
+        found = await db.transaction(
+            lambda session: list_keys(session, owner.account_id, include_disabled=include_disabled)
+        )
+        return KeysAnswer([KeyView.of(key, _shown(keyring, owner, key, show_key)) for key in found])
+
+    @post("/", summary="Create a key")
+    async def create(
+        self,
+        owner: NamedDependency[Caller],
+        keyring: NamedDependency[Keyring],
+        once: NamedDependency[Once],
+        data: JSONBody[KeyRequest],
+    ) -> KeyAnswer:
+        """The full key is in this answer; keep it."""
+        new = _new_key(data)
+
+        async def effect(session: Any) -> KeyAnswer:
+            return KeyAnswer(KeyView.of(*await issue(session, keyring, owner.account_id, new)))
+
+        return await once.do(KeyAnswer, effect)
+
+    @get("/{key_id:str}", summary="Show a key")
+    async def show(
+        self,
+        owner: NamedDependency[Caller],
+        db: NamedDependency[Database],
+        keyring: NamedDependency[Keyring],
+        key_id: FromPath[str],
+        show_key: FromQuery[bool] = False,
+    ) -> KeyAnswer:
+        """One key; with `show_key=true` its secret too, if the operator allows it."""
+        found = await db.transaction(lambda session: read(session, owner.account_id, _key_id(key_id)))
+        return KeyAnswer(KeyView.of(found, _shown(keyring, owner, found, show_key)))
+
+    @patch("/{key_id:str}", summary="Change a key")
+    async def change(
+        self, owner: NamedDependency[Caller], db: NamedDependency[Database], key_id: FromPath[str], data: JSONBody[KeyRequest]
+    ) -> KeyAnswer:
+        """Only the fields sent change; null clears one. Another `reset_period` starts a new window at 0."""
+        changes = _changes(data)
+        found = await db.transaction(lambda session: change(session, owner.account_id, _key_id(key_id), changes))
+        return KeyAnswer(KeyView.of(found))
+
+    @delete("/{key_id:str}", status_code=200, summary="Revoke a key")
+    async def revoke(
+        self, owner: NamedDependency[Caller], db: NamedDependency[Database], key_id: FromPath[str]
+    ) -> Revoked:
+        """The key stops working before this is answered; it cannot be undone."""
+        await db.transaction(lambda session: revoke(session, owner.account_id, _key_id(key_id)))
+        return Revoked()
+
+
+def _key_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise KeyNotFound from None
+
+
+def _shown(keyring: Keyring, owner: Caller, key: Row, wanted: bool) -> str | None:
+    return keyring.open(key["sealed_secret"], owner.account_id, key["id"]) if wanted else None
+
+
+def _new_key(data: KeyRequest) -> NewKey:
+    wanted = _changes(data)
+    if "name" not in wanted:
+        raise InvalidField("name is required", param="name")
+    if wanted.get("reset_period") is not None and wanted.get("limit_nusd") is None:
+        raise InvalidField("reset_period needs usage_limit_usd", param="reset_period")
+    return NewKey(**wanted)
+
+
+def _changes(data: KeyRequest) -> dict[str, Any]:
+    """The fields that were sent, checked, under the names the verbs know."""
+    changes: dict[str, Any] = {}
+    if data.name is not msgspec.UNSET:
+        changes["name"] = clean_name(data.name)
+    if bytes(data.usage_limit_usd):
+        changes["limit_nusd"] = _limit(data.usage_limit_usd)
+    if data.reset_period is not msgspec.UNSET:
+        changes["reset_period"] = _PERIODS[data.reset_period].value if data.reset_period else None
+    if data.expire_at is not msgspec.UNSET:
+        changes["expire_at"] = _future(data.expire_at)
+    if data.scopes is not msgspec.UNSET:
+        changes["scopes"] = data.scopes
+    if data.allowed_models is not msgspec.UNSET:
+        changes["allowed_models"] = data.allowed_models
+    if data.disabled is not msgspec.UNSET:
+        changes["is_disabled"] = data.disabled
+    return changes
+
+
+def _limit(raw: JsonNumber) -> int | None:
+    if not is_given(raw):
+        return None
+    limit = parse_usd(raw, "usage_limit_usd")
+    if limit < MIN_LIMIT_NUSD:
+        raise InvalidField("usage_limit_usd must be at least 0.01, or null for no limit", param="usage_limit_usd")
+    return limit
+
+
+def _future(when: datetime | None) -> datetime | None:
+    if when is None:
+        return None
+    try:
+        utc = when.astimezone(UTC)
+    except OverflowError:
+        raise InvalidField("expire_at is outside the calendar", param="expire_at") from None
+    if utc <= datetime.now(UTC):
+        raise InvalidField("expire_at must be in the future", param="expire_at")
+    return utc

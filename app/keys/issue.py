@@ -1,0 +1,237 @@
+"""Keys from birth to revocation: issue, list, read, change, revoke, and sealing anew."""
+
+import unicodedata
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import Database, Row, new_id, row, rows
+from app.kernel.errors import InvalidField, KeyNotFound, NameTaken
+from app.kernel.security import Kind, Pepper, Sealer, new_secret, preview
+from app.keys.tables import ResetPeriod
+
+NAME_LENGTH = 25
+SCOPES = ("spend", "balance", "topup", "activity")
+"""What a key may be narrowed to; a key without scopes may do all of them."""
+
+_WINDOW_NOW = """
+    id, name, preview, sealed_secret, limit_nusd, reset_period, held_nusd, lifetime_nusd, scopes, allowed_models,
+    expire_at, disabled_at, deleted_at, created_at, updated_at,
+    CASE WHEN window_start < date_trunc(reset_period, now(), 'UTC') THEN 0 ELSE window_usage_nusd END AS window_usage_nusd,
+    date_trunc(reset_period, now(), 'UTC') + ('1 ' || reset_period)::interval AS reset_at
+"""
+"""A key's columns with its window as it stands now, whether or not a charge has rolled it yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """What a key is asked to be; everything but the name is optional."""
+
+    name: str
+    limit_nusd: int | None = None
+    reset_period: ResetPeriod | None = None
+    expire_at: datetime | None = None
+    scopes: Sequence[str] | None = None
+    allowed_models: Sequence[str] | None = None
+    is_disabled: bool = False
+
+
+class Keyring:
+    """Issues secrets: hashes them for look-up, and seals them when the operator lets them be shown again."""
+
+    def __init__(self, pepper: Pepper, sealer: Sealer, *, reveal: bool) -> None:
+        self._pepper, self._sealer, self.reveal = pepper, sealer, reveal
+
+    async def register(
+        self, session: AsyncSession, secret: str, kind: Kind, account_id: uuid.UUID, key_id: uuid.UUID | None
+    ) -> None:
+        """Make a secret known as the account's."""
+        await row(
+            session,
+            """INSERT INTO credential (secret_hash, kind, account_id, key_id)
+               VALUES (:hash, :kind, :account_id, :key_id)""",
+            hash=self._pepper.lookup(secret), kind=kind.value, account_id=account_id, key_id=key_id,
+        )  # fmt: skip
+
+    def seal(self, secret: str, account_id: uuid.UUID, key_id: uuid.UUID) -> str | None:
+        return self._sealer.seal(secret.encode(), _row_name(account_id, key_id)) if self.reveal else None
+
+    def open(self, sealed: str | None, account_id: uuid.UUID, key_id: uuid.UUID) -> str | None:
+        """The secret again, None where it was never kept or may not be shown."""
+        if sealed is None or not self.reveal:
+            return None
+        return self._sealer.open(sealed, _row_name(account_id, key_id)).decode()
+
+    def resealed(self, sealed: str, account_id: uuid.UUID, key_id: uuid.UUID) -> str:
+        return self._sealer.seal(
+            self._sealer.open(sealed, _row_name(account_id, key_id)), _row_name(account_id, key_id)
+        )
+
+    @property
+    def current_sealing_key(self) -> str:
+        return self._sealer.current_id
+
+
+def _row_name(account_id: uuid.UUID, key_id: uuid.UUID) -> str:
+    return f"api_key/{account_id}/{key_id}"
+
+
+def clean_name(text: str) -> str:
+    """NFC, trimmed, 1-25 code points, none of them a control, a bidi mark or unassigned.
+
+    Raises InvalidField.
+    """
+    name = unicodedata.normalize("NFC", text).strip()
+    if not 1 <= len(name) <= NAME_LENGTH:
+        raise InvalidField(f"name must have 1 to {NAME_LENGTH} characters, got {len(name)}", param="name")
+    if any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for char in name):
+        raise InvalidField("name may not contain control, direction or unassigned characters", param="name")
+    return name
+
+
+async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, new: NewKey) -> tuple[Row, str]:
+    """Make a key; returns its row and its secret, which is not shown again unless revealing is on.
+
+    Raises NameTaken when a live key of the account has that name.
+    """
+    key_id, secret = new_id(), new_secret("sk")
+    try:
+        await row(
+            session,
+            """INSERT INTO api_key (account_id, id, name, preview, sealed_secret, limit_nusd, reset_period, expire_at,
+                                    scopes, allowed_models, disabled_at)
+               VALUES (:account_id, :id, :name, :preview, :sealed, :limit_nusd, :reset_period, :expire_at,
+                       :scopes, :allowed_models, CASE WHEN :is_disabled THEN now() END)""",
+            account_id=account_id, id=key_id, name=new.name, preview=preview(secret),
+            sealed=keyring.seal(secret, account_id, key_id), limit_nusd=new.limit_nusd, reset_period=new.reset_period,
+            expire_at=new.expire_at, scopes=new.scopes, allowed_models=new.allowed_models, is_disabled=new.is_disabled,
+        )  # fmt: skip
+    except IntegrityError as error:
+        raise _name_taken(error, new.name) from None
+    await keyring.register(session, secret, Kind.API_KEY, account_id, key_id)
+    return await read(session, account_id, key_id), secret
+
+
+async def read(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> Row:
+    """Raises KeyNotFound, alike for a missing key and another account's."""
+    found = await row(
+        session, f"SELECT {_WINDOW_NOW} FROM api_key WHERE account_id = :account_id AND id = :id",
+        account_id=account_id, id=key_id,
+    )  # fmt: skip
+    if found is None:
+        raise KeyNotFound
+    return found
+
+
+async def list_keys(session: AsyncSession, account_id: uuid.UUID, *, include_disabled: bool) -> list[Row]:
+    """The account's keys, oldest first; revoked ones only on request."""
+    return await rows(
+        session,
+        f"""SELECT {_WINDOW_NOW} FROM api_key WHERE account_id = :account_id AND (:all OR deleted_at IS NULL)
+            ORDER BY created_at, id""",
+        account_id=account_id, all=include_disabled,
+    )  # fmt: skip
+
+
+async def change(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID, changes: Mapping[str, Any]) -> Row:
+    """Change a live key: `changes` has new values of NewKey's fields, and nothing of what stays.
+
+    Another reset_period starts a new window at 0, to which the holds that are open move along. Taking
+    the limit away takes the period with it. Raises KeyNotFound, NameTaken, InvalidField.
+    """
+    await row(session, "SELECT 1 AS locked FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
+    before = await read(session, account_id, key_id)
+    if before["deleted_at"] is not None:
+        raise KeyNotFound
+    after = {
+        name: before[name] for name in ("name", "limit_nusd", "reset_period", "expire_at", "scopes", "allowed_models")
+    }
+    after |= {name: value for name, value in changes.items() if name in after}
+    if changes.get("limit_nusd", 0) is None and "reset_period" not in changes:
+        after["reset_period"] = None
+    if after["reset_period"] is not None and after["limit_nusd"] is None:
+        raise InvalidField("reset_period needs usage_limit_usd", param="reset_period")
+    try:
+        await row(
+            session,
+            """UPDATE api_key SET name = :name, limit_nusd = :limit_nusd, reset_period = :reset_period, scopes = :scopes,
+                      expire_at = :expire_at, allowed_models = :allowed_models, updated_at = now(),
+                      disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, now()) END
+               WHERE account_id = :account_id AND id = :id""",
+            **after, account_id=account_id, id=key_id,
+            disabled=changes.get("is_disabled", before["disabled_at"] is not None),
+        )  # fmt: skip
+    except IntegrityError as error:
+        raise _name_taken(error, after["name"]) from None
+    if after["reset_period"] != before["reset_period"]:
+        await _start_window(session, account_id, key_id)
+    return await read(session, account_id, key_id)
+
+
+async def revoke(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
+    """Soft-delete: the key is refused from the moment this commits; its open holds still settle.
+
+    The sealed secret goes too, since nobody will be shown it again. Raises KeyNotFound, also on a repeat.
+    """
+    # The account's row is what every authorize locks first: whoever waits behind us sees the key gone.
+    await row(session, "SELECT 1 AS locked FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
+    gone = await row(
+        session,
+        """UPDATE api_key SET deleted_at = now(), updated_at = now(), sealed_secret = NULL
+           WHERE account_id = :account_id AND id = :id AND deleted_at IS NULL RETURNING id""",
+        account_id=account_id, id=key_id,
+    )  # fmt: skip
+    if gone is None:
+        raise KeyNotFound
+
+
+async def reseal_all(db: Database, keyring: Keyring) -> int:
+    """Seal every kept secret under the newest key, or forget them all when revealing is off."""
+    if not keyring.reveal:
+        found = await db.transaction(
+            lambda session: rows(
+                session, "UPDATE api_key SET sealed_secret = NULL WHERE sealed_secret IS NOT NULL RETURNING id"
+            )
+        )
+        return len(found)
+    total = 0
+    while count := await db.transaction(lambda session: _reseal_some(session, keyring)):
+        total += count
+    return total
+
+
+async def _reseal_some(session: AsyncSession, keyring: Keyring) -> int:
+    stale = await rows(
+        session,
+        """SELECT account_id, id, sealed_secret FROM api_key
+           WHERE sealed_secret IS NOT NULL AND NOT starts_with(sealed_secret, :current) LIMIT 500""",
+        current=f"{keyring.current_sealing_key}.",
+    )
+    for key in stale:
+        sealed = keyring.resealed(key["sealed_secret"], key["account_id"], key["id"])
+        await row(
+            session,
+            """UPDATE api_key SET sealed_secret = :sealed
+               WHERE account_id = :account_id AND id = :id AND sealed_secret = :before""",
+            sealed=sealed, account_id=key["account_id"], id=key["id"], before=key["sealed_secret"],
+        )  # fmt: skip
+    return len(stale)
+
+
+async def _start_window(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
+    for statement in (
+        "UPDATE api_key SET window_start = now(), window_usage_nusd = 0 WHERE account_id = :account_id AND id = :key_id",
+        "UPDATE hold SET window_start = now() WHERE account_id = :account_id AND key_id = :key_id AND state = 'open'",
+    ):
+        await row(session, statement, account_id=account_id, key_id=key_id)
+
+
+def _name_taken(error: IntegrityError, name: str) -> Exception:
+    if "api_key_live_name" in str(error.orig):
+        return NameTaken(f"Another live key of this account is named {name!r}", param="name")
+    return error

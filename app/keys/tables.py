@@ -1,0 +1,68 @@
+"""What is remembered of credentials: who a secret belongs to, and what a key may spend."""
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import CheckConstraint, Index, LargeBinary, Text, text
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
+from sqlmodel import Field, SQLModel
+
+from app.kernel.tables import account_key, money, when, words
+
+
+class ResetPeriod(StrEnum):
+    """How often a key's window starts anew (UTC); the values are `date_trunc`'s own words."""
+
+    DAILY = "day"
+    WEEKLY = "week"
+    MONTHLY = "month"
+
+
+class Credential(SQLModel, table=True):
+    """Secret → whose it is. A small lookup table, immutable but for deletion, so it may be cached."""
+
+    __table_args__ = (CheckConstraint("kind IN ('credit_id', 'api_key')", name="credential_kind_known"),)
+
+    secret_hash: bytes = Field(sa_type=LargeBinary, primary_key=True)
+    kind: str = words()
+    account_id: uuid.UUID = Field(sa_type=UUID)
+    key_id: uuid.UUID | None = Field(default=None, sa_type=UUID)
+    created_at: datetime = when()
+
+
+class ApiKey(SQLModel, table=True):
+    """A key's limits and what it has spent.
+
+    The window rolls lazily: it is over when `window_start` lies before the period that now is in.
+    `window_usage_nusd` sums the charges whose hold began in this window; `held_nusd` all open holds.
+    """
+
+    __tablename__ = "api_key"
+    __table_args__ = (
+        CheckConstraint("held_nusd >= 0", name="api_key_held_not_negative"),
+        CheckConstraint("limit_nusd IS NULL OR limit_nusd >= 0", name="api_key_limit_not_negative"),
+        CheckConstraint("reset_period IN ('day', 'week', 'month')", name="api_key_period_known"),
+        CheckConstraint("reset_period IS NULL OR limit_nusd IS NOT NULL", name="api_key_period_needs_limit"),
+        Index("api_key_live_name", "account_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+        {"postgresql_with": {"fillfactor": 50}},
+    )
+
+    account_id: uuid.UUID = account_key()
+    id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    name: str = words()
+    preview: str = words()
+    sealed_secret: str | None = words(default=None)
+    limit_nusd: int | None = money(nullable=True)
+    reset_period: str | None = words(default=None)
+    window_start: datetime = when()
+    window_usage_nusd: int = money()
+    held_nusd: int = money()
+    lifetime_nusd: int = money()
+    scopes: list[str] | None = Field(default=None, sa_type=ARRAY(Text))
+    allowed_models: list[str] | None = Field(default=None, sa_type=ARRAY(Text))
+    expire_at: datetime | None = when(nullable=True)
+    disabled_at: datetime | None = when(nullable=True)
+    deleted_at: datetime | None = when(nullable=True)
+    created_at: datetime = when()
+    updated_at: datetime = when()
