@@ -1,0 +1,74 @@
+"""What metering remembers: money held for calls in flight, and what each call cost."""
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, Index, Integer, LargeBinary, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlmodel import Field, SQLModel
+
+from app.kernel.tables import account_key, money, when, words
+
+
+class Hold(SQLModel, table=True):
+    """Money set aside for one call.
+
+    `id` is derived from (service, request_id), so the primary key is what makes a request_id unique.
+    `window_start` is the key's window in which the call began, and to which its cost will count.
+    """
+
+    __table_args__ = (
+        CheckConstraint("amount_nusd >= 0", name="hold_amount_not_negative"),
+        CheckConstraint("state IN ('open', 'settled', 'released', 'expired')", name="hold_state_known"),
+        CheckConstraint("(state = 'open') = (closed_at IS NULL)", name="hold_closed_at_when_closed"),
+        Index("hold_open", "expires_at", "account_id", postgresql_where=text("state = 'open'")),
+        Index("hold_open_of_account", "account_id", postgresql_where=text("state = 'open'")),
+    )
+
+    account_id: uuid.UUID = account_key()
+    id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    service: str = words()
+    request_id: str = words()
+    request_hash: bytes = Field(sa_type=LargeBinary)
+    key_id: uuid.UUID = Field(sa_type=UUID)
+    window_start: datetime = when()
+    amount_nusd: int = money(default=None)
+    state: str = words(default="open", sa_column_kwargs={"server_default": "open"})
+    model: str | None = words(default=None)
+    endpoint: str | None = words(default=None)
+    created_at: datetime = when()
+    expires_at: datetime = when()
+    closed_at: datetime | None = when(nullable=True)
+
+
+class Usage(SQLModel, table=True):
+    """One call that was charged; its id is the charge id. `hold_id` is the same for a call without a hold."""
+
+    __table_args__ = (
+        UniqueConstraint("account_id", "hold_id", name="usage_once"),
+        CheckConstraint("cost_nusd >= 0", name="usage_cost_not_negative"),
+        Index("usage_of_key", "account_id", "key_id", "window_start"),
+    )
+
+    account_id: uuid.UUID = account_key()
+    id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    hold_id: uuid.UUID = Field(sa_type=UUID)
+    service: str = words()
+    request_id: str = words()
+    key_id: uuid.UUID = Field(sa_type=UUID)
+    window_start: datetime = when()
+    model: str | None = words(default=None)
+    served_model: str | None = words(default=None)
+    provider: str | None = words(default=None)
+    endpoint: str | None = words(default=None)
+    outcome: str = words()
+    upstream_id: str | None = words(default=None)
+    cost_nusd: int = money(default=None)
+    balance_after_nusd: int = money(default=None)
+    held_after_nusd: int = money(default=None)
+    latency_ms: int | None = Field(default=None, sa_type=Integer)
+    ttft_ms: int | None = Field(default=None, sa_type=Integer)
+    units: dict[str, Any] | None = Field(default=None, sa_type=JSONB)
+    flags: str = words(default="", sa_column_kwargs={"server_default": ""})
+    created_at: datetime = when()

@@ -1,0 +1,178 @@
+"""Making a top-up: our row first, then the invoice, then both tied together."""
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import Database, Row, row
+from app.kernel.errors import PaymentBackendUnavailable
+from app.kernel.logs import log
+from app.kernel.money import COIN_PLACES, CURRENCIES, decimal_of, units_of
+from app.kernel.security import Caller
+from app.topups.gateway import GatewayRefused, GatewayUnavailable, Invoice, InvoiceGateway, NewInvoice, Rate
+from app.topups.methods import Method
+
+T = TypeVar("T")
+RETRY_AFTER_SECONDS: Final = 5
+LOST_AFTER: Final = timedelta(minutes=10)
+"""An invoice that the backend does not know after this was never made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a customer wants to pay: `amount_units` in the currency's smallest unit."""
+
+    method: Method
+    currency: str
+    amount_units: int
+
+
+async def create_topup(
+    db: Database,
+    gateway: InvoiceGateway,
+    caller: Caller,
+    wish: Wish,
+    topup_id: uuid.UUID,
+    finish: Callable[[AsyncSession, Row], Awaitable[T]],
+) -> T:
+    """Make a top-up that is ready to be paid; `finish` gets its row in the transaction that completes it.
+
+    A repeat comes with the same `topup_id`, which the invoice carries as its order id: so a repeat after
+    a lost answer finds the invoice instead of making a second one.
+    Raises PaymentBackendUnavailable; should the invoice have been made all the same, the poller ties it
+    to its top-up, and a payment to it is credited.
+    """
+    quote = await _quote(gateway, wish)
+    is_new = await db.transaction(lambda session: _write(session, gateway.name, caller, topup_id, wish, quote))
+    try:
+        invoice = await _invoice(gateway, topup_id, wish, is_new=is_new)
+    except GatewayRefused as error:
+        await db.transaction(lambda session: mark_failed(session, caller.account_id, topup_id))
+        log.warning("topup.refused", topup_id=str(topup_id), backend=gateway.name, error=str(error))
+        raise PaymentBackendUnavailable(
+            f"{wish.method.display_name} cannot be paid right now; try another method, or again in a moment",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        ) from error
+    except GatewayUnavailable as error:
+        raise _unavailable(gateway, error) from error
+
+    async def complete(session: AsyncSession) -> T:
+        return await finish(session, await attach(session, gateway.name, caller.account_id, topup_id, invoice))
+
+    return await db.transaction(complete)
+
+
+async def _quote(gateway: InvoiceGateway, wish: Wish) -> Rate | None:
+    """USD per coin, fixed now, for a top-up priced in a coin."""
+    if wish.currency == "USD":
+        return None
+    try:
+        return await gateway.rate(wish.method.coin)
+    except (GatewayRefused, GatewayUnavailable) as error:
+        raise _unavailable(gateway, error) from error
+
+
+def _unavailable(gateway: InvoiceGateway, error: Exception) -> PaymentBackendUnavailable:
+    log.warning("topup.backend_unavailable", backend=gateway.name, error=str(error))
+    return PaymentBackendUnavailable(retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+async def _write(
+    session: AsyncSession, backend: str, caller: Caller, topup_id: uuid.UUID, wish: Wish, quote: Rate | None
+) -> bool:
+    """The row, before the world is asked; False if a repeat of this request wrote it before."""
+    made = await row(
+        session,
+        """INSERT INTO topup (account_id, id, key_id, backend, method, currency, amount_units, bonus_percent, usd_per_coin,
+                              rate_source, rate_at, expires_at, watch_until, next_check_at)
+           VALUES (:account_id, :id, :key_id, :backend, :method, :currency, :amount, :bonus_percent, :usd_per_coin,
+                   :rate_source, :rate_at, now() + make_interval(mins => :expires), now() + make_interval(mins => :watch),
+                   now() + interval '1 minute')
+           ON CONFLICT (account_id, id) DO NOTHING RETURNING id""",
+        account_id=caller.account_id, id=topup_id, key_id=caller.key_id, backend=backend, method=wish.method.id,
+        currency=wish.currency, amount=wish.amount_units, bonus_percent=wish.method.bonus_percent,
+        usd_per_coin=quote.usd if quote else None, rate_source=quote.source if quote else None,
+        rate_at=quote.quoted_at if quote else None, expires=wish.method.expires_in_minutes,
+        watch=wish.method.expires_in_minutes + wish.method.monitor_minutes,
+    )  # fmt: skip
+    return made is not None
+
+
+async def _invoice(gateway: InvoiceGateway, topup_id: uuid.UUID, wish: Wish, *, is_new: bool) -> Invoice:
+    if not is_new and (found := await gateway.find(str(topup_id))):
+        return found[0]
+    return await gateway.create(
+        NewInvoice(
+            order_id=str(topup_id),
+            method=wish.method.id,
+            amount=decimal_of(wish.amount_units, CURRENCIES[wish.currency].places),
+            currency=wish.currency,
+            expires_in_minutes=wish.method.expires_in_minutes,
+            monitor_minutes=wish.method.monitor_minutes,
+        )
+    )
+
+
+async def attach(
+    session: AsyncSession, backend: str, account_id: uuid.UUID, topup_id: uuid.UUID, invoice: Invoice
+) -> Row:
+    """Tie an invoice to its top-up, once: whoever comes second finds the first one's."""
+    await row(
+        session,
+        """INSERT INTO topup_invoice (backend, invoice_id, account_id, topup_id)
+           VALUES (:backend, :invoice_id, :account_id, :topup_id) ON CONFLICT DO NOTHING""",
+        backend=backend, invoice_id=invoice.id, account_id=account_id, topup_id=topup_id,
+    )  # fmt: skip
+    await row(
+        session,
+        """UPDATE topup SET invoice_id = :invoice_id, amount_units = :amount, rate = :rate, expires_at = :expires_at,
+                  watch_until = :watch_until, next_check_at = now() + interval '15 seconds'
+           WHERE account_id = :account_id AND id = :id AND invoice_id IS NULL""",
+        invoice_id=invoice.id, amount=units_of(invoice.amount, CURRENCIES[invoice.currency].places), rate=invoice.rate,
+        expires_at=invoice.expires_at, watch_until=invoice.watched_until, account_id=account_id, id=topup_id,
+    )  # fmt: skip
+    await show(session, account_id, topup_id, invoice)
+    return await read_topup(session, account_id, topup_id)
+
+
+async def show(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID, invoice: Invoice) -> None:
+    """Remember what the backend said last, for showing; no money depends on it."""
+    places = COIN_PLACES[coin_of(invoice)]
+    await row(
+        session,
+        """UPDATE topup SET status = :status, additional_status = :additional_status, checkout_url = :checkout_url,
+                  destination = :destination, payment_link = :payment_link, total_coin_units = :total,
+                  due_coin_units = :due, paid_coin_units = :paid, fee_coin_units = :fee,
+                  settled_at = CASE WHEN :status = 'Settled' THEN coalesce(settled_at, now()) END
+           WHERE account_id = :account_id AND id = :id AND invoice_id = :invoice_id""",
+        status=invoice.status.value, additional_status=invoice.additional_status.value, checkout_url=invoice.checkout_url,
+        destination=invoice.destination, payment_link=invoice.payment_link, total=units_of(invoice.total, places, up=True),
+        due=units_of(max(invoice.due, invoice.due * 0), places, up=True), paid=units_of(invoice.paid, places),
+        fee=units_of(invoice.fee, places, up=True), account_id=account_id, id=topup_id, invoice_id=invoice.id,
+    )  # fmt: skip
+
+
+def coin_of(invoice: Invoice) -> str:
+    return {"btc-lightning": "BTC", "btc": "BTC", "ltc": "LTC", "lbtc": "LBTC", "xmr": "XMR"}[invoice.method]
+
+
+async def mark_failed(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID) -> None:
+    """The backend made no invoice: nothing can be paid, nothing is watched."""
+    await row(
+        session,
+        """UPDATE topup SET status = 'Failed', next_check_at = NULL
+           WHERE account_id = :account_id AND id = :id AND invoice_id IS NULL""",
+        account_id=account_id, id=topup_id,
+    )  # fmt: skip
+
+
+async def read_topup(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID) -> Row:
+    found = await row(
+        session, "SELECT * FROM topup WHERE account_id = :account_id AND id = :id", account_id=account_id, id=topup_id
+    )
+    assert found is not None
+    return found

@@ -1,0 +1,160 @@
+"""What a top-up asks of a payment backend: the Protocol that stands with its user; adapters bend to it.
+
+A backend's answer to our own question is the fact, its webhook only a hint. All amounts are exact
+Decimals in the unit that stands in the name or the docstring; all times are aware UTC datetimes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+
+class InvoiceStatus(StrEnum):
+    """BTCPay's own words, which existing clients compare with."""
+
+    NEW = "New"
+    PROCESSING = "Processing"
+    SETTLED = "Settled"
+    EXPIRED = "Expired"
+    INVALID = "Invalid"
+
+
+class AdditionalStatus(StrEnum):
+    NONE = "None"
+    PAID_PARTIAL = "PaidPartial"
+    PAID_LATE = "PaidLate"
+    PAID_OVER = "PaidOver"
+    MARKED = "Marked"
+
+
+class PaymentStatus(StrEnum):
+    PROCESSING = "Processing"
+    SETTLED = "Settled"
+    INVALID = "Invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """One payment that the backend saw: `value` and `fee` in whole coins (1 BTC, 1 XMR)."""
+
+    id: str
+    value: Decimal
+    fee: Decimal
+    status: PaymentStatus
+    received_at: datetime
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
+class Invoice:
+    """An invoice with its one payment method, as the backend tells it now.
+
+    `amount` is in `currency` (as the backend rounded it). `rate` is `currency` per whole coin, fixed at
+    creation. `total`, `due`, `paid` and `fee` are whole coins; `due` may be negative when overpaid; `paid`
+    counts unconfirmed payments too and is for showing only. `destination` (address or BOLT11) and
+    `payment_link` can change after a partial payment.
+    """
+
+    id: str
+    order_id: str | None
+    currency: str
+    amount: Decimal
+    status: InvoiceStatus
+    additional_status: AdditionalStatus
+    created_at: datetime
+    expires_at: datetime
+    watched_until: datetime
+    checkout_url: str
+    method: str
+    destination: str
+    payment_link: str
+    rate: Decimal
+    total: Decimal
+    due: Decimal
+    paid: Decimal
+    fee: Decimal
+    payments: tuple[Payment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewInvoice:
+    """What to ask for. `order_id` is our top-up id, by which a lost answer is found again.
+
+    `method` is ours (btc-lightning, btc, ltc, lbtc, xmr); `currency` USD, BTC, SATS, LTC, LBTC or XMR.
+    """
+
+    order_id: str
+    method: str
+    amount: Decimal
+    currency: str
+    expires_in_minutes: int
+    monitor_minutes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """USD per whole coin, who said so and when."""
+
+    usd: Decimal
+    source: str
+    quoted_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What a webhook claims: enough to dedupe it and to know which invoice to ask about."""
+
+    delivery_id: str
+    type: str
+    invoice_id: str | None
+
+
+class GatewayError(Exception):
+    """The backend could not do what was asked."""
+
+
+class GatewayUnavailable(GatewayError):
+    """No usable answer: unreachable, slow, 5xx, or rubbish. Whether the request took effect is unknown."""
+
+
+class GatewayRefused(GatewayError):
+    """The backend understood and said no; nothing was made."""
+
+
+@runtime_checkable
+class InvoiceGateway(Protocol):
+    """A payment backend. Every method may raise GatewayUnavailable; only `create` and `rate` GatewayRefused."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name in the books' contra accounts, such as `btcpay`."""
+
+    async def create(self, new: NewInvoice) -> Invoice:
+        """Make one invoice with exactly one payment method, ready to be paid. Never retried here."""
+
+    async def fetch(self, invoice_id: str) -> Invoice | None:
+        """The invoice as it stands now, None if the backend does not know it."""
+
+    async def find(self, order_id: str) -> Sequence[Invoice]:
+        """Every invoice that carries this order id, oldest first."""
+
+    async def list_since(self, since: datetime) -> Sequence[Invoice]:
+        """Every invoice made at or after `since` that has an order id, oldest first."""
+
+    async def rate(self, coin: str) -> Rate:
+        """USD per whole `coin` (BTC, LTC, LBTC, XMR) now."""
+
+    def read_webhook(self, raw_body: bytes, headers: Mapping[str, str]) -> Hint | None:
+        """What an authentic webhook says; None where the body makes no sense to us though it is authentic.
+
+        Raises app.kernel.errors.InvalidSignature if it is not authentic. `headers` has lower-case names.
+        """
+
+    async def is_healthy(self) -> bool:
+        """Whether the backend answers and can take payments; never raises."""
+
+    async def close(self) -> None:
+        """Give back the connections."""
