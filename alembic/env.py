@@ -1,0 +1,25 @@
+"""Alembic's environment: the URL comes from app.migrations, the models from every tables.py."""
+
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+from sqlmodel import SQLModel
+
+import app.admin.tables
+import app.keys.tables
+import app.ledger.tables
+import app.metering.tables
+import app.topups.tables  # noqa: F401
+from alembic import context
+
+config = context.config
+
+
+def run() -> None:
+    engine = create_engine("postgresql+psycopg://", creator=config.attributes["connect"], poolclass=NullPool)
+    with engine.connect() as connection:
+        context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=False)
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+run()

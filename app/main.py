@@ -1,0 +1,140 @@
+"""The HTTP door: puts the routes of every room into one application."""
+
+import gc
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from litestar import Litestar, Response, get
+from litestar.di import NamedDependency, Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Schema
+from litestar.openapi.spec.enums import OpenAPIType
+from litestar.plugins import OpenAPISchemaPlugin
+from litestar.typing import FieldDefinition
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app import __version__
+from app.accounts.api import ask_balance, create_account, read_balance
+from app.kernel.db import Database, row
+from app.kernel.errors import AppError, DatabaseUnavailable
+from app.keys.api import KeysController
+from app.metering.api import MeterController
+from app.migrations import head
+from app.topups import api as topups
+from app.topups.gateway import InvoiceGateway
+from app.web import (
+    MAX_BODY_BYTES,
+    JsonRequest,
+    around_requests,
+    on_app_error,
+    on_defect,
+    on_http_error,
+    provide_admin,
+    provide_caller,
+    provide_once,
+    provide_owner,
+    provide_service,
+)
+from app.wiring import House
+
+
+class ExactNumbers(OpenAPISchemaPlugin):
+    """Documents a money field, which we keep as raw JSON text so that it never becomes a float."""
+
+    @staticmethod
+    def is_plugin_supported_type(value: Any) -> bool:
+        return value is msgspec.Raw
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+        return Schema(
+            type=OpenAPIType.NUMBER, description="An exact decimal. Also taken as a string.", examples=[0.000045]
+        )
+
+
+class Health(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`degraded` says that calls are metered but top-ups cannot be made right now."""
+
+    status: str
+    database: str = ""
+    migrations: str = ""
+    payment_backend: str = ""
+
+
+@get("/health/live", tags=["Operations"], summary="Is the process alive?", sync_to_thread=False)
+def live() -> Health:
+    """Touches nothing."""
+    return Health("ok")
+
+
+@get("/health/ready", tags=["Operations"], summary="Can it serve?")
+async def ready(db: NamedDependency[Database], gateway: NamedDependency[InvoiceGateway]) -> Response[Health]:
+    """503 without the database or with another schema; a dead payment backend is only `degraded`."""
+    try:
+        found = await db.transaction(lambda session: row(session, "SELECT version_num FROM alembic_version"))
+    except DatabaseUnavailable:
+        return Response(Health("down", database="unreachable"), status_code=503, headers={"Retry-After": "1"})
+    if found is None or found["version_num"] != head():
+        return Response(Health("down", database="ok", migrations=f"not at {head()}"), status_code=503)
+    payable = await gateway.is_healthy()
+    return Response(
+        Health("ok" if payable else "degraded", "ok", "at head", "ok" if payable else "unavailable"), status_code=200
+    )
+
+
+@get("/metrics", include_in_schema=False, media_type="text/plain", sync_to_thread=False)
+def metrics() -> Response[bytes]:
+    """Prometheus."""
+    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def create_app(house: House) -> Litestar:
+    """The application over a house of parts."""
+    parts = {
+        "db": house.db, "settings": house.settings, "gateway": house.gateway, "verifier": house.verifier,
+        "keyring": house.keyring, "meter": house.meter,
+    }  # fmt: skip
+    callers: dict[str, Callable[..., Any]] = {
+        "caller": provide_caller, "owner": provide_owner, "service": provide_service, "admin": provide_admin,
+        "once": provide_once,
+    }  # fmt: skip
+    return Litestar(
+        route_handlers=[
+            live, ready, metrics, create_account, ask_balance, read_balance, KeysController, *topups.handlers,
+            MeterController,
+        ],
+        dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
+        | {name: Provide(provider) for name, provider in callers.items()},
+        request_class=JsonRequest,
+        request_max_body_size=MAX_BODY_BYTES,
+        middleware=[around_requests],
+        exception_handlers={AppError: on_app_error, HTTPException: on_http_error, Exception: on_defect},
+        openapi_config=OpenAPIConfig(title="Satmeter", version=__version__, path="/docs"),
+        plugins=[ExactNumbers()],
+        lifespan=[_open(house)],
+        debug=False,
+    )  # fmt: skip
+
+
+def _giving(part: Any) -> Callable[[], Any]:
+    def give() -> Any:
+        return part
+
+    return give
+
+
+def _open(house: House) -> Any:
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        await house.db.open()
+        gc.collect()
+        gc.freeze()  # what lives as long as the process need not be looked at by every collection
+        try:
+            yield
+        finally:
+            await house.gateway.close()
+            await house.db.close()
+
+    return lifespan

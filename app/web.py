@@ -1,0 +1,278 @@
+"""What every request shares: who is calling, idempotency, how a body is read and how an error looks."""
+
+import hashlib
+import re
+import time
+import uuid
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.datastructures import MutableScopeHeaders
+from litestar.di import NamedDependency
+from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import Counter, Histogram
+
+from app.admin.tokens import verify_admin, verify_service
+from app.kernel.db import Database
+from app.kernel.errors import (
+    AppError,
+    BodyTooLarge,
+    InvalidCreditId,
+    InvalidField,
+    InvalidToken,
+    MalformedHeader,
+    MalformedJson,
+    NotFound,
+    UnsupportedMediaType,
+)
+from app.kernel.idempotency import Once
+from app.kernel.logs import log, where_it_broke
+from app.kernel.security import Admin, Caller, Service
+from app.kernel.settings import Settings
+from app.keys.verify import Verifier, authenticate
+
+MAX_BODY_BYTES = 64 * 1024
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}", re.ASCII)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_VISIBLE = re.compile(r"[!-~]{1,255}", re.ASCII)
+_PATH_IN_MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+
+_requests = Counter("satmeter_requests_total", "Requests answered", ["method", "route", "status"])
+_seconds = Histogram(
+    "satmeter_request_seconds", "Time to answer", ["route"], buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+)
+
+
+class JsonRequest(Request[Any, Any, Any]):
+    """A request whose JSON body is read straight into the handler's type, so that no number becomes a float."""
+
+    async def json(self) -> Any:
+        """Raises UnsupportedMediaType, MalformedJson or InvalidField."""
+        field = self.route_handler.parsed_data_field
+        assert field is not None
+        return read_json(await self.body(), field.annotation, self.headers.get("content-type"))
+
+
+def read_json(body: bytes, wanted: Any, content_type: str | None) -> Any:
+    """Decode a JSON body strictly. Raises UnsupportedMediaType, MalformedJson or InvalidField."""
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type and media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaType(f"The body must be application/json, got {media_type[:100]!r}")
+    if b"\\u0000" in body:
+        raise InvalidField("Text may not contain NUL characters")
+    try:
+        return msgspec.json.decode(body, type=wanted)
+    except msgspec.ValidationError as error:
+        match = _PATH_IN_MESSAGE.match(str(error))
+        path = (match["path"] if match else None) or None
+        raise InvalidField(f"{path or 'The body'}: {match['what'] if match else 'not valid'}", param=path) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedJson(f"The body is not valid JSON: {error}") from None
+
+
+# --- who is calling -------------------------------------------------------------------------------
+
+
+async def provide_caller(request: Request[Any, Any, Any], verifier: NamedDependency[Verifier]) -> Caller:
+    """By credit id or API key."""
+    return await authenticate(verifier, request.headers)
+
+
+async def provide_owner(request: Request[Any, Any, Any], verifier: NamedDependency[Verifier]) -> Caller:
+    """By credit id only: what an API key may not do."""
+    if "x-credit-id" not in request.headers:
+        raise InvalidCreditId("This needs the account's credit id, sent as 'x-credit-id'")
+    return await verifier.credit_id(request.headers["x-credit-id"])
+
+
+def _bearer(request: Request[Any, Any, Any]) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise InvalidToken
+    return token.strip()
+
+
+async def provide_service(
+    request: Request[Any, Any, Any], db: NamedDependency[Database], settings: NamedDependency[Settings]
+) -> Service:
+    """By service token."""
+    return await verify_service(db, settings.pepper, _bearer(request))
+
+
+async def provide_admin(
+    request: Request[Any, Any, Any], db: NamedDependency[Database], settings: NamedDependency[Settings]
+) -> Admin:
+    """By admin token."""
+    return await verify_admin(db, settings.pepper, _bearer(request))
+
+
+async def provide_once(
+    request: Request[Any, Any, Any], db: NamedDependency[Database], settings: NamedDependency[Settings]
+) -> Once:
+    """The idempotency of this POST, scoped to whoever sends it: the same key of two callers is two keys."""
+    headers = request.headers
+    who = "\x00".join(headers.get(name, "") for name in ("x-credit-id", "authorization", "x-api-key", "api-key"))
+    if not who.strip("\x00"):
+        who = request.client.host if request.client else "unknown"
+    body = await request.body()
+    once = Once(
+        db,
+        settings.pepper,
+        settings.sealer,
+        scope=f"{request.method} {request.url.path}\x00{who}",
+        key=_idempotency_key(headers.get("idempotency-key")),
+        request_hash=hashlib.sha256(body).digest(),
+    )
+    request.state.once = once
+    return once
+
+
+def _idempotency_key(header: str | None) -> str | None:
+    if header is None:
+        return None
+    key = header[1:-1] if len(header) >= 2 and header[0] == header[-1] == '"' else header
+    if not _VISIBLE.fullmatch(key):
+        raise MalformedHeader("Idempotency-Key must be 1-255 visible ASCII characters", param="Idempotency-Key")
+    return key
+
+
+# --- how an error looks ---------------------------------------------------------------------------
+
+
+def error_body(error: AppError) -> dict[str, Any]:
+    """The one body of every refusal: OpenAI's clients read `error`, older ones `message`."""
+    return {"error": error.wire(), "message": error.message, "statusCode": error.status}
+
+
+def render(error: AppError) -> Response[Any]:
+    headers = {"Cache-Control": "no-store"}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
+
+
+def on_app_error(request: Request[Any, Any, Any], error: AppError) -> Response[Any]:
+    request.state.error_code = error.code
+    if error.status >= 500:
+        log.warning("request.unavailable", code=error.code, where=where_it_broke(error))
+    return render(error)
+
+
+class MethodNotAllowed(AppError):
+    """This address does not take that method."""
+
+    status, code, type = 405, "method_not_allowed", "invalid_request_error"
+
+
+def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """Litestar's own refusals, in our words."""
+    return on_app_error(request, _ours(error))
+
+
+def _ours(error: HTTPException) -> AppError:
+    if isinstance(error, ValidationException):
+        return _invalid(error)
+    by_status: dict[int, AppError] = {404: NotFound(), 405: MethodNotAllowed(), 413: BodyTooLarge()}
+    if error.status_code in by_status:
+        return by_status[error.status_code]
+    return MalformedJson("The request is malformed") if error.status_code < 500 else AppError("Something of ours broke")
+
+
+def _invalid(error: ValidationException) -> AppError:
+    first = error.extra[0] if isinstance(error.extra, list) and error.extra else {}
+    param, message = first.get("key"), first.get("message", "is not valid")
+    if param == "data":
+        return MalformedJson("This needs a JSON body")
+    return InvalidField(f"{param}: {message}" if param else str(message), param=param)
+
+
+def on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """A defect of ours: say so, log where, and nothing of what was in it."""
+    request.state.error_code = "internal_error"
+    log.error("request.defect", exc_type=type(error).__name__, where=where_it_broke(error))
+    return render(AppError("Something of ours broke; it is logged under this request's X-Request-Id"))
+
+
+# --- around every request ---------------------------------------------------------------------------
+
+
+def request_id_of(headers: dict[str, str]) -> str:
+    """The caller's own id if it is a sane one, else the trace's, else a new one."""
+    own = headers.get("x-request-id", "")
+    if _REQUEST_ID.fullmatch(own):
+        return own
+    trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    return trace[1] if trace else uuid.uuid4().hex
+
+
+def around_requests(app: ASGIApp) -> ASGIApp:
+    """Give every request an id, a size limit, one log line and its place in the metrics."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = request_id_of(headers)
+        scope.setdefault("state", {})
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        started, status = time.perf_counter(), 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(message, scope, request_id)
+            await send(message)
+
+        try:
+            if (
+                headers.get("content-length", "0").isdigit()
+                and int(headers.get("content-length", "0")) > MAX_BODY_BYTES
+            ):
+                await _too_large(scope, receive, sending)
+            else:
+                await app(scope, receive, sending)
+        finally:
+            _account_for(scope, status, time.perf_counter() - started)
+
+    return wrapped
+
+
+def _add_headers(message: Any, scope: Scope, request_id: str) -> None:
+    answer = MutableScopeHeaders.from_message(message)
+    answer["X-Request-Id"] = request_id
+    answer.setdefault("Cache-Control", "no-store")
+    answer.setdefault("X-Content-Type-Options", "nosniff")
+    once = scope["state"].get("once")
+    if once is not None and once.replayed:
+        answer["Idempotent-Replayed"] = "true"
+
+
+async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    body = msgspec.json.encode(error_body(BodyTooLarge()))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _account_for(scope: Scope, status: int, seconds: float) -> None:
+    route, method = scope.get("path_template") or "unmatched", str(scope.get("method", ""))
+    _requests.labels(method, route, status).inc()
+    _seconds.labels(route).observe(seconds)
+    log.info(
+        "request",
+        method=method, path=route, status=status, duration_ms=round(seconds * 1000, 2),
+        code=scope["state"].get("error_code"),
+    )  # fmt: skip

@@ -1,0 +1,86 @@
+"""The house that tests live in: a real PostgreSQL migrated by Alembic, a real app, a behaving sandbox."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from litestar.testing import AsyncTestClient
+
+from app.kernel.embedded import EmbeddedPostgres
+from app.kernel.settings import Settings, load
+from app.main import create_app
+from app.migrations import migrate
+from app.wiring import House, build
+from tests.rig import FakeBtcpay, Rig
+
+_TABLES = (
+    "payment, topup_invoice, topup, usage, hold, entry, api_key, credential, account, idempotency, rate_count,"
+    " webhook_delivery, service_token, admin_token"
+)
+
+
+@pytest.fixture(scope="session")
+def database_url() -> Iterator[str]:
+    """One migrated database for the run: TEST_DATABASE_URL's server, or an embedded one."""
+    external = os.environ.get("TEST_DATABASE_URL")
+    if external:
+        with psycopg.connect(external, autocommit=True) as conn:
+            conn.execute("DROP SCHEMA public CASCADE")
+            conn.execute("CREATE SCHEMA public")
+        migrate(external)
+        yield external
+        return
+    folder = Path(tempfile.mkdtemp(prefix="satmeter-test-"))
+    folder.chmod(0o755)
+    server = EmbeddedPostgres(folder)
+    try:
+        url = server.start()
+        migrate(url)
+        yield url
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return load({"DATA_DIR": str(tmp_path_factory.mktemp("data")), "LOG_LEVEL": "ERROR", "DATABASE_POOL": "20"})
+
+
+@pytest.fixture
+def clean(database_url: str) -> Iterator[str]:
+    """An empty database before the test."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(f"TRUNCATE {_TABLES}")  # type: ignore[arg-type]
+    yield database_url
+
+
+@pytest.fixture
+async def house(clean: str, settings: Settings) -> AsyncIterator[House]:
+    """The real parts over a fake backend that behaves."""
+    made = build(settings, clean, gateway=FakeBtcpay())
+    await made.db.open()
+    yield made
+    await made.db.close()
+
+
+@pytest.fixture
+async def rig(clean: str, settings: Settings) -> AsyncIterator[Rig]:
+    """The app over HTTP. After the test the books are audited: nothing may differ."""
+    made = build(settings, clean, gateway=FakeBtcpay())
+    async with AsyncTestClient(create_app(made), raise_server_exceptions=False) as client:
+        rig = Rig(client, made, clean)
+        yield rig
+        await rig.audit()
+
+
+@pytest.fixture
+def owner_conn(clean: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection as the database's owner, who may plant what the runtime role may not."""
+    with psycopg.connect(clean, autocommit=True) as conn:
+        yield conn
