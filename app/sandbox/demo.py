@@ -1,0 +1,77 @@
+"""The demo: what a newcomer would do by hand, done over HTTP: open an account, pay a sandbox invoice, spend."""
+
+import asyncio
+import time
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import msgspec
+
+_WAIT_SECONDS = 30
+
+
+class DemoError(Exception):
+    """The demo account could not be made; the message says what would help."""
+
+
+class Demo(msgspec.Struct, frozen=True):
+    """A funded account, and the tokens to try everything with it."""
+
+    base_url: str
+    sandbox_url: str
+    credit_id: str
+    api_key: str
+    service_token: str
+    admin_token: str
+    nwc_url: str | None = None
+
+
+async def fund_new_account(base_url: str, sandbox_url: str, usd: str = "5") -> tuple[str, str]:
+    """Open an account and top it up by Lightning through the sandbox; returns its credit id and key.
+
+    Raises DemoError.
+    """
+    async with httpx.AsyncClient(timeout=15, trust_env=False) as client:
+        try:
+            account = await _post(client, f"{base_url}/accounts/create")
+            headers = {"x-credit-id": account["credit_id"]}
+            topup = await _post(
+                client,
+                f"{base_url}/topup/create/btc-lightning",
+                headers=headers,
+                json={"amount": usd, "currency": "USD"},
+            )
+            await _post(client, f"{sandbox_url}/sandbox/invoices/{topup['invoice_id']}/pay", json={})
+            await _wait_for_credit(client, base_url, topup["invoice_id"], headers)
+        except httpx.TransportError as error:
+            raise DemoError(
+                f"no Satmeter answers at {base_url}; start it with `make run` ({type(error).__name__})"
+            ) from error
+    return account["credit_id"], account["api_key"]
+
+
+async def still_works(base_url: str, demo: Demo) -> bool:
+    """Whether an earlier demo account has something left to spend."""
+    async with httpx.AsyncClient(timeout=15, trust_env=False) as client:
+        response = await client.get(f"{base_url}/credits/balance", headers={"Authorization": f"Bearer {demo.api_key}"})
+    return response.status_code == 200 and Decimal(str(response.json()["balance"])) >= 1
+
+
+async def _post(client: httpx.AsyncClient, url: str, **kwargs: Any) -> Any:
+    response = await client.post(url, **kwargs)
+    if response.is_error:
+        raise DemoError(
+            f"{response.request.method} {response.url.path} answered {response.status_code}: {response.text[:300]}"
+        )
+    return response.json()
+
+
+async def _wait_for_credit(client: httpx.AsyncClient, base_url: str, invoice_id: str, headers: dict[str, str]) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while time.monotonic() < deadline:
+        found = (await client.get(f"{base_url}/topup/status/{invoice_id}", headers=headers)).json()
+        if found["status"] == "Settled" and found["credited_usd"]:
+            return
+        await asyncio.sleep(0.1)
+    raise DemoError(f"the sandbox payment was not credited within {_WAIT_SECONDS} s; are the jobs running?")
