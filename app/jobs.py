@@ -1,17 +1,20 @@
 """The clock door: what happens by itself, and how often."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.idempotency import forget_old_answers
 from app.kernel.logs import log, where_it_broke
 from app.kernel.ratelimit import forget_old_counts
 from app.metering.holds import expire_holds
 from app.topups.credit import check_due
+from app.topups.gateway import InvoiceGateway
 from app.topups.inbox import process_waiting
 from app.wiring import House
 
@@ -27,9 +30,14 @@ class Job:
     work: Work
 
 
+async def for_each_gateway(house: House, work: Callable[[Database, InvoiceGateway], Awaitable[int]]) -> None:
+    """One backend that is down does not keep the others waiting for the next round."""
+    await asyncio.gather(*(work(house.db, gateway) for gateway in house.gateways))
+
+
 JOBS: Final = (
-    Job("look into webhooks", 0.5, lambda house: process_waiting(house.db, house.gateway)),
-    Job("check top-ups", 2, lambda house: check_due(house.db, house.gateway)),
+    Job("look into webhooks", 0.5, lambda house: for_each_gateway(house, process_waiting)),
+    Job("check top-ups", 2, lambda house: for_each_gateway(house, check_due)),
     Job("expire holds", 5, lambda house: expire_holds(house.db)),
     Job("forget old answers", 3600, lambda house: forget_old_answers(house.db)),
     Job("forget old counts", 3600, lambda house: forget_old_counts(house.db)),

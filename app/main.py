@@ -1,5 +1,6 @@
 """The HTTP door: puts the routes of every room into one application."""
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,7 +25,7 @@ from app.keys.api import KeysController
 from app.metering.api import MeterController
 from app.migrations import head
 from app.topups import api as topups
-from app.topups.gateway import InvoiceGateway
+from app.topups.gateway import Gateways
 from app.web import (
     MAX_BODY_BYTES,
     JsonRequest,
@@ -70,7 +71,7 @@ def live() -> Health:
 
 
 @get("/health/ready", tags=["Operations"], summary="Can it serve?")
-async def ready(db: NamedDependency[Database], gateway: NamedDependency[InvoiceGateway]) -> Response[Health]:
+async def ready(db: NamedDependency[Database], gateways: NamedDependency[Gateways]) -> Response[Health]:
     """503 without the database or with another schema; a dead payment backend is only `degraded`."""
     try:
         found = await db.transaction(lambda session: row(session, "SELECT version_num FROM alembic_version"))
@@ -78,7 +79,7 @@ async def ready(db: NamedDependency[Database], gateway: NamedDependency[InvoiceG
         return Response(Health("down", database="unreachable"), status_code=503, headers={"Retry-After": "1"})
     if found is None or found["version_num"] != head():
         return Response(Health("down", database="ok", migrations=f"not at {head()}"), status_code=503)
-    payable = await gateway.is_healthy()
+    payable = all(await asyncio.gather(*(gateway.is_healthy() for gateway in gateways)))
     return Response(
         Health("ok" if payable else "degraded", "ok", "at head", "ok" if payable else "unavailable"), status_code=200
     )
@@ -93,7 +94,7 @@ def metrics() -> Response[bytes]:
 def create_app(house: House) -> Litestar:
     """The application over a house of parts."""
     parts = {
-        "db": house.db, "settings": house.settings, "gateway": house.gateway, "verifier": house.verifier,
+        "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
         "keyring": house.keyring, "meter": house.meter,
     }  # fmt: skip
     callers: dict[str, Callable[..., Any]] = {
@@ -114,6 +115,7 @@ def create_app(house: House) -> Litestar:
         openapi_config=OpenAPIConfig(title="Satmeter", version=__version__, path="/docs"),
         plugins=[ExactNumbers()],
         lifespan=[_open(house)],
+        logging_config=None,
         debug=False,
     )  # fmt: skip
 
@@ -134,7 +136,6 @@ def _open(house: House) -> Any:
         try:
             yield
         finally:
-            await house.gateway.close()
-            await house.db.close()
+            await house.close()
 
     return lifespan

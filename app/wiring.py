@@ -8,7 +8,8 @@ from app.kernel.settings import Settings
 from app.keys.issue import Keyring
 from app.keys.verify import Verifier
 from app.metering.holds import Meter
-from app.topups.gateway import InvoiceGateway
+from app.topups.gateway import Gateways, InvoiceGateway
+from app.topups.methods import METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,19 +18,25 @@ class House:
 
     settings: Settings
     db: Database
-    gateway: InvoiceGateway
+    gateways: Gateways
     verifier: Verifier
     keyring: Keyring
     meter: Meter
 
+    async def close(self) -> None:
+        """Give back every connection."""
+        for gateway in self.gateways:
+            await gateway.close()
+        await self.db.close()
+
 
 def build(settings: Settings, database_url: str, gateway: InvoiceGateway | None = None) -> House:
-    """Put the parts together; nothing is opened or asked yet."""
+    """Put the parts together; nothing is opened or asked yet. One `gateway`, if given, takes every method."""
     db = Database(database_url, pool_size=settings.database_pool)
     return House(
         settings=settings,
         db=db,
-        gateway=gateway or btcpay(settings),
+        gateways=Gateways(dict.fromkeys(METHODS, gateway or btcpay(settings))),
         verifier=Verifier(db, settings.pepper),
         keyring=Keyring(settings.pepper, settings.sealer, reveal=settings.key_reveal),
         meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit),

@@ -56,7 +56,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def clean(database_url: str) -> Iterator[str]:
     """An empty database before the test."""
     with psycopg.connect(database_url, autocommit=True) as conn:
-        conn.execute(f"TRUNCATE {_TABLES}")  # type: ignore[arg-type]
+        conn.execute(f"TRUNCATE {_TABLES}".encode())
     yield database_url
 
 

@@ -170,8 +170,9 @@ class Rig:
 
     @property
     def btcpay(self) -> FakeBtcpay:
-        assert isinstance(self.house.gateway, FakeBtcpay)
-        return self.house.gateway
+        gateway = self.house.gateways.named("btcpay")
+        assert isinstance(gateway, FakeBtcpay)
+        return gateway
 
     async def audit(self) -> None:
         report = await audit(self.house.db)
@@ -208,12 +209,12 @@ class Rig:
 
     async def process(self) -> None:
         """What the jobs do: look into the inbox, and poll what is due."""
-        await process_waiting(self.house.db, self.house.gateway)
+        await process_waiting(self.house.db, self.btcpay)
 
     async def poll(self) -> None:
         """Every open top-up becomes due, and is asked about."""
         self.sql("UPDATE topup SET next_check_at = now() WHERE next_check_at IS NOT NULL")
-        await check_due(self.house.db, self.house.gateway)
+        await check_due(self.house.db, self.btcpay)
 
     async def balance(self, customer: Customer) -> Decimal:
         response = await self.client.get("/credits/balance", headers=customer.owner)
@@ -254,5 +255,5 @@ class Rig:
     def sql(self, statement: str, *params: Any) -> list[tuple[Any, ...]]:
         """As the database's owner."""
         with psycopg.connect(self.database_url, autocommit=True) as conn:
-            cursor = conn.execute(statement, params)  # type: ignore[arg-type]
+            cursor = conn.execute(statement.encode(), params)
             return cursor.fetchall() if cursor.description else []

@@ -1,6 +1,7 @@
 """The embedded PostgreSQL: started in DATA_DIR when no DATABASE_URL is set, stopped with us."""
 
 import contextlib
+import json
 import os
 import warnings
 from pathlib import Path
@@ -43,7 +44,7 @@ class EmbeddedPostgres:
         Raises EmbeddedError.
         """
         self._check_folder()
-        self._forget_stale_pid()
+        self._forget_the_dead()
         # The wheel keeps its lock in a folder shared by all users; ours lies beside the data it guards.
         PostgresServer._lock = fasteners.InterProcessLock(self._folder.parent / "postgres.lock")
         try:
@@ -82,13 +83,15 @@ class EmbeddedPostgres:
         if os.geteuid() != 0 and self._folder.exists() and self._folder.stat().st_uid != os.geteuid():
             raise EmbeddedError(f"{self._folder} belongs to another user (made as root?); choose another DATA_DIR")
 
-    def _forget_stale_pid(self) -> None:
-        """After a crash the pid in postmaster.pid may be somebody else's by now; then it is not a server."""
-        file = self._folder / "postmaster.pid"
+    def _forget_the_dead(self) -> None:
+        """After a crash, pids in these files may be nobody's or somebody else's: those are no server and no user of it."""
+        postmaster, users = self._folder / "postmaster.pid", self._folder / ".handle_pids.json"
         with contextlib.suppress(OSError, ValueError, psutil.Error):
-            pid = int(file.read_text().split("\n", 1)[0])
+            pid = int(postmaster.read_text().split("\n", 1)[0])
             if psutil.pid_exists(pid) and psutil.Process(pid).name() != "postgres":
-                file.unlink()
+                postmaster.unlink()
+        with contextlib.suppress(OSError, ValueError):
+            users.write_text(json.dumps([pid for pid in json.loads(users.read_text()) if _is_python(pid)]))
 
     def _explain(self, error: Exception) -> str:
         log = self._folder / "log"
@@ -121,3 +124,9 @@ class EmbeddedPostgres:
         assert self._server is not None
         self._server.stop()
         self._server.ensure_postgres_running()
+
+
+def _is_python(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "python" in psutil.Process(pid).name()
+    return False

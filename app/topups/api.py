@@ -10,14 +10,14 @@ from litestar.params import FromPath, JSONBody
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row, new_id
-from app.kernel.errors import InvoiceNotFound
+from app.kernel.errors import InvoiceNotFound, NotFound
 from app.kernel.idempotency import Once
 from app.kernel.logs import log
 from app.kernel.money import COIN_PLACES, CURRENCIES, JsonNumber, number, usd
 from app.kernel.security import Caller
 from app.keys.verify import require_scope
 from app.topups.create import Wish, create_topup, read_topup
-from app.topups.gateway import InvoiceGateway
+from app.topups.gateway import Gateways
 from app.topups.inbox import store, topup_of_invoice
 from app.topups.methods import METHODS, Method, checked_amount, method_named
 
@@ -113,23 +113,23 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 @get("/topup/payment-methods", tags=["Top-ups"], summary="Ways to pay", sync_to_thread=False)
-def payment_methods() -> MethodsAnswer:
+def payment_methods(gateways: NamedDependency[Gateways]) -> MethodsAnswer:
     """Every method with its currencies and limits. Needs no credential."""
-    return MethodsAnswer([MethodView.of(method) for method in METHODS.values()])
+    return MethodsAnswer([MethodView.of(method) for method in METHODS.values() if method.id in gateways.methods])
 
 
 @post("/topup/create/{method:str}", tags=["Top-ups"], summary="Make a top-up")
 async def create(
     caller: NamedDependency[Caller],
     db: NamedDependency[Database],
-    gateway: NamedDependency[InvoiceGateway],
+    gateways: NamedDependency[Gateways],
     once: NamedDependency[Once],
     method: FromPath[str],
     data: JSONBody[TopupRequest],
 ) -> TopupView:
     """An invoice that is ready to be paid, with its Lightning invoice or address."""
     require_scope(caller, "topup")
-    chosen = method_named(method)
+    chosen = method_named(method, gateways.methods)
     wish = Wish(chosen, data.currency, checked_amount(chosen, data.currency, data.amount))
     if (earlier := await once.claim(TopupView)) is not None:
         return earlier
@@ -140,7 +140,9 @@ async def create(
         return answer
 
     try:
-        return await create_topup(db, gateway, caller, wish, once.derived_id() or new_id(), finish)
+        return await create_topup(
+            db, gateways.of_method(chosen.id), caller, wish, once.derived_id() or new_id(), finish
+        )
     except BaseException:
         await once.abandon()
         raise
@@ -150,29 +152,36 @@ async def create(
 async def status(
     caller: NamedDependency[Caller],
     db: NamedDependency[Database],
-    gateway: NamedDependency[InvoiceGateway],
+    gateways: NamedDependency[Gateways],
     invoice_id: FromPath[str],
 ) -> TopupView:
     """Clients wait for `status == "Settled"`; `credited_usd` is what was added to the balance."""
     require_scope(caller, "topup")
-    return TopupView.of(await db.transaction(lambda session: _own_topup(session, gateway.name, caller, invoice_id)))
+    return TopupView.of(await db.transaction(lambda session: _own_topup(session, gateways, caller, invoice_id)))
 
 
-async def _own_topup(session: AsyncSession, backend: str, caller: Caller, invoice_id: str) -> Row:
+async def _own_topup(session: AsyncSession, gateways: Gateways, caller: Caller, invoice_id: str) -> Row:
     """Raises InvoiceNotFound, alike for a missing one and another account's."""
     if not (invoice_id.isascii() and invoice_id.isprintable() and len(invoice_id) <= 100):
         raise InvoiceNotFound
-    found = await topup_of_invoice(session, backend, invoice_id)
-    if found is None or found.account_id != caller.account_id:
-        raise InvoiceNotFound
-    return await read_topup(session, found.account_id, found.topup_id)
+    for gateway in gateways:
+        found = await topup_of_invoice(session, gateway.name, invoice_id)
+        if found is not None and found.account_id == caller.account_id:
+            return await read_topup(session, found.account_id, found.topup_id)
+    raise InvoiceNotFound
 
 
-@post("/webhooks/btcpay", status_code=200, tags=["Operations"], summary="BTCPay's webhook", include_in_schema=True)
-async def btcpay_webhook(
-    request: Request[Any, Any, Any], db: NamedDependency[Database], gateway: NamedDependency[InvoiceGateway]
+@post("/webhooks/{backend:str}", status_code=200, tags=["Operations"], summary="A payment backend's webhook")
+async def webhook(
+    request: Request[Any, Any, Any],
+    db: NamedDependency[Database],
+    gateways: NamedDependency[Gateways],
+    backend: FromPath[str],
 ) -> Stored:
-    """Signature over the raw body. Stored and answered; what it hints at is looked into afterwards."""
+    """BTCPay signs the raw body. Stored and answered; what it hints at is looked into afterwards."""
+    gateway = gateways.named(backend)
+    if gateway is None:
+        raise NotFound(f"No payment backend is named {backend[:40]!r} here")
     raw_body = await request.body()
     hint = gateway.read_webhook(raw_body, dict(request.headers))
     if hint is None:
@@ -185,4 +194,4 @@ def _epoch(when: datetime) -> int:
     return int(when.timestamp())
 
 
-handlers = (payment_methods, create, status, btcpay_webhook)
+handlers = (payment_methods, create, status, webhook)

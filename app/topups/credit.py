@@ -145,6 +145,8 @@ async def _book(
         await _checked(session, ref, asked_at, due.review, next_check(topup["now"], topup))
     if due.credit_nusd <= topup["credited_nusd"]:
         return None
+    # Also when we asked before another check did: what we credit must be explained by payments we remember.
+    await _remember_payments(session, ref, invoice, due)
     return await _post(session, ref, topup, due.credit_nusd)
 
 

@@ -4,7 +4,7 @@ A backend's answer to our own question is the fact, its webhook only a hint. All
 Decimals in the unit that stands in the name or the docstring; all times are aware UTC datetimes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -158,3 +158,26 @@ class InvoiceGateway(Protocol):
 
     async def close(self) -> None:
         """Give back the connections."""
+
+
+class Gateways:
+    """The backends there are: which one makes a method's invoices, and which one made an invoice of old."""
+
+    def __init__(self, by_method: Mapping[str, InvoiceGateway]) -> None:
+        self._by_method = dict(by_method)
+        self._by_name = {gateway.name: gateway for gateway in by_method.values()}
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """The ids of the methods that can be paid with."""
+        return frozenset(self._by_method)
+
+    def of_method(self, method_id: str) -> InvoiceGateway:
+        """Raises KeyError for a method that nobody takes."""
+        return self._by_method[method_id]
+
+    def named(self, name: str) -> InvoiceGateway | None:
+        return self._by_name.get(name)
+
+    def __iter__(self) -> Iterator[InvoiceGateway]:
+        return iter(self._by_name.values())

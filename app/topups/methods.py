@@ -1,6 +1,6 @@
 """The five ways to pay: what they take, within which limits, and what they give on top."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -62,10 +62,11 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
 )  # fmt: skip
 
 
-def method_named(name: str) -> Method:
-    """Raises UnknownMethod, naming those there are."""
-    if name not in METHODS:
-        raise UnknownMethod(f"No payment method {name[:40]!r}; there are {', '.join(METHODS)}", param="method")
+def method_named(name: str, offered: Collection[str]) -> Method:
+    """One of the methods that are offered here. Raises UnknownMethod, naming them."""
+    if name not in METHODS or name not in offered:
+        there_are = ", ".join(method for method in METHODS if method in offered)
+        raise UnknownMethod(f"No payment method {name[:40]!r}; there are {there_are}", param="method")
     return METHODS[name]
 
 

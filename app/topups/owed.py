@@ -69,8 +69,10 @@ def _by_state(invoice: Invoice, face: int, worth: Mapping[str, int], dust_nusd: 
             return Owed(0, {})
         case InvoiceStatus.SETTLED if marked:
             return Owed(net, worth, "marked settled by hand: credited what was really paid")
-        case InvoiceStatus.SETTLED if net + dust_nusd >= face:
-            return Owed(max(face, net), worth)
+        case InvoiceStatus.SETTLED if abs(net - face) <= dust_nusd:
+            return Owed(face, worth)  # coins cannot be split finely enough to pay the face to the nano-dollar
+        case InvoiceStatus.SETTLED if net > face:
+            return Owed(net, worth)
         case InvoiceStatus.SETTLED:
             return Owed(net, worth, "settled though less was paid than asked: credited what was paid")
         case InvoiceStatus.EXPIRED:

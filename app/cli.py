@@ -1,0 +1,220 @@
+"""The operator's door: python -m app run | migrate | audit | demo | token create | keys rotate."""
+
+import argparse
+import asyncio
+import json
+import shlex
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from app import __version__
+from app.admin.tokens import TokenKind, create_token
+from app.audit import audit
+from app.kernel import logs
+from app.kernel.embedded import EmbeddedError
+from app.kernel.errors import AppError
+from app.kernel.settings import Settings, SettingsError, load, private_write
+from app.keys.issue import reseal_all
+from app.migrations import MigrationError, head, migrate
+from app.run import bring_to_head, database, run, serve
+from app.sandbox.demo import Demo, DemoError, fund_new_account, still_works
+from app.wiring import House, build
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it did what was asked, 1 when the books differ, 2 when it could not be done."""
+    args = _parser().parse_args(argv)
+    try:
+        settings = load()
+        logs.configure(settings.log_level)
+        return int(args.command(settings, args))
+    except (SettingsError, EmbeddedError, MigrationError, DemoError) as error:
+        print(f"satmeter: {error}", file=sys.stderr)
+    except AppError as error:
+        print(f"satmeter: {error.message}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("satmeter: interrupted", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app", description="Satmeter: prepaid billing for AI inference.")
+    parser.add_argument("--version", action="version", version=f"satmeter {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, does: Callable[[Settings, argparse.Namespace], int], says: str, group: Any = commands
+    ) -> Any:
+        sub = group.add_parser(name, help=says, description=says)
+        sub.set_defaults(command=does)
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        return sub
+
+    command("run", _run, "HTTP, jobs and, where they are not given, database and sandbox").add_argument(
+        "--demo", action="store_true", help="make a funded demo account and print commands to try"
+    )
+    command("migrate", _migrate, "bring the database to this version's schema")
+    command("audit", _audit, "recompute every figure in the books; exit code 1 if one differs")
+    command("demo", _demo, "make a funded account on the running development server")
+    create = command(
+        "create", _token_create, "make a token; it is shown once",
+        commands.add_parser("token", help="tokens of proxies and operators").add_subparsers(required=True, metavar="VERB"),
+    )  # fmt: skip
+    which = create.add_mutually_exclusive_group(required=True)
+    which.add_argument("--service", metavar="NAME", help="for a proxy: may call /v1/meter/*")
+    which.add_argument("--admin", metavar="NAME", help="for an operator: may call /admin/*")
+    command(
+        "rotate", _keys_rotate, "seal every kept secret under the newest of SEALING_KEYS",
+        commands.add_parser("keys", help="sealing keys").add_subparsers(required=True, metavar="VERB"),
+    )  # fmt: skip
+    serving = commands.add_parser("serve")  # how `run` starts its children
+    serving.add_argument("role", choices=("http", "sandbox"))
+    serving.set_defaults(command=_serve)
+    return parser
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _run(settings: Settings, args: argparse.Namespace) -> int:
+    wants_demo = args.demo and settings.uses_sandbox
+    log_path = settings.data_dir / "satmeter.log" if wants_demo else None
+
+    def when_ready(url: str) -> None:
+        _say(f"\nSatmeter is running at {settings.public_url}   (API: {settings.public_url}/docs)")
+        if settings.uses_sandbox:
+            _say(f"Sandbox BTCPay, no real money:  {settings.sandbox_url}")
+        if log_path is not None:
+            _say(f"Logs: {log_path}")
+        if wants_demo:
+            _introduce(settings, url)
+        _say("\nCtrl-C stops everything and keeps the data.")
+
+    run(settings, _say, when_ready=when_ready, log_path=log_path)
+    return 0
+
+
+def _introduce(settings: Settings, url: str) -> None:
+    """Print the demo account of this machine: the one made before if it still has money, else a new one."""
+    path = settings.data_dir / "demo.json"
+    try:
+        demo = msgspec.json.decode(path.read_bytes(), type=Demo) if path.exists() else None
+        if demo is None or not asyncio.run(still_works(settings.public_url, demo)):
+            demo = asyncio.run(_with_house(settings, url, lambda house: _make_demo(settings, house)))
+            private_write(path, msgspec.json.encode(demo).decode())
+    except (DemoError, OSError, msgspec.MsgspecError) as error:
+        _say(f"\nThe demo account could not be made: {error}")
+        return
+    _say(_introduction(demo))
+
+
+def _introduction(demo: Demo) -> str:
+    charge = {
+        "request_id": f"try-{uuid.uuid4().hex[:8]}",
+        "api_key": demo.api_key,
+        "model": "openai/gpt-4o-mini",
+        "cost_usd": "0.000045",
+    }
+    post_json = "-H 'Content-Type: application/json' -d"
+    return f"""
+A demo account, topped up with $5 over sandbox Lightning (and the 5 % bonus):
+  credit id      {demo.credit_id}
+  API key        {demo.api_key}
+  service token  {demo.service_token}
+
+Paste these:
+
+  curl -s {demo.base_url}/credits/balance -H 'Authorization: Bearer {demo.api_key}'
+
+  curl -s {demo.base_url}/v1/meter/charge -H 'Authorization: Bearer {demo.service_token}' {post_json} {shlex.quote(json.dumps(charge))}
+
+  curl -s {demo.base_url}/topup/create/btc-lightning -H 'Authorization: Bearer {demo.api_key}' {post_json} '{{"amount": 1000, "currency": "SATS"}}'
+
+Open the last one's checkout_url in a browser and press Pay."""
+
+
+async def _make_demo(settings: Settings, house: House) -> Demo:
+    credit_id, api_key = await fund_new_account(settings.public_url, settings.sandbox_url)
+    name = f"demo-{uuid.uuid4().hex[:8]}"
+    return Demo(
+        base_url=settings.public_url,
+        sandbox_url=settings.sandbox_url,
+        credit_id=credit_id,
+        api_key=api_key,
+        service_token=await create_token(house.db, settings.pepper, "service", name),
+        admin_token=await create_token(house.db, settings.pepper, "admin", name),
+    )
+
+
+def _demo(settings: Settings, args: argparse.Namespace) -> int:
+    if settings.is_production or not settings.uses_sandbox:
+        raise DemoError("the demo needs the sandbox: ENVIRONMENT=development and no BTCPAY_URL")
+    demo = _in_house(settings, lambda house: _make_demo(settings, house))
+    _say(msgspec.json.encode(demo).decode() if args.json else _introduction(demo))
+    return 0
+
+
+def _migrate(settings: Settings, args: argparse.Namespace) -> int:
+    with database(settings) as (url, _):
+        changed = migrate(url)
+    _say(
+        json.dumps({"revision": head(), "changed": changed}) if args.json else f"The database is at migration {head()}."
+    )
+    return 0
+
+
+def _audit(settings: Settings, args: argparse.Namespace) -> int:
+    report = _in_house(settings, lambda house: audit(house.db))
+    if args.json:
+        _say(msgspec.json.encode(report).decode())
+        return 0 if report.is_clean else 1
+    for finding in report.findings:
+        _say(f"{finding.check}: {finding.subject}: recorded {finding.recorded}, recomputed {finding.recomputed}")
+    found = "nothing differs" if report.is_clean else f"{len(report.findings)} figures differ"
+    _say(f"{report.checks} checks over {report.accounts} accounts and {report.entries} entries: {found}.")
+    return 0 if report.is_clean else 1
+
+
+def _token_create(settings: Settings, args: argparse.Namespace) -> int:
+    kind: TokenKind = "service" if args.service is not None else "admin"
+    name = args.service if kind == "service" else args.admin
+    token = _in_house(settings, lambda house: create_token(house.db, settings.pepper, kind, name))
+    _say(
+        json.dumps({"kind": kind, "name": name, "token": token})
+        if args.json
+        else f"{token}\nKeep it: it cannot be shown again."
+    )
+    return 0
+
+
+def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
+    count = _in_house(settings, lambda house: reseal_all(house.db, house.keyring))
+    done = "sealed anew" if settings.key_reveal else "forgotten, because KEY_REVEAL is off"
+    _say(json.dumps({"changed": count}) if args.json else f"{count} secrets {done}.")
+    return 0
+
+
+def _serve(settings: Settings, args: argparse.Namespace) -> int:
+    serve(args.role, settings)
+    return 0
+
+
+def _in_house(settings: Settings, work: Callable[[House], Awaitable[Any]]) -> Any:
+    """Do something with the database, whether or not a server is running on it."""
+    with database(settings) as (url, _):
+        bring_to_head(settings, url, lambda _: None)
+        return asyncio.run(_with_house(settings, url, work))
+
+
+async def _with_house(settings: Settings, url: str, work: Callable[[House], Awaitable[Any]]) -> Any:
+    house = build(settings, url)
+    await house.db.open()
+    try:
+        return await work(house)
+    finally:
+        await house.close()

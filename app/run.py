@@ -1,0 +1,281 @@
+"""`run`: one parent that keeps PostgreSQL, HTTP workers and the sandbox alive, and does the jobs itself.
+
+Children hold a pipe to the parent as their standard input: when the parent is gone, however it went,
+they read the end of it and stop.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+import uvicorn
+from litestar.types import ASGIApp
+
+from app.jobs import schedule
+from app.kernel import logs
+from app.kernel.embedded import EmbeddedPostgres
+from app.kernel.logs import log
+from app.kernel.settings import Settings, SettingsError
+from app.main import create_app
+from app.migrations import MigrationError, current, head, migrate
+from app.sandbox.btcpay import SandboxConfig, create_sandbox
+from app.wiring import build
+
+_SOCKET_VARIABLE: Final = "SATMETER_SOCKET"
+_GRACE_SECONDS: Final = 10
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Child:
+    """A process of ours: what it serves, on which socket, with which environment."""
+
+    role: str
+    listener: socket.socket
+    environ: dict[str, str] = field(repr=False)
+    log_file: IO[bytes] | None = None
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+
+    def start(self) -> None:
+        fd = self.listener.fileno()
+        self.process = subprocess.Popen(  # noqa: S603 - ourselves
+            [sys.executable, "-m", "app", "serve", self.role],
+            stdin=subprocess.PIPE, pass_fds=[fd], env=self.environ | {_SOCKET_VARIABLE: str(fd)},
+            stderr=self.log_file, start_new_session=True,
+        )  # fmt: skip
+        self.started_at = time.monotonic()
+
+    def restart_if_dead(self) -> None:
+        """At most once a second, so that a child that cannot start does not spin."""
+        assert self.process is not None
+        if self.process.poll() is not None and time.monotonic() - self.started_at > 1:
+            log.error("child.died", job=self.role, status=self.process.returncode)
+            self.start()
+
+    def ask_to_stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def wait(self, seconds: float) -> None:
+        if self.process is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+
+@contextlib.contextmanager
+def database(settings: Settings, say: Say = lambda _: None) -> Iterator[tuple[str, EmbeddedPostgres | None]]:
+    """The database's URL, for as long as the block runs: yours, or the embedded one, started if it is not running."""
+    if settings.database_url is not None:
+        yield settings.database_url, None
+        return
+    say(f"Starting PostgreSQL in {settings.data_dir} ...")
+    server = EmbeddedPostgres(settings.data_dir)
+    url = server.start()
+    try:
+        yield url, server
+    finally:
+        server.stop()
+
+
+def bring_to_head(settings: Settings, url: str, say: Say) -> None:
+    """Migrate on a newcomer's machine; in production only check, because a migration is the operator's decision.
+
+    Raises MigrationError.
+    """
+    if not settings.is_production:
+        if migrate(url):
+            say(f"Migrated the database to {head()}.")
+        return
+    found = current(url)
+    if found != head():
+        raise MigrationError(
+            f"the database is at migration {found}, this code needs {head()}: run `python -m app migrate`"
+        )
+
+
+def run(
+    settings: Settings, say: Say, *, when_ready: Callable[[str], object] | None = None, log_path: Path | None = None
+) -> None:
+    """Run everything until SIGINT or SIGTERM. Raises SettingsError, EmbeddedError or MigrationError before it starts."""
+    listeners = {"http": _listen(settings.host, settings.port, "PORT")}
+    if settings.uses_sandbox:
+        listeners["sandbox"] = _listen("127.0.0.1", settings.sandbox_port, "SANDBOX_PORT")
+    log_file = log_path.open("ab") if log_path is not None else None
+    if log_file is not None:
+        os.dup2(log_file.fileno(), 2)
+    with database(settings, say) as (url, server):
+        bring_to_head(settings, url, say)
+        environ = _child_environment(settings, url)
+        children = [Child("sandbox", listeners["sandbox"], environ, log_file)] if settings.uses_sandbox else []
+        children += [Child("http", listeners["http"], environ, log_file) for _ in range(settings.workers)]
+        asyncio.run(_supervise(settings, url, server, children, when_ready))
+        say("Stopping ...")
+
+
+async def _supervise(
+    settings: Settings,
+    url: str,
+    server: EmbeddedPostgres | None,
+    children: list[Child],
+    when_ready: Callable[[str], object] | None,
+) -> None:
+    stop = _stop_on_signals()
+    for child in children:
+        child.start()
+    house = build(settings, url)
+    await house.db.open()
+    scheduler = schedule(house)
+    ready = asyncio.create_task(_announce(settings, when_ready, url))
+    try:
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.5)
+            await asyncio.to_thread(_keep_alive, server, children, stop)
+    finally:
+        ready.cancel()
+        scheduler.shutdown(wait=False)
+        await asyncio.to_thread(_stop_all, children)
+        await house.close()
+
+
+def _keep_alive(server: EmbeddedPostgres | None, children: list[Child], stop: asyncio.Event) -> None:
+    if stop.is_set():
+        return
+    if server is not None and server.revive():
+        log.error("postgres.restarted", pid=server.pid)
+    for child in children:
+        child.restart_if_dead()
+
+
+async def _announce(settings: Settings, when_ready: Callable[[str], object] | None, url: str) -> None:
+    """Tell that we are up once the HTTP door answers."""
+    for _ in range(600):
+        if await asyncio.to_thread(_answers, settings):
+            break
+        await asyncio.sleep(0.1)
+    log.info("run.ready", url=settings.public_url)
+    if when_ready is not None:
+        await asyncio.to_thread(when_ready, url)
+
+
+def _answers(settings: Settings) -> bool:
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
+    with contextlib.suppress(OSError), socket.create_connection((host, settings.port), timeout=2) as conn:
+        conn.settimeout(2)
+        conn.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return conn.recv(12).endswith(b"200")
+    return False
+
+
+def _stop_all(children: list[Child]) -> None:
+    for child in children:
+        child.ask_to_stop()
+    for child in children:
+        child.wait(_GRACE_SECONDS)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _listen(host: str, port: int, variable: str) -> socket.socket:
+    """Bind before anything else is started, so that a taken port costs a newcomer one line and no wait."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"{variable}={port} cannot be used on {host}: {error.strerror}. Stop the other program, or choose another"
+            f" port: {variable}={port + 10} make run"
+        ) from error
+    return listener
+
+
+def _child_environment(settings: Settings, url: str) -> dict[str, str]:
+    """The children read the same settings as we did, and our database."""
+    return dict(os.environ) | {"DATABASE_URL": url, "DATA_DIR": str(settings.data_dir)}
+
+
+# --- the children ---------------------------------------------------------------------------------
+
+
+def serve(role: str, settings: Settings) -> None:
+    """A child's life: serve one application on the socket that the parent bound."""
+    logs.configure(settings.log_level)
+    assert settings.database_url is not None
+    app: ASGIApp = create_app(build(settings, settings.database_url)) if role == "http" else _sandbox(settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or None,
+        timeout_graceful_shutdown=_GRACE_SECONDS - 2,
+    )
+    asyncio.run(_serve_until_orphaned(uvicorn.Server(config), socket.socket(fileno=int(os.environ[_SOCKET_VARIABLE]))))
+
+
+async def _serve_until_orphaned(server: uvicorn.Server, listener: socket.socket) -> None:
+    async with _watching_parent(server):
+        await server.serve(sockets=[listener])
+
+
+@contextlib.asynccontextmanager
+async def _watching_parent(server: uvicorn.Server) -> AsyncIterator[None]:
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+
+    async def watch() -> None:
+        await reader.read()
+        server.should_exit = True
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        transport.close()
+
+
+def _sandbox(settings: Settings) -> ASGIApp:
+    config = SandboxConfig(
+        state_dir=settings.data_dir / "sandbox",
+        public_url=settings.sandbox_url,
+        store_id=settings.btcpay_store_id,
+        api_key=settings.btcpay_api_key,
+        webhook_url=f"{_own_url(settings)}/webhooks/btcpay",
+        webhook_secret=settings.btcpay_webhook_secret,
+    )
+    return create_sandbox(config)
+
+
+def _own_url(settings: Settings) -> str:
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"

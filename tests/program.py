@@ -1,0 +1,251 @@
+"""The program as its operator meets it: real processes on loopback, each stopped by the pid it started."""
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from app.kernel.settings import variables
+
+ROOT: Final = Path(__file__).parent.parent
+Finished = subprocess.CompletedProcess[str]
+
+
+class Program:
+    """One installation: a DATA_DIR and two ports of its own, and whatever `python -m app` does with them."""
+
+    def __init__(self, folder: Path, user: str | None = None, **environ: str) -> None:
+        self.folder, self.data_dir, self.user = folder, folder / "data", user
+        self.http_port, self.sandbox_port = free_ports(2)
+        self.base_url = f"http://127.0.0.1:{self.http_port}"
+        self._python, extra = python_of(user)
+        self._environ = _ours() | extra | {
+            "HOME": str(folder), "DATA_DIR": str(self.data_dir), "PORT": str(self.http_port),
+            "SANDBOX_PORT": str(self.sandbox_port), "LOG_LEVEL": "WARNING",
+        } | environ  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+        self._printed, self._logged = folder / "stdout", folder / "stderr"
+
+    # --- what an operator types ---
+
+    def command(self, *arguments: str, **environ: str) -> Finished:
+        """Run one command to its end. No traceback is ever shown to an operator."""
+        done = subprocess.run(
+            [self._python, "-m", "app", *arguments], cwd=ROOT, env=self._environ | environ, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=90, check=False, **_as_user(self.user),
+        )  # fmt: skip
+        assert "Traceback" not in done.stdout + done.stderr, done.stderr
+        return done
+
+    def answer(self, *arguments: str) -> Any:
+        """The one JSON object that a command prints."""
+        done = self.command(*arguments, "--json")
+        assert done.returncode == 0, done.stderr or done.stdout
+        assert len(done.stdout.splitlines()) == 1
+        return json.loads(done.stdout)
+
+    def start(self, *arguments: str) -> None:
+        """`python -m app run`, in a process group of its own, as a terminal would give it."""
+        with self._printed.open("ab") as printed, self._logged.open("ab") as logged:
+            self._process = subprocess.Popen(
+                [self._python, "-m", "app", "run", *arguments], cwd=ROOT, env=self._environ, stdin=subprocess.DEVNULL,
+                stdout=printed, stderr=logged, start_new_session=True, **_as_user(self.user),
+            )  # fmt: skip
+
+    def run(self, *arguments: str) -> None:
+        """`start`, and wait until it is ready."""
+        self.start(*arguments)
+        self.wait_until_ready()
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        def is_ready() -> bool:
+            assert self.parent.is_running(), f"it ended:\n{self.printed}\n{self.logged}"
+            return self.status("/health/ready") == 200
+
+        eventually(is_ready, seconds)
+
+    def interrupt(self) -> int:
+        """Ctrl-C: SIGINT to the whole process group. Returns the exit code."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGINT)
+        return self.wait()
+
+    def wait(self, seconds: float = 30) -> int:
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    # --- what is there ---
+
+    @property
+    def printed(self) -> str:
+        return self._printed.read_text()
+
+    @property
+    def logged(self) -> str:
+        return self._logged.read_text()
+
+    @property
+    def parent(self) -> Any:
+        assert self._process is not None
+        return psutil.Process(self._process.pid)
+
+    def children(self, role: str) -> list[Any]:
+        """Our child processes that serve `role`: http or sandbox."""
+        return [child for child in self.parent.children() if child.cmdline()[-1] == role]
+
+    def postmaster(self) -> Any | None:
+        """The embedded PostgreSQL, None when it is not running."""
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            pid = int((self.data_dir / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
+            process = psutil.Process(pid)
+            if process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    def processes(self) -> list[Any]:
+        """Everything that is running of this installation now."""
+        found = []
+        for first in (psutil.Process(self._process.pid) if self._is_alive() else None, self.postmaster()):  # type: ignore[union-attr]
+            if first is not None:
+                with contextlib.suppress(psutil.Error):
+                    found += [first, *first.children(recursive=True)]
+        return found
+
+    def status(self, path: str) -> int | None:
+        """The status that a path answers now, None if nothing answers."""
+        try:
+            return httpx.get(f"{self.base_url}{path}", timeout=10, trust_env=False).status_code
+        except httpx.TransportError:
+            return None
+
+    def sql(self, statement: str, *params: Any) -> list[tuple[Any, ...]]:
+        """As the owner of the embedded database."""
+        lines = (self.data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
+        url = f"host={lines[4]} port={lines[3]} user=postgres dbname=satmeter"
+        with psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
+            cursor = conn.execute(statement, params)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
+
+    # --- the end ---
+
+    def kill(self) -> None:
+        """kill -9 whatever of it is left, and reap it."""
+        left = self.processes()
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self._process is not None:
+            self._process.wait(10)
+        psutil.wait_procs(left, 10)
+
+    def _is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+
+@contextlib.contextmanager
+def installation(user: str | None = None, **environ: str) -> Iterator[Program]:
+    """A program in a temporary folder; whatever happens, nothing of it is left afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="satmeter-run-"))
+    folder.chmod(0o755)
+    if user is not None:
+        shutil.chown(folder, user)
+    program = Program(folder, user, **environ)
+    try:
+        yield program
+    finally:
+        program.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def eventually(is_true: Callable[[], object], seconds: float = 15) -> None:
+    """Wait until it is; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def all_gone(processes: list[Any]) -> bool:
+    """Whether none of them runs; a zombie that its parent has not reaped yet does not."""
+    return not any(_runs(process) for process in processes)
+
+
+def _runs(process: Any) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return True
+    return False
+
+
+def ordinary_user() -> str:
+    """A user without rights, to be when the tests run as root. Skips where there is none that can run Python."""
+    with contextlib.suppress(KeyError):
+        pwd.getpwnam("nobody")
+        python_of("nobody")
+        return "nobody"
+    pytest.skip("there is no user 'nobody' here")
+
+
+def python_of(user: str | None) -> tuple[str, dict[str, str]]:
+    """A Python that `user` may run, and the environment that makes it see our packages.
+
+    Ours, unless it lies in a home that they may not enter: then the system's of the same version.
+    """
+    packages = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))}
+    system = shutil.which(f"python3.{sys.version_info.minor}", path=os.defpath)
+    for python, environ in ((sys.executable, {}), (system or "python3", packages)):
+        if user is None:
+            return python, {}
+        with contextlib.suppress(OSError):
+            done = subprocess.run(
+                [python, "-c", "import app.cli"], cwd=ROOT, env=_ours() | environ, capture_output=True, timeout=60,
+                check=False, **_as_user(user),
+            )  # fmt: skip
+            if done.returncode == 0:
+                return python, environ
+    pytest.skip(f"the user {user!r} can run neither {sys.executable} nor a Python 3.{sys.version_info.minor} in its place")
+
+
+def _as_user(user: str | None) -> dict[str, Any]:
+    if user is None:
+        return {}
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+
+
+def _ours() -> dict[str, str]:
+    """Our environment without settings, so that none of the developer's own reaches the program."""
+    return {name: value for name, value in os.environ.items() if name not in variables()}
