@@ -16,6 +16,7 @@ from app.metering.holds import expire_holds
 from app.topups.credit import check_due
 from app.topups.gateway import InvoiceGateway
 from app.topups.inbox import process_waiting
+from app.topups.sweep import CATCH_UP, sweep
 from app.wiring import House
 
 Work = Callable[[House], Awaitable[Any]]
@@ -38,10 +39,17 @@ async def for_each_gateway(house: House, work: Callable[[Database, InvoiceGatewa
 JOBS: Final = (
     Job("look into webhooks", 0.5, lambda house: for_each_gateway(house, process_waiting)),
     Job("check top-ups", 2, lambda house: for_each_gateway(house, check_due)),
+    Job("sweep invoices", 600, lambda house: for_each_gateway(house, sweep)),
     Job("expire holds", 5, lambda house: expire_holds(house.db)),
     Job("forget old answers", 3600, lambda house: forget_old_answers(house.db)),
     Job("forget old counts", 3600, lambda house: forget_old_counts(house.db)),
 )
+
+
+_CATCH_UP: Final = Job(
+    "catch up", 0, lambda house: for_each_gateway(house, lambda db, gateway: sweep(db, gateway, CATCH_UP))
+)
+"""Once at start: payments that came while we were away, and invoices we never heard of."""
 
 
 def schedule(house: House) -> AsyncIOScheduler:
@@ -52,6 +60,7 @@ def schedule(house: House) -> AsyncIOScheduler:
             _run, "interval", args=[job, house], seconds=job.every_seconds, id=job.name, max_instances=1, coalesce=True,
             misfire_grace_time=None,
         )  # fmt: skip
+    scheduler.add_job(_run, args=[_CATCH_UP, house], id=_CATCH_UP.name)
     scheduler.start()
     return scheduler
 

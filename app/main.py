@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app import __version__
 from app.accounts.api import ask_balance, create_account, read_balance
+from app.admin.api import AdminTopupsController
 from app.kernel.db import Database, row
 from app.kernel.errors import AppError, DatabaseUnavailable
 from app.keys.api import KeysController
@@ -101,16 +102,16 @@ def create_app(house: House) -> Litestar:
         "caller": provide_caller, "owner": provide_owner, "service": provide_service, "admin": provide_admin,
         "once": provide_once,
     }  # fmt: skip
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             live, ready, metrics, create_account, ask_balance, read_balance, KeysController, *topups.handlers,
             MeterController,
+            AdminTopupsController,
         ],
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
         | {name: Provide(provider) for name, provider in callers.items()},
         request_class=JsonRequest,
         request_max_body_size=MAX_BODY_BYTES,
-        middleware=[around_requests],
         exception_handlers={AppError: on_app_error, HTTPException: on_http_error, Exception: on_defect},
         openapi_config=OpenAPIConfig(title="Satmeter", version=__version__, path="/docs"),
         plugins=[ExactNumbers()],
@@ -118,6 +119,9 @@ def create_app(house: House) -> Litestar:
         logging_config=None,
         debug=False,
     )  # fmt: skip
+    # Around the router too: Litestar's own middleware would not see a path or a method that we do not have.
+    app.asgi_handler = around_requests(app.asgi_handler)
+    return app
 
 
 def _giving(part: Any) -> Callable[[], Any]:

@@ -37,9 +37,15 @@ from app.keys.verify import Verifier, authenticate
 
 MAX_BODY_BYTES = 64 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}", re.ASCII)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-_VISIBLE = re.compile(r"[!-~]{1,255}", re.ASCII)
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_VISIBLE = re.compile(r"[!#-~]{1,255}", re.ASCII)
+"""Visible ASCII but the quote: a key is quoted as a whole or not at all."""
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _PATH_IN_MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_FIELD_IN_MESSAGE = re.compile(r"^Object (?:missing required|contains unknown) field `(?P<name>.*)`$", re.DOTALL)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""What is counted by its own name; callers may invent others, and each would be a new time series."""
 
 _requests = Counter("satmeter_requests_total", "Requests answered", ["method", "route", "status"])
 _seconds = Histogram(
@@ -62,16 +68,25 @@ def read_json(body: bytes, wanted: Any, content_type: str | None) -> Any:
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if media_type and media_type != "application/json" and not media_type.endswith("+json"):
         raise UnsupportedMediaType(f"The body must be application/json, got {media_type[:100]!r}")
-    if b"\\u0000" in body:
+    if _ESCAPED_NUL.search(body):
         raise InvalidField("Text may not contain NUL characters")
     try:
         return msgspec.json.decode(body, type=wanted)
     except msgspec.ValidationError as error:
-        match = _PATH_IN_MESSAGE.match(str(error))
-        path = (match["path"] if match else None) or None
-        raise InvalidField(f"{path or 'The body'}: {match['what'] if match else 'not valid'}", param=path) from None
+        raise _invalid_body(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedJson(f"The body is not valid JSON: {error}") from None
+
+
+def _invalid_body(complaint: str) -> InvalidField:
+    """msgspec's complaint, such as "Expected `int`, got `str` - at `$.ttl_seconds`", naming its field."""
+    match = _PATH_IN_MESSAGE.match(complaint)
+    what, path = (match["what"], match["path"] or "") if match else ("not valid", "")
+    if field := _FIELD_IN_MESSAGE.match(what):
+        param = f"{path}.{field['name']}".lstrip(".")[:100]
+        problem = "is required" if "missing" in what else "is not a field of this request"
+        return InvalidField(f"{param} {problem}", param=param)
+    return InvalidField(f"{path or 'The body'}: {what[:300]}", param=path or None)
 
 
 # --- who is calling -------------------------------------------------------------------------------
@@ -115,7 +130,8 @@ async def provide_once(
 ) -> Once:
     """The idempotency of this POST, scoped to whoever sends it: the same key of two callers is two keys."""
     headers = request.headers
-    who = "\x00".join(headers.get(name, "") for name in ("x-credit-id", "authorization", "x-api-key", "api-key"))
+    secrets = (headers.get(name, "") for name in ("authorization", "x-api-key", "api-key"))
+    who = "\x00".join((headers.get("x-credit-id", "").lower(), *secrets))
     if not who.strip("\x00"):
         who = request.client.host if request.client else "unknown"
     body = await request.body()
@@ -136,7 +152,10 @@ def _idempotency_key(header: str | None) -> str | None:
         return None
     key = header[1:-1] if len(header) >= 2 and header[0] == header[-1] == '"' else header
     if not _VISIBLE.fullmatch(key):
-        raise MalformedHeader("Idempotency-Key must be 1-255 visible ASCII characters", param="Idempotency-Key")
+        raise MalformedHeader(
+            f"Idempotency-Key must be 1-255 visible ASCII characters without quotes inside, got {len(key)} characters",
+            param="Idempotency-Key",
+        )
     return key
 
 
@@ -172,16 +191,20 @@ class MethodNotAllowed(AppError):
 
 def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     """Litestar's own refusals, in our words."""
-    return on_app_error(request, _ours(error))
+    if error.status_code >= 500:
+        return on_defect(request, error)
+    answer = on_app_error(request, _ours(error))
+    if error.status_code == 405:
+        answer.headers["Allow"] = (error.headers or {}).get("allow", "")
+    return answer
 
 
 def _ours(error: HTTPException) -> AppError:
     if isinstance(error, ValidationException):
         return _invalid(error)
     by_status: dict[int, AppError] = {404: NotFound(), 405: MethodNotAllowed(), 413: BodyTooLarge()}
-    if error.status_code in by_status:
-        return by_status[error.status_code]
-    return MalformedJson("The request is malformed") if error.status_code < 500 else AppError("Something of ours broke")
+    # What is left of Litestar's 400s is a Host or Content-Length that makes no sense; it may hold anything.
+    return by_status.get(error.status_code) or MalformedHeader("The Host or Content-Length header is malformed")
 
 
 def _invalid(error: ValidationException) -> AppError:
@@ -224,6 +247,7 @@ def around_requests(app: ASGIApp) -> ASGIApp:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started, status = time.perf_counter(), 500
+        length = headers.get("content-length", "0")
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -233,13 +257,10 @@ def around_requests(app: ASGIApp) -> ASGIApp:
             await send(message)
 
         try:
-            if (
-                headers.get("content-length", "0").isdigit()
-                and int(headers.get("content-length", "0")) > MAX_BODY_BYTES
-            ):
-                await _too_large(scope, receive, sending)
+            if _LENGTH.fullmatch(length) and int(length) > MAX_BODY_BYTES:
+                await _too_large(sending)
             else:
-                await app(scope, receive, sending)
+                await app(scope, _whole(receive), sending)
         finally:
             _account_for(scope, status, time.perf_counter() - started)
 
@@ -256,7 +277,22 @@ def _add_headers(message: Any, scope: Scope, request_id: str) -> None:
         answer["Idempotent-Replayed"] = "true"
 
 
-async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
+def _whole(receive: Receive) -> Receive:
+    """A body that breaks off is the caller's trouble: without this, Litestar takes it for a defect of ours."""
+    is_complete = False
+
+    async def receiving() -> Any:
+        nonlocal is_complete
+        message = await receive()
+        if message["type"] == "http.disconnect" and not is_complete:
+            raise MalformedJson("The connection was closed before the whole body had come")
+        is_complete = is_complete or not message.get("more_body", False)
+        return message
+
+    return receiving
+
+
+async def _too_large(send: Send) -> None:
     body = msgspec.json.encode(error_body(BodyTooLarge()))
     headers = [
         (b"content-type", b"application/json"),
@@ -269,6 +305,7 @@ async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
 
 def _account_for(scope: Scope, status: int, seconds: float) -> None:
     route, method = scope.get("path_template") or "unmatched", str(scope.get("method", ""))
+    method = method if method in _METHODS else "other"
     _requests.labels(method, route, status).inc()
     _seconds.labels(route).observe(seconds)
     log.info(

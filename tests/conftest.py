@@ -20,7 +20,7 @@ from tests.rig import FakeBtcpay, Rig
 
 _TABLES = (
     "payment, topup_invoice, topup, usage, hold, entry, api_key, credential, account, idempotency, rate_count,"
-    " webhook_delivery, service_token, admin_token"
+    " webhook_delivery, service_token, admin_token, admin_log"
 )
 
 

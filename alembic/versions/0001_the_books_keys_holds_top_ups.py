@@ -28,6 +28,15 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('id'),
     postgresql_with={'fillfactor': 50}
     )
+    op.create_table('admin_log',
+    sa.Column('id', sa.UUID(), nullable=False),
+    sa.Column('admin', sa.Text(), nullable=False),
+    sa.Column('act', sa.Text(), nullable=False),
+    sa.Column('subject', sa.Text(), nullable=False),
+    sa.Column('reason', sa.Text(), nullable=True),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.PrimaryKeyConstraint('id')
+    )
     op.create_table('admin_token',
     sa.Column('id', sa.UUID(), nullable=False),
     sa.Column('name', sa.Text(), nullable=False),
@@ -182,6 +191,7 @@ def upgrade() -> None:
     sa.Column('bonus_nusd', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('bonus_percent', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('review', sa.Text(), nullable=True),
+    sa.Column('reviewed', sa.Text(), nullable=True),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('expires_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('watch_until', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
@@ -193,6 +203,7 @@ def upgrade() -> None:
     sa.ForeignKeyConstraint(['account_id'], ['account.id'], ),
     sa.PrimaryKeyConstraint('account_id', 'id')
     )
+    op.create_index('topup_by_id', 'topup', ['id'], unique=False)
     op.create_index('topup_due', 'topup', ['next_check_at'], unique=False, postgresql_where=sa.text('next_check_at IS NOT NULL'))
     op.create_index('topup_newest', 'topup', ['account_id', 'created_at'], unique=False)
     op.create_index('topup_to_review', 'topup', ['account_id'], unique=False, postgresql_where=sa.text('review IS NOT NULL'))
@@ -242,18 +253,7 @@ def upgrade() -> None:
 
 
 def _grant_rights() -> None:
-    """The runtime role may append to the books and never rewrite them."""
-    op.execute(
-        """
-        DO $$ BEGIN
-            IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'satmeter_runtime') THEN
-                CREATE ROLE satmeter_runtime NOLOGIN;
-            END IF;
-        EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; -- another database's migration was faster
-        END $$
-        """
-    )
-    op.execute("GRANT satmeter_runtime TO CURRENT_USER")
+    """The runtime role, which app.migrations made, may append to the books and never rewrite them."""
     op.execute("GRANT USAGE ON SCHEMA public TO satmeter_runtime")
     for rights, tables in _RIGHTS.items():
         op.execute(f"GRANT {rights} ON {tables} TO satmeter_runtime")
@@ -261,7 +261,7 @@ def _grant_rights() -> None:
 
 _RIGHTS = {
     "SELECT": "alembic_version",
-    "SELECT, INSERT": "entry, usage, topup_invoice",
+    "SELECT, INSERT": "entry, usage, topup_invoice, admin_log",
     "SELECT, INSERT, UPDATE": "account, api_key, hold, topup, payment, webhook_delivery, service_token, admin_token",
     "SELECT, INSERT, DELETE": "credential",
     "SELECT, INSERT, UPDATE, DELETE": "idempotency, rate_count",

@@ -1,4 +1,4 @@
-"""What is remembered of operators: the tokens of their proxies and of themselves."""
+"""What is remembered of operators: the tokens of their proxies and of themselves, and what they did."""
 
 import uuid
 from datetime import datetime
@@ -38,3 +38,16 @@ class AdminToken(SQLModel, table=True):
     created_at: datetime = when()
     expires_at: datetime | None = when(nullable=True)
     revoked_at: datetime | None = when(nullable=True)
+
+
+class AdminLog(SQLModel, table=True):
+    """One act of an operator, written in the act's own transaction. Append-only."""
+
+    __tablename__ = "admin_log"
+
+    id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    admin: str = words()
+    act: str = words()
+    subject: str = words()
+    reason: str | None = words(default=None)
+    created_at: datetime = when()

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from app.kernel.errors import DatabaseUnavailable
+from app.kernel.errors import DatabaseUnavailable, InvalidField
 
 RUNTIME_ROLE: Final = "satmeter_runtime"
 """What the service runs as: it may insert and read ledger entries, and never change or delete one."""
@@ -33,6 +33,7 @@ _TRY_AGAIN: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the server has rolled the whole transaction back."""
 _BUSY: Final = frozenset({"55P03", "57014", "57P01", "57P02", "57P03", "53300", "25P03", "25P04"})
 """Lock and statement timeouts, shutdown, start-up, too many connections: our trouble, not the caller's."""
+_OUT_OF_RANGE: Final = "22003"
 _ATTEMPTS: Final = 6
 
 
@@ -114,6 +115,8 @@ class Database:
                     _raise(error)
             except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, TooManyRequests) as error:
                 _raise(error)
+            except psycopg.errors.NumericValueOutOfRange as error:
+                _raise(error)
         raise AssertionError("unreachable")
 
     async def is_ready(self) -> bool:
@@ -142,7 +145,10 @@ def _may_retry(error: Exception, committing: bool) -> bool:
 
 
 def _raise(error: Exception) -> None:
-    """Our own faults become 503; a broken promise of ours (a bad statement) stays what it is."""
+    """Our own faults become 503; a broken promise of ours (a bad statement) stays what it is.
+
+    A sum beyond BIGINT comes of amounts that were asked for, and is refused like them.
+    """
     original = error.orig if isinstance(error, DBAPIError) else error
     state = getattr(original, "sqlstate", None)
     lost = isinstance(
@@ -150,6 +156,8 @@ def _raise(error: Exception) -> None:
     )
     if lost or state in _BUSY or state in _TRY_AGAIN:
         raise DatabaseUnavailable(retry_after_seconds=1) from error
+    if state == _OUT_OF_RANGE:
+        raise InvalidField("The amount would take the account past what the books can hold") from error
     raise error
 
 

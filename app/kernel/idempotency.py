@@ -76,15 +76,20 @@ class Once:
         return msgspec.json.decode(self._sealer.open(found["answer"], self._answer_row), type=answer_type)
 
     async def save(self, session: AsyncSession, answer: object) -> None:
-        """Keep the answer, in the caller's transaction."""
-        if self._key is not None:
-            sealed = self._sealer.seal(msgspec.json.encode(answer), self._answer_row)
-            await row(
-                session,
-                "UPDATE idempotency SET answer = :answer WHERE scope_key = :key",
-                answer=sealed,
-                key=self._scope_key,
-            )
+        """Keep the answer, in the caller's transaction, which with it becomes the only one that counts.
+
+        Raises IdempotencyInProgress, and so undoes the effect, when a repeat took over from us and is done first.
+        """
+        if self._key is None:
+            return
+        kept = await row(
+            session,
+            "UPDATE idempotency SET answer = :answer WHERE scope_key = :key AND answer IS NULL RETURNING 1 AS kept",
+            answer=self._sealer.seal(msgspec.json.encode(answer), self._answer_row),
+            key=self._scope_key,
+        )
+        if kept is None:
+            raise IdempotencyInProgress(retry_after_seconds=1)
 
     async def abandon(self) -> None:
         """Give the key back after a refusal, so that the corrected request may use it."""

@@ -19,7 +19,8 @@ JsonNumber: TypeAlias = msgspec.Raw
 
 NUSD_PER_USD = 1_000_000_000
 PUSD_PER_NUSD = 1_000
-MAX_NUSD = 2**63 - 1
+MAX_NUSD = 10**18
+"""A thousand million USD in one amount: a BIGINT holds nine of them, so that no sum of a few overflows."""
 
 _USD_TEXT = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
 _COIN_TEXT = re.compile(r"\d{1,12}(\.\d{1,8})?", re.ASCII)
@@ -59,9 +60,12 @@ def parse_usd(raw: msgspec.Raw | bytes, field: str) -> int:
     """A JSON number or decimal string in USD, as nano-USD.
 
     At most 12 ASCII digits before and 9 after the point; no sign, exponent, NaN or underscore.
-    Raises InvalidField naming `field`.
+    Raises InvalidField naming `field`, also for more than the books can hold.
     """
-    return _scaled(_matched(raw, field, _USD_TEXT, 9), 9)
+    amount_nusd = _scaled(_matched(raw, field, _USD_TEXT, 9), 9)
+    if amount_nusd > MAX_NUSD:
+        raise InvalidField(f"{field} may be at most {usd_text(MAX_NUSD)} USD, got {usd_text(amount_nusd)}", param=field)
+    return amount_nusd
 
 
 def parse_amount(raw: msgspec.Raw | bytes, currency: Currency, field: str) -> int:

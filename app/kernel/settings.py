@@ -89,7 +89,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     if production:
         _refuse_conveniences(read)
     data_dir = Path(read.text("DATA_DIR", "./.data")).resolve()
-    made = {} if production else _generated(data_dir, read)
+    made = {} if production else _generated(data_dir)
     host, port = read.text("HOST", "127.0.0.1"), read.number("PORT", 8080, 1, 65535)
     return Settings(
         environment=environment,
@@ -149,9 +149,9 @@ def _refuse_conveniences(read: _Reader) -> None:
         wrong += [f"{name} is not set"] * (not read.text(name, ""))
     for name in ("BTCPAY_URL", "BTCPAY_API_KEY", "BTCPAY_STORE_ID", "BTCPAY_WEBHOOK_SECRET"):
         wrong += [f"{name} is not set (the sandbox is for development)"] * (not read.text(name, ""))
-    for name in ("SECRET_PEPPER", "SEALING_KEYS", "BTCPAY_API_KEY", "BTCPAY_WEBHOOK_SECRET"):
+    for name in ("DATABASE_URL", "SECRET_PEPPER", "SEALING_KEYS", "BTCPAY_API_KEY", "BTCPAY_STORE_ID", "BTCPAY_WEBHOOK_SECRET"):
         wrong += [f"{name} still has its placeholder"] * (PLACEHOLDER in read.text(name, ""))
-    wrong += ["BTCPAY_URL is plain http; use https"] * read.text("BTCPAY_URL", "").startswith("http://")
+    wrong += ["BTCPAY_URL is plain http; use https"] * read.text("BTCPAY_URL", "").lower().startswith("http:")
     wrong += ["NWC_ALLOW_PRIVATE_RELAYS is on"] * (read.text("NWC_ALLOW_PRIVATE_RELAYS", "off") == "on")
     if wrong:
         raise SettingsError(
@@ -159,24 +159,32 @@ def _refuse_conveniences(read: _Reader) -> None:
         )
 
 
-def _generated(data_dir: Path, read: _Reader) -> dict[str, str]:
+def _generated(data_dir: Path) -> dict[str, str]:
     """The secrets of a development machine: made once, kept in DATA_DIR with mode 600."""
     path = data_dir / "secrets.json"
-    if path.exists():
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            private_write(path, json.dumps(_new_secrets(), indent=1))
         return dict(json.loads(path.read_text()))
-    made = {
+    except OSError as error:
+        raise SettingsError(
+            f"DATA_DIR={data_dir} cannot be used by this user: {error.strerror or error}; choose another folder with DATA_DIR"
+        ) from error
+    except ValueError as error:
+        raise SettingsError(
+            f"{path} is damaged; restore it, or choose another DATA_DIR: without it this one's secrets cannot be read"
+        ) from error
+
+
+def _new_secrets() -> dict[str, str]:
+    return {
         "SECRET_PEPPER": secrets.token_urlsafe(48),
         "SEALING_KEYS": f"dev1:{base64.b64encode(secrets.token_bytes(32)).decode()}",
         "BTCPAY_API_KEY": secrets.token_hex(20),
         "BTCPAY_STORE_ID": secrets.token_urlsafe(32),
         "BTCPAY_WEBHOOK_SECRET": secrets.token_urlsafe(24),
     }
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        private_write(path, json.dumps(made, indent=1))
-    except OSError as error:
-        raise SettingsError(f"DATA_DIR={data_dir} cannot be written: {error.strerror or error}") from error
-    return made
 
 
 def private_write(path: Path, text: str) -> None:

@@ -2,24 +2,33 @@
 
 from datetime import datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 import msgspec
-from litestar import Request, get, post
+from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row, new_id
-from app.kernel.errors import InvoiceNotFound, NotFound
+from app.kernel.errors import InvalidField, InvoiceNotFound, NotFound
 from app.kernel.idempotency import Once
 from app.kernel.logs import log
 from app.kernel.money import COIN_PLACES, CURRENCIES, JsonNumber, number, usd
+from app.kernel.pages import DEFAULT_LIMIT, from_cursor, page_size, to_cursor
+from app.kernel.ratelimit import count_or_refuse
 from app.kernel.security import Caller
+from app.kernel.settings import Settings
 from app.keys.verify import require_scope
-from app.topups.create import Wish, create_topup, read_topup
+from app.topups.claim import Proof, ProofKind, claim
+from app.topups.create import Wish, create_topup, list_topups, read_topup
 from app.topups.gateway import Gateways
 from app.topups.inbox import store, topup_of_invoice
 from app.topups.methods import METHODS, Method, checked_amount, method_named
+from app.topups.receipt import Receipt, opened_token, rate_source, read_receipt, receipt_page, receipt_token, usd_rate
+
+CLAIMS_PER_HOUR = 60
+ProofText = Annotated[str, msgspec.Meta(min_length=16, max_length=2000, pattern=r"^[0-9A-Za-z]+\Z")]
 
 
 class TopupRequest(msgspec.Struct, frozen=True):
@@ -57,8 +66,14 @@ class MethodsAnswer(msgspec.Struct, frozen=True):
     supported_methods: list[MethodView]
 
 
+_OURS_IN_THEIR_WORDS: dict[Any, str] = {"Creating": "New", "Failed": "Invalid"}
+
+
 class TopupView(msgspec.Struct, frozen=True):
-    """A top-up as its payer sees it. `created_at` and `expires_at` are Unix seconds; `status` is BTCPay's own word."""
+    """A top-up as its payer sees it: `created_at` and `expires_at` in Unix seconds, `status` in BTCPay's own words.
+
+    `network_fee` (coin) is part of what is due; `rate_usd` is USD per coin, and who quoted it.
+    """
 
     invoice_id: str
     status: str
@@ -73,38 +88,97 @@ class TopupView(msgspec.Struct, frozen=True):
     crypto_amount_due: JsonNumber
     amount_paid: JsonNumber
     amount_due: JsonNumber
+    network_fee: JsonNumber
+    rate_usd: JsonNumber
+    rate_source: str
     credited_usd: JsonNumber
     bonus_usd: JsonNumber
+    bonus_percent: int
+    receipt_url: str
     lightning_invoice: str | msgspec.UnsetType = msgspec.UNSET
     address: str | msgspec.UnsetType = msgspec.UNSET
     payment_uri: str | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
-    def of(cls, topup: Row) -> "TopupView":
+    def of(cls, topup: Row, settings: Settings) -> "TopupView":
         method = METHODS[topup["method"]]
         places = COIN_PLACES[method.coin]
         where = (
-            {"lightning_invoice": topup["destination"]}
+            {"lightning_invoice": topup["destination"] or ""}
             if method.is_lightning
-            else {"address": topup["destination"], "payment_uri": topup["payment_link"]}
+            else {"address": topup["destination"] or "", "payment_uri": topup["payment_link"] or ""}
         )
         return cls(
-            invoice_id=topup["invoice_id"],
-            status=topup["status"],
+            invoice_id=topup["invoice_id"] or "",
+            status=str(_OURS_IN_THEIR_WORDS.get(topup["status"], topup["status"])),
             additional_status=topup["additional_status"],
             amount=number(topup["amount_units"], CURRENCIES[topup["currency"]].places),
             currency=topup["currency"],
             created_at=_epoch(topup["created_at"]),
             expires_at=_epoch(topup["expires_at"]),
-            checkout_url=topup["checkout_url"],
+            checkout_url=topup["checkout_url"] or "",
             payment_method=method.display_name,
             crypto_currency=method.coin,
-            crypto_amount_due=number(topup["total_coin_units"], places),
-            amount_paid=number(topup["paid_coin_units"], places),
-            amount_due=number(topup["due_coin_units"], places),
+            crypto_amount_due=number(topup["total_coin_units"] or 0, places),
+            amount_paid=number(topup["paid_coin_units"] or 0, places),
+            amount_due=number(topup["due_coin_units"] or 0, places),
+            network_fee=number(topup["fee_coin_units"] or 0, places),
+            rate_usd=msgspec.Raw((usd_rate(topup) or "null").encode()),
+            rate_source=rate_source(topup),
             credited_usd=usd(topup["credited_nusd"]),
             bonus_usd=usd(topup["bonus_nusd"]),
+            bonus_percent=topup["bonus_percent"],
+            receipt_url=f"{settings.public_url}/receipts/{receipt_token(settings.pepper, topup['account_id'], topup['id'])}",
             **where,
+        )
+
+
+class TopupsPage(msgspec.Struct, frozen=True):
+    data: list[TopupView]
+    next_cursor: str | None
+
+
+class ClaimRequest(msgspec.Struct, frozen=True):
+    """One of the three."""
+
+    payment_hash: ProofText | None = None
+    lightning_invoice: ProofText | None = None
+    txid: ProofText | None = None
+
+
+class PaymentView(msgspec.Struct, frozen=True):
+    """One payment: amounts in the coin, its worth in USD once it settled."""
+
+    id: str
+    value: JsonNumber
+    fee: JsonNumber
+    status: str
+    received_at: datetime
+    late: bool
+    worth_usd: JsonNumber
+
+
+class ReceiptView(msgspec.Struct, frozen=True):
+    topup: TopupView
+    payments: list[PaymentView]
+
+    @classmethod
+    def of(cls, receipt: Receipt, settings: Settings) -> "ReceiptView":
+        places = COIN_PLACES[METHODS[receipt.topup["method"]].coin]
+        return cls(
+            TopupView.of(receipt.topup, settings),
+            [
+                PaymentView(
+                    payment["payment_id"],
+                    number(payment["value_coin_units"], places),
+                    number(payment["fee_coin_units"], places),
+                    payment["status"],
+                    payment["received_at"],
+                    payment["late"],
+                    usd(payment["worth_nusd"]),
+                )
+                for payment in receipt.payments
+            ],
         )
 
 
@@ -124,6 +198,7 @@ async def create(
     db: NamedDependency[Database],
     gateways: NamedDependency[Gateways],
     once: NamedDependency[Once],
+    settings: NamedDependency[Settings],
     method: FromPath[str],
     data: JSONBody[TopupRequest],
 ) -> TopupView:
@@ -135,7 +210,7 @@ async def create(
         return earlier
 
     async def finish(session: AsyncSession, topup: Row) -> TopupView:
-        answer = TopupView.of(topup)
+        answer = TopupView.of(topup, settings)
         await once.save(session, answer)
         return answer
 
@@ -153,11 +228,88 @@ async def status(
     caller: NamedDependency[Caller],
     db: NamedDependency[Database],
     gateways: NamedDependency[Gateways],
+    settings: NamedDependency[Settings],
     invoice_id: FromPath[str],
 ) -> TopupView:
     """Clients wait for `status == "Settled"`; `credited_usd` is what was added to the balance."""
     require_scope(caller, "topup")
-    return TopupView.of(await db.transaction(lambda session: _own_topup(session, gateways, caller, invoice_id)))
+    found = await db.transaction(lambda session: _own_topup(session, gateways, caller, invoice_id))
+    return TopupView.of(found, settings)
+
+
+@get("/topups", tags=["Top-ups"], summary="List top-ups")
+async def list_all(
+    caller: NamedDependency[Caller],
+    db: NamedDependency[Database],
+    settings: NamedDependency[Settings],
+    limit: FromQuery[int] = DEFAULT_LIMIT,
+    cursor: FromQuery[str | None] = None,
+) -> TopupsPage:
+    """The account's top-ups, newest first."""
+    require_scope(caller, "topup")
+    size, after = page_size(limit), from_cursor(cursor, tuple[datetime, UUID])
+    found = await db.transaction(lambda session: list_topups(session, caller.account_id, size + 1, after))
+    last = found[size - 1] if len(found) > size else None
+    return TopupsPage(
+        [TopupView.of(topup, settings) for topup in found[:size]],
+        to_cursor(last["created_at"], last["id"]) if last else None,
+    )
+
+
+@post("/topup/claim", status_code=200, tags=["Top-ups"], summary="Find a payment that is not credited")
+async def claim_payment(
+    caller: NamedDependency[Caller],
+    db: NamedDependency[Database],
+    gateways: NamedDependency[Gateways],
+    settings: NamedDependency[Settings],
+    data: JSONBody[ClaimRequest],
+) -> TopupView:
+    """Asks the payment backend at once about the payment with this hash, Lightning invoice or transaction id."""
+    require_scope(caller, "topup")
+    proof = _proof(data)
+    await count_or_refuse(db, f"claim/{caller.account_id}", CLAIMS_PER_HOUR)
+    return TopupView.of(await claim(db, gateways, caller.account_id, proof), settings)
+
+
+def _proof(data: ClaimRequest) -> Proof:
+    given: list[tuple[ProofKind, str | None]] = [
+        ("payment_hash", data.payment_hash), ("lightning_invoice", data.lightning_invoice), ("txid", data.txid)
+    ]  # fmt: skip
+    proofs = [Proof(kind, value.lower()) for kind, value in given if value is not None]
+    if len(proofs) != 1:
+        raise InvalidField("give one of payment_hash, lightning_invoice, txid", param="payment_hash")
+    return proofs[0]
+
+
+@get("/topup/receipt/{invoice_id:str}", tags=["Top-ups"], summary="The receipt as data")
+async def receipt(
+    caller: NamedDependency[Caller],
+    db: NamedDependency[Database],
+    gateways: NamedDependency[Gateways],
+    settings: NamedDependency[Settings],
+    invoice_id: FromPath[str],
+) -> ReceiptView:
+    """The top-up with its payments. `receipt_url` is the same as a page to print."""
+    require_scope(caller, "topup")
+
+    async def work(session: AsyncSession) -> Receipt:
+        found = await _own_topup(session, gateways, caller, invoice_id)
+        return await read_receipt(session, found["account_id"], found["id"])
+
+    return ReceiptView.of(await db.transaction(work), settings)
+
+
+@get("/receipts/{token:str}", tags=["Top-ups"], summary="The receipt as a page", media_type="text/html")
+async def receipt_html(
+    db: NamedDependency[Database], settings: NamedDependency[Settings], token: FromPath[str]
+) -> Response[str]:
+    """To look at and to print: the QR code while it can be paid, the settled payment after. The address is the key."""
+    account_id, topup_id = opened_token(settings.pepper, token)
+    page = receipt_page(await db.transaction(lambda session: read_receipt(session, account_id, topup_id)))
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    return Response(
+        page, media_type="text/html", headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
+    )
 
 
 async def _own_topup(session: AsyncSession, gateways: Gateways, caller: Caller, invoice_id: str) -> Row:
@@ -194,4 +346,4 @@ def _epoch(when: datetime) -> int:
     return int(when.timestamp())
 
 
-handlers = (payment_methods, create, status, webhook)
+handlers = (payment_methods, create, status, list_all, claim_payment, receipt, receipt_html, webhook)

@@ -3,12 +3,12 @@
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Row, row
+from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import PaymentBackendUnavailable
 from app.kernel.logs import log
 from app.kernel.money import COIN_PLACES, CURRENCIES, decimal_of, units_of
@@ -176,3 +176,16 @@ async def read_topup(session: AsyncSession, account_id: uuid.UUID, topup_id: uui
     )
     assert found is not None
     return found
+
+
+async def list_topups(
+    session: AsyncSession, account_id: uuid.UUID, limit: int, before: tuple[datetime, uuid.UUID] | None
+) -> list[Row]:
+    """The account's top-ups that have an invoice, newest first; `before` is where the page before ended."""
+    return await rows(
+        session,
+        """SELECT * FROM topup WHERE account_id = :account_id AND invoice_id IS NOT NULL
+             AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) < (:at, CAST(:id AS uuid)))
+           ORDER BY created_at DESC, id DESC LIMIT :limit""",
+        account_id=account_id, at=before[0] if before else None, id=before[1] if before else None, limit=limit,
+    )  # fmt: skip

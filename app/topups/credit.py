@@ -196,7 +196,8 @@ async def _checked(
 ) -> None:
     await row(
         session,
-        """UPDATE topup SET checked_at = :asked_at, review = coalesce(:review, review), next_check_at = :again_at
+        """UPDATE topup SET checked_at = :asked_at, next_check_at = :again_at,
+                  review = CASE WHEN CAST(:review AS text) IS DISTINCT FROM reviewed THEN coalesce(:review, review) ELSE review END
            WHERE account_id = :account_id AND id = :id""",
         asked_at=asked_at, review=review, again_at=again_at, account_id=ref.account_id, id=ref.topup_id,
     )  # fmt: skip
@@ -205,7 +206,8 @@ async def _checked(
 async def _flag(session: AsyncSession, ref: TopupRef, review: str | None) -> None:
     await row(
         session,
-        """UPDATE topup SET review = :review, next_check_at = now() + interval '1 hour'
+        """UPDATE topup SET next_check_at = now() + interval '1 hour',
+                  review = CASE WHEN :review IS DISTINCT FROM reviewed THEN :review ELSE review END
            WHERE account_id = :account_id AND id = :id""",
         review=review, account_id=ref.account_id, id=ref.topup_id,
     )  # fmt: skip

@@ -46,7 +46,9 @@ def owed(
     rate = invoice.rate if invoice.currency == "USD" else quote
     assert rate is not None
     worth = {
-        payment.id: known_worth_nusd.get(payment.id, _worth(payment, invoice, rate, rate_now))
+        payment.id: known_worth_nusd[payment.id]
+        if payment.id in known_worth_nusd
+        else _worth(payment, invoice, rate, rate_now)
         for payment in _settled(invoice)
     }
     return _by_state(invoice, face_nusd(invoice, rate), worth, worth_nusd(_DUST_COIN, rate) + 1)

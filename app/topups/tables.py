@@ -16,7 +16,7 @@ class Topup(SQLModel, table=True):
 
     `amount_units` is in the smallest unit of `currency` (nano-USD for USD); `…_coin_units` in the coin's.
     `status` and `additional_status` are the backend's words, `Creating` until it has answered, and
-    `Failed` when it refused. `usd_per_coin` is our quote, which fixes what a coin-priced top-up is worth.
+    `Failed` when it refused. `review` says why a person should look, `reviewed` what they have dealt with. `usd_per_coin` is our quote, which fixes what a coin-priced top-up is worth.
     """
 
     __table_args__ = (
@@ -24,6 +24,7 @@ class Topup(SQLModel, table=True):
         CheckConstraint("amount_units > 0", name="topup_amount_positive"),
         Index("topup_due", "next_check_at", postgresql_where=text("next_check_at IS NOT NULL")),
         Index("topup_newest", "account_id", "created_at"),
+        Index("topup_by_id", "id"),  # the sweep knows an invoice's order id only
         Index("topup_to_review", "account_id", postgresql_where=text("review IS NOT NULL")),
     )
 
@@ -52,6 +53,7 @@ class Topup(SQLModel, table=True):
     bonus_nusd: int = money()
     bonus_percent: int = money()
     review: str | None = words(default=None)
+    reviewed: str | None = words(default=None)
     created_at: datetime = when()
     expires_at: datetime = when()
     watch_until: datetime = when()

@@ -1,0 +1,55 @@
+"""The review queue: top-ups that a person should look at, and what that person decides."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import Row, row, rows
+from app.kernel.errors import InvoiceNotFound
+from app.ledger.post import post
+from app.ledger.tables import EntryKind
+from app.topups.credit import TopupRef
+
+
+async def waiting(session: AsyncSession, limit: int, after: tuple[datetime, uuid.UUID] | None) -> Sequence[Row]:
+    """What waits for a person, oldest first; `after` is where the page before ended."""
+    return await rows(
+        session,
+        """SELECT * FROM topup WHERE review IS NOT NULL
+             AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) > (:at, CAST(:id AS uuid)))
+           ORDER BY created_at, id LIMIT :limit""",
+        at=after[0] if after else None, id=after[1] if after else None, limit=limit,
+    )  # fmt: skip
+
+
+async def ref_of(session: AsyncSession, topup_id: uuid.UUID) -> TopupRef:
+    """Raises InvoiceNotFound."""
+    found = await row(session, "SELECT account_id FROM topup WHERE id = :id", id=topup_id)
+    if found is None:
+        raise InvoiceNotFound
+    return TopupRef(found["account_id"], topup_id)
+
+
+async def resolve(session: AsyncSession, ref: TopupRef, adjust_nusd: int) -> Row:
+    """Take a top-up off the queue, and move `adjust_nusd` to its account (0: nothing; negative: from it), once.
+
+    The same finding does not come back. Raises InvoiceNotFound if nothing waits to be resolved.
+    """
+    topup = await row(
+        session, "SELECT review FROM topup WHERE account_id = :account_id AND id = :id FOR UPDATE",
+        account_id=ref.account_id, id=ref.topup_id,
+    )  # fmt: skip
+    if topup is None or topup["review"] is None:
+        raise InvoiceNotFound("Nothing of this top-up waits for a review")
+    if adjust_nusd:
+        reference = f"review/{ref.topup_id}/{uuid.uuid5(ref.topup_id, topup['review'])}"
+        await post(session, ref.account_id, EntryKind.ADJUSTMENT, reference, "adjustment", adjust_nusd)
+    resolved = await row(
+        session,
+        """UPDATE topup SET reviewed = review, review = NULL WHERE account_id = :account_id AND id = :id RETURNING *""",
+        account_id=ref.account_id, id=ref.topup_id,
+    )  # fmt: skip
+    assert resolved is not None
+    return resolved
