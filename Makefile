@@ -2,22 +2,30 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: setup run test check lint bench torture clean
+.PHONY: setup run test check lint torture
 
 setup: .venv/.runtime
 run: setup
 	@$(BIN)/python -m app run --demo
 
 .venv/bin/python:
-	@test -n "$(PYTHON)" || { echo "Satmeter needs Python 3.11 or 3.12; none was found. Install one, or say: make PYTHON=/path/to/python3.11 setup"; exit 1; }
-	@$(PYTHON) -m venv .venv || { echo "Could not make a virtual environment with $(PYTHON). On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Satmeter needs Python 3.11 or 3.12; none was found. Install one, or say: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { rm -rf .venv; echo "Could not make a virtual environment in .venv with $(PYTHON). On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 .venv/.runtime: deploy/requirements.txt | .venv/bin/python
 	@echo "Installing the locked requirements (once, about a minute) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements.txt
 	@touch $@
 .venv/.dev: deploy/requirements-dev.txt .venv/.runtime
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-dev.txt
 	@touch $@
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -m "not slow"
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+check: lint test
+torture: .venv/.dev
+	$(BIN)/python -m pytest -m slow -s

@@ -338,7 +338,8 @@ _COIN_UNITS: Final = _values(
 _VALUED: Final = f"""
     (SELECT t.*, coin_unit, floor(usd_rate * 10) + 1 AS dust_nusd,
             CASE t.currency WHEN 'USD' THEN amount_units ELSE floor(amount_units * currency_unit * usd_rate) END AS face_nusd
-     FROM (SELECT account_id, id, method, currency, amount_units, status, additional_status, review, credited_nusd, settled_at,
+     FROM (SELECT account_id, id, method, currency, amount_units, status, additional_status, coalesce(review, reviewed) AS seen,
+                  credited_nusd, settled_at,
                   CASE currency WHEN 'USD' THEN rate ELSE usd_per_coin END AS usd_rate FROM topup) t
      LEFT JOIN (VALUES {_CURRENCY_UNITS}) AS f (currency, currency_unit) ON f.currency = t.currency
      LEFT JOIN (VALUES {_COIN_UNITS}) AS c (method, coin_unit) ON c.method = t.method)"""
@@ -392,6 +393,13 @@ _TOPUPS: Final = (
             WHERE e.kind = 'topup' AND e.contra <> t.backend || ':' || t.method""",
     ),
     Check(
+        "review_entry_has_its_review",
+        "An adjustment that a review decided names a reviewed top-up of the same account.",
+        """SELECT e.account_id || '/' || e.id AS subject, e.reference AS recorded, 'a reviewed top-up of this account' AS recomputed
+           FROM entry e LEFT JOIN topup t ON t.account_id = e.account_id AND t.id::text = split_part(e.reference, '/', 2)
+           WHERE e.kind = 'adjustment' AND starts_with(e.reference, 'review/') AND t.reviewed IS NULL""",
+    ),
+    Check(
         "topup_bonus_is_its_share",
         "A bonus is its percentage of what was credited, rounded down.",
         """SELECT account_id || '/' || id AS subject, bonus_nusd AS recorded,
@@ -418,18 +426,18 @@ _TOPUPS: Final = (
     ),
     Check(
         "credited_topup_has_a_settled_payment",
-        "A top-up that credited something has a settled payment, or is shown to a person.",
+        "A top-up that credited something has a settled payment, or is or was shown to a person.",
         f"""SELECT t.account_id || '/' || t.id AS subject, t.credited_nusd AS recorded, 0 AS recomputed
             FROM topup t LEFT JOIN {_PAID} p ON p.account_id = t.account_id AND p.topup_id = t.id
-            WHERE t.credited_nusd > 0 AND t.review IS NULL AND coalesce(p.settled, 0) = 0""",
+            WHERE t.credited_nusd > 0 AND coalesce(t.review, t.reviewed) IS NULL AND coalesce(p.settled, 0) = 0""",
         is_money=True,
     ),
     Check(
         "only_settled_payments_are_worth_something",
-        "A payment is valued once it settled; one that fell back after that is shown to a person.",
+        "A payment is valued once it settled; one that fell back after that is or was shown to a person.",
         """SELECT p.account_id || '/' || p.topup_id || '/' || p.payment_id AS subject, p.worth_nusd AS recorded, 0 AS recomputed
            FROM payment p LEFT JOIN topup t ON t.account_id = p.account_id AND t.id = p.topup_id
-           WHERE p.worth_nusd > 0 AND p.status <> 'Settled' AND t.review IS NULL""",
+           WHERE p.worth_nusd > 0 AND p.status <> 'Settled' AND coalesce(t.review, t.reviewed) IS NULL""",
         is_money=True,
     ),
     Check(
@@ -448,23 +456,24 @@ _TOPUPS: Final = (
         f"""SELECT p.account_id || '/' || p.topup_id || '/' || p.payment_id AS subject, p.worth_nusd AS recorded,
                    floor((p.value_coin_units - p.fee_coin_units) * t.coin_unit * t.usd_rate) AS recomputed
             FROM payment p JOIN {_VALUED} t ON t.account_id = p.account_id AND t.id = p.topup_id
-            WHERE p.status = 'Settled' AND NOT p.late AND t.review IS NULL AND t.status IN ('Settled', 'Expired')
+            WHERE p.status = 'Settled' AND NOT p.late AND t.seen IS NULL AND t.status IN ('Settled', 'Expired')
               AND p.worth_nusd < floor((p.value_coin_units - p.fee_coin_units) * t.coin_unit * t.usd_rate)""",
         is_money=True,
     ),
     Check(
         "settled_payments_are_credited",
-        "What settled payments are worth was credited.",
+        "What settled payments are worth was credited, or the face where they exceed it by dust.",
         f"""SELECT t.account_id || '/' || t.id AS subject, t.credited_nusd AS recorded, p.settled_nusd AS recomputed
-            FROM topup t JOIN {_PAID} p ON p.account_id = t.account_id AND p.topup_id = t.id
-            WHERE t.credited_nusd < p.settled_nusd""",
+            FROM {_VALUED} t JOIN {_PAID} p ON p.account_id = t.account_id AND p.topup_id = t.id
+            WHERE t.credited_nusd < p.settled_nusd
+              AND NOT (t.credited_nusd = t.face_nusd AND p.settled_nusd - t.dust_nusd <= t.face_nusd) IS TRUE""",
         is_money=True,
     ),
     Check(
         "settled_topup_is_credited",
-        "A top-up that the backend settled an hour ago has credited what it asked for, or is shown to a person.",
+        "A top-up that the backend settled an hour ago has credited what it asked for, or is or was shown to a person.",
         f"""SELECT account_id || '/' || id AS subject, credited_nusd AS recorded, face_nusd AS recomputed FROM {_VALUED} t
-            WHERE status = 'Settled' AND additional_status <> 'Marked' AND review IS NULL AND credited_nusd < face_nusd
+            WHERE status = 'Settled' AND additional_status <> 'Marked' AND seen IS NULL AND credited_nusd < face_nusd
               AND coalesce(settled_at, '-infinity') < now() - interval '1 hour'""",
         is_money=True,
     ),
@@ -641,7 +650,7 @@ _LOCKS: Final = (
         "books_are_append_only",
         "The service's role may not change or delete what was written to the books.",
         f"""SELECT '{RUNTIME_ROLE} on ' || x.place AS subject, 'may change rows' AS recorded, 'may only add rows' AS recomputed
-            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('topup_invoice')) AS x (place)
+            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('topup_invoice'), ('admin_log')) AS x (place)
             WHERE r.rolname = '{RUNTIME_ROLE}'
               AND (has_table_privilege(r.oid, to_regclass(x.place), 'UPDATE, DELETE, TRUNCATE, TRIGGER')
                    OR has_any_column_privilege(r.oid, to_regclass(x.place), 'UPDATE'))""",

@@ -53,11 +53,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture
-def clean(database_url: str) -> Iterator[str]:
+def clean(database_url: str) -> str:
     """An empty database before the test."""
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(f"TRUNCATE {_TABLES}".encode())
-    yield database_url
+    return database_url
 
 
 @pytest.fixture

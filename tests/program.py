@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -106,7 +107,7 @@ class Program:
 
     def children(self, role: str) -> list[Any]:
         """Our child processes that serve `role`: http or sandbox."""
-        return [child for child in self.parent.children() if child.cmdline()[-1] == role]
+        return [child for child in self.parent.children() if _cmdline(child)[-1:] == [role]]
 
     def postmaster(self) -> Any | None:
         """The embedded PostgreSQL, None when it is not running."""
@@ -138,7 +139,7 @@ class Program:
         lines = (self.data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
         url = f"host={lines[4]} port={lines[3]} user=postgres dbname=satmeter"
         with psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
-            cursor = conn.execute(statement, params)  # type: ignore[arg-type]
+            cursor = conn.execute(statement, params)
             return cursor.fetchall() if cursor.description else []
 
     # --- the end ---
@@ -191,6 +192,12 @@ def _runs(process: Any) -> bool:
     return False
 
 
+def _cmdline(process: Any) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
+
+
 def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
@@ -237,7 +244,9 @@ def python_of(user: str | None) -> tuple[str, dict[str, str]]:
             )  # fmt: skip
             if done.returncode == 0:
                 return python, environ
-    pytest.skip(f"the user {user!r} can run neither {sys.executable} nor a Python 3.{sys.version_info.minor} in its place")
+    pytest.skip(
+        f"the user {user!r} can run neither {sys.executable} nor a Python 3.{sys.version_info.minor} in its place"
+    )
 
 
 def _as_user(user: str | None) -> dict[str, Any]:
@@ -249,3 +258,68 @@ def _as_user(user: str | None) -> dict[str, Any]:
 def _ours() -> dict[str, str]:
     """Our environment without settings, so that none of the developer's own reaches the program."""
     return {name: value for name, value in os.environ.items() if name not in variables()}
+
+
+class ExternalPostgres:
+    """A PostgreSQL that is not ours: a private cluster on a Unix socket, with databases for the asking."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def sql(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """As its superuser."""
+        with psycopg.connect(self._url("dba", database), autocommit=True, connect_timeout=5) as conn:
+            cursor = conn.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def new_database(self, user: str, rights: str = "", *, owns: bool = True) -> str:
+        """A database for a user who is no superuser; returns its URL."""
+        self.sql(f'CREATE ROLE "{user}" LOGIN {rights}')
+        self.sql("CREATE DATABASE satmeter" + (f' OWNER "{user}"' if owns else ""))
+        return self._url(user, "satmeter")
+
+    def version(self) -> int:
+        return int(self.sql("SHOW server_version_num")[0][0]) // 10000
+
+    def _url(self, user: str, database: str) -> str:
+        return f"postgresql://{user}@/{database}?host={self._folder}&port=5432"
+
+
+@contextlib.contextmanager
+def external_postgres() -> Iterator[ExternalPostgres]:
+    """A new cluster of the PostgreSQL installed on this machine; skips where there is none."""
+    programs = _installed_postgres()
+    folder = Path(tempfile.mkdtemp(prefix="satmeter-pg-"))
+    user = ordinary_user() if os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(folder, user)
+
+    def execute(name: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [programs / name, *arguments], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, timeout=60, check=False, **_as_user(user),
+        )  # fmt: skip
+        assert done.returncode == 0, (folder / "log").read_text() if (folder / "log").exists() else name
+
+    data = str(folder / "data")
+    try:
+        execute("initdb", "-D", data, "-U", "dba", "--auth=trust", "--locale=C", "--encoding=UTF8", "--no-sync")
+        options = f"-h '' -k {folder} -p 5432 -c fsync=off"
+        execute("pg_ctl", "start", "-D", data, "-l", str(folder / "log"), "-w", "-o", options)
+        try:
+            yield ExternalPostgres(folder)
+        finally:
+            execute("pg_ctl", "stop", "-D", data, "-m", "immediate", "-w")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _installed_postgres() -> Path:
+    """The newest PostgreSQL, of 15 or later, that has a server and is not the wheel's."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]), reverse=True)
+    on_path = shutil.which("initdb")
+    for initdb in [*found, *([Path(on_path)] if on_path else [])]:
+        said = subprocess.run([initdb, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        if (version := re.search(r"\d+", said)) and int(version[0]) >= 15:
+            return initdb.parent
+    pytest.skip("no PostgreSQL server of version 15 or later is installed here")

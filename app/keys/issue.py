@@ -224,11 +224,20 @@ async def _reseal_some(session: AsyncSession, keyring: Keyring) -> int:
 
 
 async def _start_window(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
-    for statement in (
-        "UPDATE api_key SET window_start = now(), window_usage_nusd = 0 WHERE account_id = :account_id AND id = :key_id",
-        "UPDATE hold SET window_start = now() WHERE account_id = :account_id AND key_id = :key_id AND state = 'open'",
-    ):
-        await row(session, statement, account_id=account_id, key_id=key_id)
+    # Not now(): that is when the transaction began, and it may have waited for a charge that rolled the window since.
+    started = await row(
+        session,
+        """UPDATE api_key SET window_start = statement_timestamp(), window_usage_nusd = 0
+           WHERE account_id = :account_id AND id = :key_id RETURNING window_start""",
+        account_id=account_id, key_id=key_id,
+    )  # fmt: skip
+    assert started is not None
+    await row(
+        session,
+        """UPDATE hold SET window_start = :window_start
+           WHERE account_id = :account_id AND key_id = :key_id AND state = 'open'""",
+        window_start=started["window_start"], account_id=account_id, key_id=key_id,
+    )  # fmt: skip
 
 
 def _name_taken(error: IntegrityError, name: str) -> Exception:

@@ -81,7 +81,9 @@ def _in_words(topup: Row) -> str:
 def _to_pay(receipt: Receipt) -> str:
     topup, coin = receipt.topup, METHODS[receipt.topup["method"]].coin
     due = decimal_text(topup["due_coin_units"], COIN_PLACES[coin])
-    picture = segno.make(topup["payment_link"] or topup["destination"], error="m").svg_inline(scale=5, border=2)
+    link = topup["payment_link"] or topup["destination"]
+    # Upper case is what QR codes hold at half the size, and a Lightning invoice means the same in it.
+    picture = segno.make(link.upper() if topup["method"] == "btc-lightning" else link, error="m").svg_inline(scale=5, border=2)
     return (
         f"<p class=due>Pay <b>{due} {coin}</b> before {_time(topup['expires_at'])}</p><div class=qr>{picture}</div>"
         f"<p class=where>{html.escape(topup['destination'])}</p>"
@@ -97,10 +99,16 @@ def _paid(receipt: Receipt) -> str:
     ]  # fmt: skip
     if (rate := usd_rate(topup)) is not None:
         lines.append((f"Rate ({html.escape(rate_source(topup))})", f"1 {coin} = ${html.escape(rate)}"))
-    lines.append(("Credited", f"${usd_text(topup['credited_nusd'])}"))
+    lines.append(("Credited", _dollars(topup["credited_nusd"])))
     if topup["bonus_nusd"]:
-        lines.append((f"Bonus, {topup['bonus_percent']} %", f"${usd_text(topup['bonus_nusd'])}"))
+        lines.append((f"Bonus, {topup['bonus_percent']} %", _dollars(topup["bonus_nusd"])))
     return "<table>" + "".join(f"<tr><td>{name}<td>{value}" for name, value in lines) + "</table>"
+
+
+def _dollars(amount_nusd: int) -> str:
+    """Exact, and with cents even where they are none: $6.50, $0.325."""
+    whole, _, fraction = usd_text(amount_nusd).partition(".")
+    return f"${whole}.{fraction.ljust(2, '0')}"
 
 
 def usd_rate(topup: Row) -> str | None:

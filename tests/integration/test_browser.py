@@ -1,0 +1,110 @@
+"""What a payer sees: a top-up of each method, paid from the sandbox's page in a real browser."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.program import Program, eventually, installation
+
+pytestmark = pytest.mark.slow
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+"""A folder to leave pictures in, for whoever wants to look."""
+
+CASES = [
+    ("btc-lightning", "SATS", "10000", Decimal("6.825")),
+    ("btc", "USD", "20", Decimal(20)),
+    ("ltc", "LTC", "0.5", Decimal(40)),
+    ("lbtc", "USD", "5", Decimal(5)),
+    ("xmr", "XMR", "0.1", Decimal(15)),
+]
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[Program]:
+    with installation() as made:
+        made.run()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium and chromedriver here; on Debian: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=900,1100",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(flag)
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    yield made
+    made.quit()
+
+
+def _shoot(browser: webdriver.Chrome, name: str) -> None:
+    if SCREENSHOTS:
+        browser.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
+
+
+def _balance(client: httpx.Client, account: Any) -> Decimal:
+    text = client.get("/credits/balance", headers={"x-credit-id": account["credit_id"]}).json()["balance"]
+    return Decimal(str(text))
+
+
+@pytest.mark.parametrize(("method", "currency", "amount", "credit"), CASES)
+def test_a_top_up_is_paid_from_the_sandbox_page(
+    program: Program, browser: webdriver.Chrome, method: str, currency: str, amount: str, credit: Decimal
+) -> None:
+    with httpx.Client(base_url=program.base_url, trust_env=False, timeout=15) as client:
+        account = client.post("/accounts/create").json()
+        topup = client.post(
+            f"/topup/create/{method}",
+            headers={"x-credit-id": account["credit_id"]},
+            json={"amount": amount, "currency": currency},
+        ).json()
+        browser.get(topup["checkout_url"])
+        assert browser.find_element(By.CSS_SELECTOR, ".qr svg").is_displayed()
+        _shoot(browser, f"{method}-1-to-pay")
+        browser.get(topup["receipt_url"])
+        assert browser.find_element(By.CSS_SELECTOR, ".qr svg").is_displayed()
+        _shoot(browser, f"{method}-2-receipt-open")
+        browser.get(topup["checkout_url"])
+        _press(browser, "pay")
+        while "Settled" not in _state(client, account, topup)["status"] and method != "btc-lightning":
+            _press(browser, "confirm")
+        WebDriverWait(browser, 15).until(lambda page: "Paid, thank you" in page.page_source)
+        _shoot(browser, f"{method}-3-paid")
+        eventually(lambda: _balance(client, account) == credit)
+        browser.get(topup["receipt_url"])
+        assert "Credited" in browser.page_source
+        assert not browser.find_elements(By.CSS_SELECTOR, ".qr svg")
+        _shoot(browser, f"{method}-4-receipt")
+
+
+def _state(client: httpx.Client, account: Any, topup: Any) -> Any:
+    return client.get(f"/topup/status/{topup['invoice_id']}", headers={"x-credit-id": account["credit_id"]}).json()
+
+
+def _press(browser: webdriver.Chrome, act: str) -> None:
+    """Press the first button on the page that does this, opening the sandbox controls if it is in there."""
+    [*found] = browser.find_elements(
+        By.CSS_SELECTOR, f"button[name=act][value={act}], form:has(input[value={act}]) button"
+    )
+    if not found:
+        browser.refresh()
+        return
+    if not found[0].is_displayed():
+        browser.find_element(By.TAG_NAME, "summary").click()
+    found[0].click()

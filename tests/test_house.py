@@ -1,0 +1,143 @@
+"""House tests: they keep words true: floors, settings, migrations, the README's commands."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+from sqlmodel import SQLModel
+
+import app.admin.tables
+import app.kernel.tables
+import app.keys.tables
+import app.ledger.tables
+import app.metering.tables
+import app.topups.tables  # noqa: F401
+from app.kernel.settings import variables
+
+ROOT = Path(__file__).parents[1]
+LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
+
+PLANTED = {
+    "Imports run downstairs only": {"app/ledger/post.py": "import app.topups.credit"},
+    "a new room fails until it has a floor": {"app/helpers.py": "X = 1"},
+    "Litestar stands in doors only": {"app/topups/owed.py": "import litestar"},
+    "Only adapters and the sandbox talk to the world": {"app/topups/credit.py": "import httpx"},
+    "Only wiring knows the adapters' names": {"app/jobs.py": "import app.adapters.btcpay"},
+    "The sandbox is a stranger": {"app/sandbox/invoices.py": "import app.kernel.money"},
+}
+
+
+def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([LINT_IMPORTS, "--no-cache"], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True)  # fmt: skip
+
+
+def test_the_floors_hold() -> None:
+    result = _lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("contract", PLANTED)
+def test_a_planted_violation_of_each_contract_is_caught(contract: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name, line in PLANTED[contract].items():
+        file = tmp_path / name
+        file.write_text((file.read_text() if file.exists() else "") + f"\n{line}\n")
+    result = _lint_imports(tmp_path)
+    assert result.returncode != 0
+    broken = [line for line in result.stdout.splitlines() if line.endswith("BROKEN")]
+    assert any(contract in line for line in broken), result.stdout
+
+
+def test_models_and_migrations_say_the_same(clean: str) -> None:
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(clean), poolclass=NullPool)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), SQLModel.metadata) == []
+
+
+def test_the_runtime_role_may_append_to_the_books_and_never_rewrite_them(clean: str) -> None:
+    with psycopg.connect(clean, autocommit=True, options="-c role=satmeter_runtime") as conn:
+        for statement in (
+            "UPDATE entry SET amount_nusd = 1", "DELETE FROM entry", "TRUNCATE entry", "DROP TABLE entry",
+            "UPDATE usage SET cost_nusd = 0", "DELETE FROM usage", "DELETE FROM account", "DELETE FROM admin_log",
+            "ALTER TABLE account ADD x int", "CREATE TABLE x (y int)",
+        ):  # fmt: skip
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement.encode())
+        conn.execute("SELECT count(*) FROM entry")
+
+
+def test_every_money_column_is_64_bits_wide_and_no_column_is_a_float(clean: str) -> None:
+    with psycopg.connect(clean) as conn:
+        found = conn.execute(
+            """SELECT table_name, column_name, data_type FROM information_schema.columns
+               WHERE table_schema = 'public' AND (column_name LIKE '%nusd' OR column_name LIKE '%units'
+                     OR data_type IN ('real', 'double precision'))"""
+        ).fetchall()
+    assert [row for row in found if row[2] not in ("bigint", "jsonb")] == []
+
+
+def test_sql_rules_that_keep_the_schema_shardable(clean: str) -> None:
+    with psycopg.connect(clean) as conn:
+        assert conn.execute("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal").fetchall() == []
+        assert conn.execute("SELECT sequencename FROM pg_sequences WHERE schemaname = 'public'").fetchall() == []
+        assert conn.execute("SELECT conname FROM pg_constraint WHERE condeferrable").fetchall() == []
+        unique = conn.execute(
+            """SELECT t.relname, array_agg(a.attname ORDER BY a.attnum) FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid
+               JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = ANY (i.indkey)
+               WHERE i.indisunique AND t.relnamespace = 'public'::regnamespace GROUP BY i.indexrelid, t.relname"""
+        ).fetchall()
+    lookups = {
+        "account", "credential", "topup_invoice", "webhook_delivery", "idempotency", "rate_count", "service_token",
+        "admin_token", "admin_log", "alembic_version",
+    }  # fmt: skip
+    assert [row for row in unique if row[0] not in lookups and "account_id" not in row[1]] == []
+
+
+def test_every_setting_is_in_the_readme_and_in_the_example_file() -> None:
+    example = re.findall(r"^#? ?([A-Z][A-Z_]+)=", (ROOT / "deploy/.env.example").read_text(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text().split("## Settings", 1)[1].split("\n## ", 1)[0]
+    assert sorted(example) == sorted(variables())
+    assert sorted(set(re.findall(r"`([A-Z][A-Z_]{3,})`", readme)) - {"DEBUG", "INFO", "WARNING", "ERROR"}) == sorted(
+        variables()
+    )
+
+
+def test_no_commit_stands_outside_the_database_module() -> None:
+    calls = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "app").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("commit", "rollback")
+    ]
+    assert [call for call in calls if not call.startswith("app/kernel/db.py")] == []
+
+
+def test_no_float_is_made_near_money() -> None:
+    rooms = ("kernel", "ledger", "keys", "accounts", "topups", "metering", "admin", "adapters")
+    made = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for room in rooms
+        for path in (ROOT / "app" / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "float"
+    ]
+    assert made == []
+
+
+def test_top_level_holds_only_what_was_agreed() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    top = {name.split("/", 1)[0] for name in tracked if not name.startswith(".")}
+    assert top <= {"pyproject.toml", "README.md", "app", "tests", "alembic", "deploy", "Makefile"}

@@ -1,0 +1,116 @@
+"""The README is true: `make run` is run, what it prints is pasted, and every command of the README after it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RUN_SECONDS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A `make run` that is up, and all it printed."""
+
+    printed: str
+    environ: dict[str, str]
+
+    def paste(self, script: str) -> str:
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=ROOT,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    if not (ROOT / ".venv/bin/python").exists() or shutil.which("curl") is None:
+        pytest.skip("this runs the README's commands, which need `make setup` and curl")
+    port, sandbox_port = _free_port(), _free_port()
+    folder = tmp_path_factory.mktemp("readme")
+    mine = {
+        "PORT": str(port), "SANDBOX_PORT": str(sandbox_port), "DATA_DIR": str(folder / "data"),
+        "BASE": f"http://127.0.0.1:{port}", "SANDBOX": f"http://127.0.0.1:{sandbox_port}",
+    }  # fmt: skip
+    environ = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"} | mine
+    output = folder / "printed"
+    with output.open("w") as file:
+        process = subprocess.Popen(["make", "run"], cwd=ROOT, env=environ, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    try:
+        yield Running(_wait_for(output, "Ctrl-C stops everything", process), environ)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(30)
+
+
+def _wait_for(output: Path, text: str, process: subprocess.Popen[bytes]) -> str:
+    deadline = time.monotonic() + RUN_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if text in output.read_text():
+            return output.read_text()
+        time.sleep(0.2)
+    raise AssertionError(output.read_text())
+
+
+def test_make_run_ends_with_a_funded_account_and_three_commands_that_work(running: Running) -> None:
+    commands = [line.strip() for line in running.printed.splitlines() if line.strip().startswith("curl ")]
+    assert len(commands) == 3
+    balance, charge, topup = (json.loads(running.paste(command), parse_float=Decimal) for command in commands)
+    assert balance["balance"] == Decimal("5.25")
+    assert charge["decision"] == "allow"
+    assert charge["balance_usd"] == Decimal("5.249955")
+    assert topup["lightning_invoice"].startswith("lnbcrt")
+    assert topup["checkout_url"].startswith(running.environ["SANDBOX"])
+
+
+def test_every_command_block_of_the_readme_works_pasted_one_after_the_other(running: Running) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    printed = running.paste("\n".join(blocks))
+    assert '"status":"Settled"' in printed
+    assert '"balance":6.825' in printed  # 10,000 sat at the sandbox's 65,000 USD, and 5 %
+    assert '"total_cost_usd":0.000045' in printed
+    assert "nothing differs" in printed
+
+
+def test_every_other_command_the_readme_names_exists(running: Running) -> None:
+    for target in set(re.findall(r"`?make ([a-z]+)`?", README)):
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+    for command in set(re.findall(r"`python -m app ([a-z]+(?: [a-z]+)?)", README)):
+        words = command.split()
+        shown = subprocess.run(
+            [sys.executable, "-m", "app", *words, "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert shown.returncode == 0, command
+
+
+def test_every_file_and_page_the_readme_names_exists(running: Running) -> None:
+    for path in set(re.findall(r"`((?:app|deploy|tests)/[\w./]+)`", README)):
+        assert (ROOT / path).exists(), path
+    for page in ("/docs", "/openapi.json", "/health/live", "/health/ready", "/metrics"):
+        assert f"`{page}`" in README
+        running.paste(f"curl -sf -o /dev/null $BASE{page}")
