@@ -71,9 +71,12 @@ def read_json(body: bytes, wanted: Any, content_type: str | None) -> Any:
     if _ESCAPED_NUL.search(body):
         raise InvalidField("Text may not contain NUL characters")
     try:
-        return msgspec.json.decode(body, type=wanted)
-    except msgspec.ValidationError as error:
-        raise _invalid_body(str(error)) from None
+        body.decode()  # msgspec looks into no text that it only skips or keeps raw
+        try:
+            return msgspec.json.decode(body, type=wanted)
+        except msgspec.ValidationError as error:
+            msgspec.json.decode(body, type=msgspec.Raw)  # it stops at the first wrong type, before what is no JSON
+            raise _invalid_body(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedJson(f"The body is not valid JSON: {error}") from None
 

@@ -1,10 +1,13 @@
 """From settings to real parts: the one place that knows every concrete name."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 from app.adapters.btcpay import BtcpayGateway
+from app.adapters.lnbits import LnbitsGateway, RateSource
+from app.adapters.rates import FixedRateSource, HttpRateSource
 from app.kernel.db import Database
-from app.kernel.settings import Settings
+from app.kernel.settings import Settings, SettingsError
 from app.keys.issue import Keyring
 from app.keys.verify import Verifier
 from app.metering.holds import Meter
@@ -36,18 +39,47 @@ def build(settings: Settings, database_url: str, gateway: InvoiceGateway | None 
     return House(
         settings=settings,
         db=db,
-        gateways=Gateways(dict.fromkeys(METHODS, gateway or btcpay(settings))),
+        gateways=Gateways(dict.fromkeys(METHODS, gateway)) if gateway is not None else gateways(settings),
         verifier=Verifier(db, settings.pepper),
         keyring=Keyring(settings.pepper, settings.sealer, reveal=settings.key_reveal),
         meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit),
     )
 
 
-def btcpay(settings: Settings) -> BtcpayGateway:
+def gateways(settings: Settings) -> Gateways:
+    """Each offered method with the backend that takes it. Raises SettingsError for a backend's unusable setting."""
+    makers = {"btcpay": btcpay, "lnbits": lnbits}
+    try:
+        made = {name: make(settings) for name, make in makers.items() if settings.takes_with(name)}
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    return Gateways({method: made[backend] for method, backend in settings.payment_methods})
+
+
+def btcpay(settings: Settings) -> InvoiceGateway:
     """The BTCPay client. The sandbox is asked in the same way: the client cannot tell."""
     return BtcpayGateway(
         base_url=settings.btcpay_url or settings.sandbox_url,
         api_key=settings.btcpay_api_key,
         store_id=settings.btcpay_store_id,
         webhook_secret=settings.btcpay_webhook_secret,
+    )
+
+
+def lnbits(settings: Settings) -> InvoiceGateway:
+    """The LNbits client, with a rate source of our own: LNbits' rates cannot be relied on offline."""
+    assert settings.lnbits_url is not None
+    return LnbitsGateway(
+        base_url=settings.lnbits_url,
+        invoice_key=settings.lnbits_invoice_key,
+        rates=_rates(settings),
+        webhook_url=f"{settings.public_url}/webhooks/lnbits" if settings.lnbits_webhook else None,
+    )
+
+
+def _rates(settings: Settings) -> RateSource:
+    if settings.rate_fixed:
+        return FixedRateSource({coin: Decimal(usd) for coin, usd in settings.rate_fixed})
+    return HttpRateSource(
+        settings.rate_url, settings.rate_path, names=dict(settings.rate_names), allow_http=not settings.is_production
     )

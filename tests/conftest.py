@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
-from litestar.testing import AsyncTestClient
 
 from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.settings import Settings, load
@@ -73,10 +73,14 @@ async def house(clean: str, settings: Settings) -> AsyncIterator[House]:
 async def rig(clean: str, settings: Settings) -> AsyncIterator[Rig]:
     """The app over HTTP. After the test the books are audited: nothing may differ."""
     made = build(settings, clean, gateway=FakeBtcpay())
-    async with AsyncTestClient(create_app(made), raise_server_exceptions=False) as client:
+    await made.db.open()
+    # Litestar's own test client answers one request at a time; requests that race must really race.
+    transport = httpx.ASGITransport(create_app(made), raise_app_exceptions=False)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver.local") as client:
         rig = Rig(client, made, clean)
         yield rig
         await rig.audit()
+    await made.close()
 
 
 @pytest.fixture

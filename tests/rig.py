@@ -12,8 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 import psycopg
-from httpx import Response
-from litestar.testing import AsyncTestClient
+from httpx import AsyncClient, Response
 
 from app.admin.tokens import create_token
 from app.audit import audit
@@ -163,7 +162,7 @@ class Customer:
 class Rig:
     """The app over HTTP with a fake backend, and the database's owner for looking at the books."""
 
-    client: AsyncTestClient[Any]
+    client: AsyncClient
     house: House
     database_url: str
     _service: dict[str, str] | None = None

@@ -21,6 +21,7 @@ import app.kernel.tables
 import app.keys.tables
 import app.ledger.tables
 import app.metering.tables
+import app.pricing.tables
 import app.topups.tables  # noqa: F401
 from app.kernel.settings import variables
 
@@ -108,7 +109,7 @@ def test_every_setting_is_in_the_readme_and_in_the_example_file() -> None:
     example = re.findall(r"^#? ?([A-Z][A-Z_]+)=", (ROOT / "deploy/.env.example").read_text(), re.MULTILINE)
     readme = (ROOT / "README.md").read_text().split("## Settings", 1)[1].split("\n## ", 1)[0]
     assert sorted(example) == sorted(variables())
-    assert sorted(set(re.findall(r"`([A-Z][A-Z_]{3,})`", readme)) - {"DEBUG", "INFO", "WARNING", "ERROR"}) == sorted(
+    assert sorted(set(re.findall(r"`([A-Z][A-Z_]{3,})`", readme)) - {"DEBUG", "INFO", "WARNING", "ERROR", "LNBITS_RATE_LIMIT_NO"}) == sorted(
         variables()
     )
 

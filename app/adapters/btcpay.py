@@ -2,7 +2,7 @@
 
     create ─── POST invoices (never repeated) ─┬─ GET payment-methods ── checked ──► Invoice
     fetch ──── GET invoice ────────────────────┘
-    each question ── breaker ── deadline ── retries (GET only) ── one bounded HTTP exchange
+    each question goes through asking.py
 
 BTCPay's words and what they mean stand in `btcpay_wire.py`.
 """
@@ -10,19 +10,17 @@ BTCPay's words and what they mean stand in `btcpay_wire.py`.
 import asyncio
 import hashlib
 import hmac
-import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 import httpx
 
 from app.adapters import btcpay_wire as wire
-from app.adapters.breaker import Breaker
+from app.adapters.asking import Answer, Asker, Patience, checked_key, checked_url
 from app.kernel.errors import InvalidSignature
 from app.topups.gateway import (
     GatewayError,
@@ -34,37 +32,10 @@ from app.topups.gateway import (
     Rate,
 )
 
-MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024  # a full page is about 300 kB, more where order metadata is rich
 PAGE_INVOICES: Final = 100
 MAX_PAGES: Final = 1000
 
 _SIGNATURE: Final = re.compile(r"sha256=([0-9a-fA-F]{64})")
-_RETRIED_STATUSES: Final = frozenset({502, 503, 504})
-_RETRIED_ERRORS: Final = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
-_JITTER: Final = random.SystemRandom()
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait for BTCPay and how often to ask again. One question, retries included, ends at the deadline."""
-
-    connect_seconds: float = 5.0
-    read_seconds: float = 15.0  # making a BOLT11 can mean waiting for a Lightning node behind Tor
-    write_seconds: float = 10.0
-    pool_seconds: float = 5.0
-    deadline_seconds: float = 20.0
-    health_seconds: float = 3.0
-    retries: int = 2
-    backoff_seconds: float = 0.2
-    break_after: int = 5
-    break_window_seconds: float = 60.0
-    cooldown_seconds: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    body: bytes
 
 
 class _InvoiceNotFound(GatewayUnavailable):
@@ -92,20 +63,18 @@ class BtcpayGateway:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Raises ValueError, naming the setting, if one of them cannot be right."""
-        self._base_url = _checked_url(base_url)
-        self._api_key = _checked_key(api_key)
+        self._base_url = checked_url(base_url, "BTCPAY_URL")
+        self._api_key = checked_key(api_key, "BTCPAY_API_KEY")
         self._store_id = _checked_store_id(store_id)
         self._webhook_secret = _checked_secret(webhook_secret).encode()
         self._store_path = f"/api/v1/stores/{store_id}"
-        self._patience = patience or Patience()
         self._now = now
-        self._owns_client = client is None
-        self._client = client or httpx.AsyncClient(trust_env=False, follow_redirects=False)
-        self._breaker = Breaker(
+        self._asker = Asker(
             "BTCPay",
-            after=self._patience.break_after,
-            window_seconds=self._patience.break_window_seconds,
-            cooldown_seconds=self._patience.cooldown_seconds,
+            self._base_url,
+            {"Authorization": f"token {api_key}"},
+            client=client,
+            patience=patience,
             monotonic=monotonic,
         )
 
@@ -192,17 +161,16 @@ class BtcpayGateway:
         Past the breaker, so that asking neither opens nor closes it.
         """
         try:
-            async with asyncio.timeout(self._patience.health_seconds):
-                health = await self._exchange("GET", "/api/v1/health")
-                store = await self._exchange("GET", f"{self._store_path}/invoices", {"take": "1"})
+            async with asyncio.timeout(self._asker.patience.health_seconds):
+                health = await self._asker.exchange("GET", "/api/v1/health")
+                store = await self._asker.exchange("GET", f"{self._store_path}/invoices", {"take": "1"})
             return health.status == store.status == 200 and wire.is_synchronized(health.body)
         except (GatewayError, httpx.HTTPError, TimeoutError, OSError, RuntimeError):
             return False  # RuntimeError is httpx's word for a client that was closed
 
     async def close(self) -> None:
         """Give back the connections, unless the client is somebody else's."""
-        if self._owns_client:
-            await self._client.aclose()
+        await self._asker.close()
 
     # Several invoices
 
@@ -240,13 +208,13 @@ class BtcpayGateway:
     # One question
 
     async def _get(self, path: str, query: Mapping[str, str] | None = None, *, may_refuse: bool = False) -> bytes:
-        answer = await self._ask("GET", path, query, retries=self._patience.retries)
+        answer = await self._asker.ask("GET", self._store_path + path, query)
         return self._wanted(answer, may_refuse=may_refuse)
 
     async def _post(self, path: str, content: bytes) -> bytes:
-        return self._wanted(await self._ask("POST", path, content=content, retries=0), may_refuse=True)
+        return self._wanted(await self._asker.ask("POST", self._store_path + path, content=content), may_refuse=True)
 
-    def _wanted(self, answer: _Answer, *, may_refuse: bool) -> bytes:
+    def _wanted(self, answer: Answer, *, may_refuse: bool) -> bytes:
         """The body of a 200; raises what any other status means."""
         if answer.status == 200:
             return answer.body
@@ -254,93 +222,8 @@ class BtcpayGateway:
         # An error page may echo our request, header and all.
         raise type(refusal)(str(refusal).replace(self._api_key, "[api key]"))
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        content: bytes | None = None,
-        *,
-        retries: int,
-    ) -> _Answer:
-        """An answer below 500, within the deadline. Raises GatewayUnavailable, which the breaker counts.
 
-        An answer that is merely wrong is not counted: one rotten invoice must not shut the door for all others.
-        """
-        with self._breaker.watch():
-            try:
-                async with asyncio.timeout(self._patience.deadline_seconds):
-                    answer = await self._insist(method, self._store_path + path, query, content, retries)
-            except TimeoutError:
-                seconds = self._patience.deadline_seconds
-                raise GatewayUnavailable(f"BTCPay did not answer within {seconds:g} s") from None
-            if answer.status >= 500 or answer.status == 429:
-                raise GatewayUnavailable(f"BTCPay answered HTTP {answer.status}")
-            return answer
-
-    async def _insist(
-        self, method: str, path: str, query: Mapping[str, str] | None, content: bytes | None, retries: int
-    ) -> _Answer:
-        """Exchange, and again up to `retries` times if the network or a reverse proxy failed."""
-        for retries_left in range(retries, -1, -1):
-            try:
-                answer = await self._exchange(method, path, query, content)
-                if retries_left == 0 or answer.status not in _RETRIED_STATUSES:
-                    return answer
-            except httpx.HTTPError as error:
-                if retries_left == 0 or not isinstance(error, _RETRIED_ERRORS):
-                    raise GatewayUnavailable(f"BTCPay could not be reached: {type(error).__name__}") from error
-            await asyncio.sleep(self._patience.backoff_seconds * (retries - retries_left + _JITTER.uniform(0.5, 1.5)))
-        raise AssertionError("the last try returns or raises")
-
-    async def _exchange(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, content: bytes | None = None
-    ) -> _Answer:
-        """One HTTP exchange. Raises httpx.HTTPError, or GatewayUnavailable if the answer is too large."""
-        request = self._client.build_request(
-            method,
-            self._base_url + path,
-            params=query,
-            content=content,
-            headers=self._headers(),
-            timeout=self._timeout(),
-        )
-        # Said here as well, since a client that was passed in may have other habits.
-        response = await self._client.send(request, stream=True, auth=None, follow_redirects=False)
-        try:
-            body = await _bounded(response)
-        finally:
-            await response.aclose()
-        return _Answer(response.status_code, body)
-
-    def _headers(self) -> dict[str, str]:
-        return {
-            "Authorization": f"token {self._api_key}",
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",  # so that the bound on an answer's size is a bound on what travels
-            "Content-Type": "application/json",
-        }
-
-    def _timeout(self) -> httpx.Timeout:
-        patience = self._patience
-        return httpx.Timeout(
-            connect=patience.connect_seconds,
-            read=patience.read_seconds,
-            write=patience.write_seconds,
-            pool=patience.pool_seconds,
-        )
-
-
-async def _bounded(response: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise wire.rubbish(f"more than {MAX_ANSWER_BYTES} bytes")
-    return bytes(body)
-
-
-def _meaning(answer: _Answer, *, may_refuse: bool) -> GatewayError:
+def _meaning(answer: Answer, *, may_refuse: bool) -> GatewayError:
     """What a status other than 200 means.
 
     401 and 403 are the operator's fault, not the customer's, so they are GatewayUnavailable. A 404 means a
@@ -368,25 +251,6 @@ def _oldest_first(listed: Sequence[wire.InvoiceWire]) -> list[wire.InvoiceWire]:
 
 
 # Settings
-
-
-def _checked_url(base_url: str) -> str:
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL:
-        raise ValueError("BTCPAY_URL is not a URL") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError("BTCPAY_URL must be an absolute http:// or https:// address")
-    if url.userinfo or url.query or url.fragment:
-        raise ValueError("BTCPAY_URL must have no user, query or fragment")
-    return str(url).rstrip("/")
-
-
-def _checked_key(api_key: str) -> str:
-    # A stray newline would make the HTTP library quote the whole header in its error.
-    if not re.fullmatch(r"[!-~]+", api_key):
-        raise ValueError("BTCPAY_API_KEY is empty or has characters that no API key has")
-    return api_key
 
 
 def _checked_store_id(store_id: str) -> str:

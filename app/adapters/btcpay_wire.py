@@ -8,12 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import ROUND_DOWN, Context, Decimal
+from decimal import Decimal
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from app.adapters import reading
+from app.adapters.reading import plain
 from app.topups.gateway import (
     AdditionalStatus,
     GatewayRefused,
@@ -49,17 +51,10 @@ _TWO_CONFIRMATIONS_FROM: Final[Mapping[str, Decimal]] = {
     "XMR": Decimal(4),
 }
 
-_AMOUNT: Final = re.compile(rb"-?[0-9]{1,15}(?:\.[0-9]{1,18})?")
-# A rate is a .NET decimal, which a store's averaging rate script fills to 28 digits.
-_RATE: Final = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{1,28})?")
-_RATE_STEP: Final = Decimal(1).scaleb(-18)
 _RATE_MAX_USD: Final = Decimal(10) ** 9
-_EXACT: Final = Context(prec=60)
 
 _INVOICE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PERMISSION: Final = re.compile(r"[A-Za-z0-9.:_-]{1,200}")
-_ERROR_PATH: Final = re.compile(r"`\$([^`]*)`\Z")
-_ERROR_MISSING: Final = re.compile(r"missing required field `(\w+)`")
 
 _UnixSeconds = Annotated[int, Meta(ge=1, lt=2**32)]
 # Control characters have no business in what we store and show; PostgreSQL refuses NUL outright.
@@ -358,40 +353,18 @@ def read_problem(body: bytes) -> Problem | None:
 
 
 def rubbish(field: str) -> GatewayUnavailable:
-    return GatewayUnavailable(f"BTCPay answered rubbish: {field}")
-
-
-def plain(text: str) -> str:
-    """Somebody else's words made fit for one line of a message: printable, at most 500 characters."""
-    return "".join(char for char in " ".join(text.split()) if char.isprintable())[:500]
+    return reading.rubbish("BTCPay", field)
 
 
 # Reading values
 
 
 def _decode(body: bytes, shape: type[T], what: str) -> T:
-    try:
-        return msgspec.json.decode(body, type=shape)
-    except (ValueError, RecursionError) as error:  # msgspec's errors and UnicodeDecodeError are ValueErrors
-        raise rubbish(_where(what, error)) from None
+    return reading.decode("BTCPay", body, shape, what)
 
 
-def _where(what: str, error: Exception) -> str:
-    """The path of the field an error is about, such as `invoice.status`."""
-    if not isinstance(error, msgspec.ValidationError):
-        return f"{what} is not JSON"
-    path = _ERROR_PATH.search(str(error))
-    missing = _ERROR_MISSING.search(str(error))
-    return what + (path[1] if path else "") + (f".{missing[1]}" if missing else "")
-
-
-def _decimal(raw: Raw, field: str, pattern: re.Pattern[bytes] = _AMOUNT) -> Decimal:
-    """A decimal from its digits in the JSON text, which is a string in BTCPay's answers and may be a number."""
-    text = bytes(raw)
-    digits = text[1:-1] if text[:1] == b'"' else text
-    if not pattern.fullmatch(digits):
-        raise rubbish(field)
-    return Decimal(digits.decode("ascii"))
+def _decimal(raw: Raw, field: str) -> Decimal:
+    return reading.decimal("BTCPay", raw, field)
 
 
 def _amount(raw: Raw, field: str) -> Decimal:
@@ -409,13 +382,7 @@ def _positive(raw: Raw, field: str) -> Decimal:
 
 
 def _rate(raw: Raw, field: str) -> Decimal:
-    """A positive rate. Digits after the 18th are cut off, so that it is the same here and in the database."""
-    rate = _decimal(raw, field, _RATE)
-    if -int(rate.as_tuple().exponent) > 18:
-        rate = rate.quantize(_RATE_STEP, rounding=ROUND_DOWN, context=_EXACT)
-    if rate <= 0:
-        raise rubbish(field)
-    return rate
+    return reading.rate("BTCPay", raw, field)
 
 
 def _payments(wires: Sequence[_PaymentWire]) -> tuple[Payment, ...]:

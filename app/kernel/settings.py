@@ -10,6 +10,7 @@ import binascii
 import ipaddress
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -19,6 +20,8 @@ from urllib.parse import urlsplit
 from app.kernel.security import Pepper, Sealer
 
 PLACEHOLDER = "change-me"
+_METHODS = ("btc-lightning", "btc", "ltc", "lbtc", "xmr")
+_COIN = re.compile("BTC|LTC|LBTC|XMR")
 
 
 class SettingsError(Exception):
@@ -44,7 +47,17 @@ class Settings:
     btcpay_api_key: str = field(repr=False)
     btcpay_store_id: str
     btcpay_webhook_secret: str = field(repr=False)
+    payment_methods: tuple[tuple[str, str], ...]
+    lnbits_url: str | None
+    lnbits_invoice_key: str = field(repr=False)
+    lnbits_webhook: bool
+    rate_url: str
+    rate_path: str
+    rate_names: tuple[tuple[str, str], ...]
+    rate_fixed: tuple[tuple[str, str], ...]
     sandbox_port: int
+    sandbox_litecoin_rpc: str | None = field(repr=False)
+    sandbox_monero_wallet_rpc: str | None = field(repr=False)
     nwc_allow_private_relays: bool
     hold_sync_commit: bool
     accounts_per_hour: int
@@ -58,7 +71,12 @@ class Settings:
 
     @property
     def uses_sandbox(self) -> bool:
-        return self.btcpay_url is None
+        """Whether some method is taken by a BTCPay that was not given: then ours, which moves no money."""
+        return self.btcpay_url is None and self.takes_with("btcpay")
+
+    def takes_with(self, backend: str) -> bool:
+        """Whether a payment method is taken by this backend."""
+        return any(taken_by == backend for _, taken_by in self.payment_methods)
 
     @property
     def sandbox_url(self) -> str:
@@ -86,8 +104,11 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     read = _Reader(environ)
     environment = read.choice("ENVIRONMENT", "development", ("development", "production"))
     production = environment == "production"
+    methods = _payment_methods(read.text("PAYMENT_METHODS", ",".join(f"{method}:btcpay" for method in _METHODS)))
+    if any(backend == "lnbits" for _, backend in methods) and not read.text("LNBITS_URL", ""):
+        raise SettingsError("PAYMENT_METHODS names lnbits, but LNBITS_URL is not set; see deploy/.env.example")
     if production:
-        _refuse_conveniences(read)
+        _refuse_conveniences(read, {backend for _, backend in methods})
     data_dir = Path(read.text("DATA_DIR", "./.data")).resolve()
     made = {} if production else _generated(data_dir)
     host, port = read.text("HOST", "127.0.0.1"), read.number("PORT", 8080, 1, 65535)
@@ -107,7 +128,17 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         btcpay_api_key=read.text("BTCPAY_API_KEY", made.get("BTCPAY_API_KEY", "")),
         btcpay_store_id=read.text("BTCPAY_STORE_ID", made.get("BTCPAY_STORE_ID", "")),
         btcpay_webhook_secret=read.text("BTCPAY_WEBHOOK_SECRET", made.get("BTCPAY_WEBHOOK_SECRET", "")),
+        payment_methods=methods,
+        lnbits_url=_url(read.text("LNBITS_URL", ""), "LNBITS_URL") or None,
+        lnbits_invoice_key=read.text("LNBITS_INVOICE_KEY", ""),
+        lnbits_webhook=read.switch("LNBITS_WEBHOOK", True),
+        rate_url=read.text("RATE_URL", "https://api.coinbase.com/v2/prices/{coin}-USD/spot"),
+        rate_path=read.text("RATE_PATH", "data.amount"),
+        rate_names=_pairs(read.text("RATE_NAMES", "BTC:BTC"), "RATE_NAMES", _COIN, re.compile(r"[A-Za-z0-9]{1,20}")),
+        rate_fixed=_pairs(read.text("RATE_FIXED", ""), "RATE_FIXED", _COIN, re.compile(r"\d{1,9}(\.\d{1,9})?")),
         sandbox_port=read.number("SANDBOX_PORT", min(port + 1, 65535), 1, 65535),
+        sandbox_litecoin_rpc=_node_url(read.text("SANDBOX_LITECOIN_RPC", ""), "SANDBOX_LITECOIN_RPC"),
+        sandbox_monero_wallet_rpc=_node_url(read.text("SANDBOX_MONERO_WALLET_RPC", ""), "SANDBOX_MONERO_WALLET_RPC"),
         nwc_allow_private_relays=read.switch("NWC_ALLOW_PRIVATE_RELAYS", False),
         hold_sync_commit=read.switch("HOLD_SYNC_COMMIT", True),
         accounts_per_hour=read.number("ACCOUNTS_PER_HOUR", 10_000 if production else 1_000_000, 1, 10**9),
@@ -142,16 +173,26 @@ class _Reader:
         return int(value)
 
 
-def _refuse_conveniences(read: _Reader) -> None:
+def _refuse_conveniences(read: _Reader, backends: set[str]) -> None:
     """Production starts with everything given, or not at all; says all that is wrong at once."""
     wrong = []
     for name in ("DATABASE_URL", "PUBLIC_URL", "SECRET_PEPPER", "SEALING_KEYS"):
         wrong += [f"{name} is not set"] * (not read.text(name, ""))
-    for name in ("BTCPAY_URL", "BTCPAY_API_KEY", "BTCPAY_STORE_ID", "BTCPAY_WEBHOOK_SECRET"):
+    btcpay = ("BTCPAY_URL", "BTCPAY_API_KEY", "BTCPAY_STORE_ID", "BTCPAY_WEBHOOK_SECRET")
+    for name in btcpay if "btcpay" in backends else ():
         wrong += [f"{name} is not set (the sandbox is for development)"] * (not read.text(name, ""))
-    for name in ("DATABASE_URL", "SECRET_PEPPER", "SEALING_KEYS", "BTCPAY_API_KEY", "BTCPAY_STORE_ID", "BTCPAY_WEBHOOK_SECRET"):
+    for name in (
+        "DATABASE_URL",
+        "SECRET_PEPPER",
+        "SEALING_KEYS",
+        "BTCPAY_API_KEY",
+        "BTCPAY_STORE_ID",
+        "BTCPAY_WEBHOOK_SECRET",
+    ):
         wrong += [f"{name} still has its placeholder"] * (PLACEHOLDER in read.text(name, ""))
     wrong += ["BTCPAY_URL is plain http; use https"] * read.text("BTCPAY_URL", "").lower().startswith("http:")
+    for name in ("SANDBOX_LITECOIN_RPC", "SANDBOX_MONERO_WALLET_RPC"):
+        wrong += [f"{name} is set (the sandbox is for development)"] * bool(read.text(name, ""))
     wrong += ["NWC_ALLOW_PRIVATE_RELAYS is on"] * (read.text("NWC_ALLOW_PRIVATE_RELAYS", "off") == "on")
     if wrong:
         raise SettingsError(
@@ -218,6 +259,25 @@ def _sealing_keys(text: str) -> tuple[tuple[str, bytes], ...]:
     return tuple(keys)
 
 
+def _payment_methods(text: str) -> tuple[tuple[str, str], ...]:
+    """`method:backend` pairs: the methods that are offered, each with who takes it."""
+    pairs = _pairs(text, "PAYMENT_METHODS", re.compile("|".join(_METHODS)), re.compile("btcpay|lnbits"))
+    if not pairs or any(backend == "lnbits" and method != "btc-lightning" for method, backend in pairs):
+        raise SettingsError("PAYMENT_METHODS needs a method at least, and LNbits takes btc-lightning only")
+    return pairs
+
+
+def _pairs(text: str, name: str, left: re.Pattern[str], right: re.Pattern[str]) -> tuple[tuple[str, str], ...]:
+    """`a:b,c:d`, no left side twice."""
+    pairs: list[tuple[str, str]] = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, _, value = item.partition(":")
+        if not left.fullmatch(key) or not right.fullmatch(value) or key in dict(pairs):
+            raise SettingsError(f"{name}: {item!r} is not a pair it takes, or stands twice; see deploy/.env.example")
+        pairs.append((key, value))
+    return tuple(pairs)
+
+
 def _url(text: str, name: str) -> str:
     if not text:
         return ""
@@ -225,6 +285,20 @@ def _url(text: str, name: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
         raise SettingsError(f"{name} must be an http(s) URL without credentials or query")
     return text.rstrip("/")
+
+
+def _node_url(text: str, name: str) -> str | None:
+    """A node's address may hold a password, so the message never repeats it."""
+    try:
+        parts = urlsplit(text)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if text and not is_address:
+        raise SettingsError(
+            f"{name} must be an http(s) URL such as http://user:password@127.0.0.1:19443/wallet/merchant"
+        )
+    return text or None
 
 
 def _networks(text: str) -> str:

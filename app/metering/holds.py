@@ -50,7 +50,7 @@ class HoldTicket:
         """The wire form, which only the service it was made for can use."""
         body = self.account_id.bytes + self.key_id.bytes + self.hold_id.bytes
         body += _microseconds(self.window_start).to_bytes(8) + self.request_id.encode()
-        return base64.urlsafe_b64encode(pepper.tag(b"hold", service.encode(), body) + body).decode().rstrip("=")
+        return _base64(pepper.tag(b"hold", service.encode(), body) + body)
 
     @classmethod
     def opened(cls, text: str, pepper: Pepper, service: str) -> "HoldTicket":
@@ -60,7 +60,8 @@ class HoldTicket:
         except (binascii.Error, ValueError):
             raise HoldNotFound from None
         tag, body = data[:16], data[16:]
-        if len(body) < 57 or not equal(tag, pepper.tag(b"hold", service.encode(), body)):
+        # Base64 reads several spellings alike; only the one we gave out is ours.
+        if len(body) < 57 or _base64(data) != text or not equal(tag, pepper.tag(b"hold", service.encode(), body)):
             raise HoldNotFound
         ids = [uuid.UUID(bytes=body[start : start + 16]) for start in (0, 16, 32)]
         return cls(ids[0], ids[1], ids[2], _from_microseconds(int.from_bytes(body[48:56])), body[56:].decode())
@@ -280,6 +281,10 @@ def _over_key_limit(found: Row, amount_nusd: int) -> AppError:
             f"This API key's limit is held by requests in flight: {needs}", retry_after_seconds=2, metadata=metadata
         )
     return KeyLimitExceeded(f"This API key has reached its spending limit: {needs}", metadata=metadata)
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _microseconds(when: datetime) -> int:

@@ -108,6 +108,9 @@ class TopupView(msgspec.Struct, frozen=True):
             if method.is_lightning
             else {"address": topup["destination"] or "", "payment_uri": topup["payment_link"] or ""}
         )
+        receipt_url = (
+            f"{settings.public_url}/receipts/{receipt_token(settings.pepper, topup['account_id'], topup['id'])}"
+        )
         return cls(
             invoice_id=topup["invoice_id"] or "",
             status=str(_OURS_IN_THEIR_WORDS.get(topup["status"], topup["status"])),
@@ -116,7 +119,7 @@ class TopupView(msgspec.Struct, frozen=True):
             currency=topup["currency"],
             created_at=_epoch(topup["created_at"]),
             expires_at=_epoch(topup["expires_at"]),
-            checkout_url=topup["checkout_url"] or "",
+            checkout_url=topup["checkout_url"] or receipt_url,  # LNbits has no page to pay on; ours has the QR code
             payment_method=method.display_name,
             crypto_currency=method.coin,
             crypto_amount_due=number(topup["total_coin_units"] or 0, places),
@@ -128,7 +131,7 @@ class TopupView(msgspec.Struct, frozen=True):
             credited_usd=usd(topup["credited_nusd"]),
             bonus_usd=usd(topup["bonus_nusd"]),
             bonus_percent=topup["bonus_percent"],
-            receipt_url=f"{settings.public_url}/receipts/{receipt_token(settings.pepper, topup['account_id'], topup['id'])}",
+            receipt_url=receipt_url,
             **where,
         )
 

@@ -49,7 +49,11 @@ async def create_topup(
     quote = await _quote(gateway, wish)
     is_new = await db.transaction(lambda session: _write(session, gateway.name, caller, topup_id, wish, quote))
     try:
-        invoice = await _invoice(gateway, topup_id, wish, is_new=is_new)
+        invoice = None if is_new else await _found(gateway, topup_id)
+        if invoice is None:
+            if not is_new:
+                await db.transaction(lambda session: _renew(session, caller.account_id, topup_id, quote))
+            invoice = await gateway.create(_order(topup_id, wish))
     except GatewayRefused as error:
         await db.transaction(lambda session: mark_failed(session, caller.account_id, topup_id))
         log.warning("topup.refused", topup_id=str(topup_id), backend=gateway.name, error=str(error))
@@ -102,18 +106,32 @@ async def _write(
     return made is not None
 
 
-async def _invoice(gateway: InvoiceGateway, topup_id: uuid.UUID, wish: Wish, *, is_new: bool) -> Invoice:
-    if not is_new and (found := await gateway.find(str(topup_id))):
-        return found[0]
-    return await gateway.create(
-        NewInvoice(
-            order_id=str(topup_id),
-            method=wish.method.id,
-            amount=decimal_of(wish.amount_units, CURRENCIES[wish.currency].places),
-            currency=wish.currency,
-            expires_in_minutes=wish.method.expires_in_minutes,
-            monitor_minutes=wish.method.monitor_minutes,
-        )
+async def _found(gateway: InvoiceGateway, topup_id: uuid.UUID) -> Invoice | None:
+    """The invoice that an earlier try made, though its answer was lost."""
+    found = await gateway.find(str(topup_id))
+    return found[0] if found else None
+
+
+async def _renew(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID, quote: Rate | None) -> None:
+    """A repeat is about to make the invoice: at today's rate, however old its row is, and watched like a new one."""
+    await row(
+        session,
+        """UPDATE topup SET usd_per_coin = :usd_per_coin, rate_source = :rate_source, rate_at = :rate_at,
+                  status = 'Creating', next_check_at = now() + interval '1 minute'
+           WHERE account_id = :account_id AND id = :id AND invoice_id IS NULL""",
+        usd_per_coin=quote.usd if quote else None, rate_source=quote.source if quote else None,
+        rate_at=quote.quoted_at if quote else None, account_id=account_id, id=topup_id,
+    )  # fmt: skip
+
+
+def _order(topup_id: uuid.UUID, wish: Wish) -> NewInvoice:
+    return NewInvoice(
+        order_id=str(topup_id),
+        method=wish.method.id,
+        amount=decimal_of(wish.amount_units, CURRENCIES[wish.currency].places),
+        currency=wish.currency,
+        expires_in_minutes=wish.method.expires_in_minutes,
+        monitor_minutes=wish.method.monitor_minutes,
     )
 
 

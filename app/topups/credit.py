@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -17,6 +18,9 @@ from app.topups.create import LOST_AFTER, attach, coin_of, mark_failed, show
 from app.topups.gateway import GatewayRefused, GatewayUnavailable, Invoice, InvoiceGateway, PaymentStatus
 from app.topups.methods import METHODS
 from app.topups.owed import Owed, is_late, needs_rate_now, owed
+
+
+_FELL_AWAY: Final = "a payment that was credited does not count any more: replaced, or the block it was in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,8 @@ async def _book(
     if topup["checked_at"] is None or topup["checked_at"] <= asked_at:
         await show(session, ref.account_id, ref.topup_id, invoice)
         await _remember_payments(session, ref, invoice, due)
-        await _checked(session, ref, asked_at, due.review, next_check(topup["now"], topup))
+        review = due.review or (_FELL_AWAY if due.credit_nusd < topup["credited_nusd"] else None)
+        await _checked(session, ref, asked_at, review, next_check(topup["now"], topup))
     if due.credit_nusd <= topup["credited_nusd"]:
         return None
     # Also when we asked before another check did: what we credit must be explained by payments we remember.

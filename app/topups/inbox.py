@@ -64,7 +64,7 @@ async def _claim(session: AsyncSession, backend: str, limit: int) -> list[Row]:
     return await rows(
         session,
         """UPDATE webhook_delivery SET attempts = attempts + 1,
-                  next_try_at = now() + least(power(2, attempts) * 5, 300) * interval '1 second'
+                  next_try_at = now() + least(power(2, least(attempts, 6)) * 5, 300) * interval '1 second'
            WHERE (backend, delivery_id, type) IN (
                    SELECT backend, delivery_id, type FROM webhook_delivery
                    WHERE processed_at IS NULL AND next_try_at <= now() AND backend = :backend ORDER BY next_try_at LIMIT :limit)

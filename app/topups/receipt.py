@@ -42,7 +42,7 @@ def opened_token(pepper: Pepper, token: str) -> tuple[uuid.UUID, uuid.UUID]:
         data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise InvoiceNotFound from None
-    if len(data) != 48 or not equal(data[32:], pepper.tag(b"receipt", data[:32])):
+    if "=" in token or len(data) != 48 or not equal(data[32:], pepper.tag(b"receipt", data[:32])):
         raise InvoiceNotFound
     return uuid.UUID(bytes=data[:16]), uuid.UUID(bytes=data[16:32])
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 
-from app.adapters.btcpay import BtcpayGateway, Patience
+from app.adapters.asking import Patience
+from app.adapters.btcpay import BtcpayGateway
 
 BASE_URL = "https://btcpay.example"
 STORE = "Store1"

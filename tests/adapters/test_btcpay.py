@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from app.adapters import btcpay_wire
+from app.adapters.asking import MAX_ANSWER_BYTES, Patience
 from app.adapters.breaker import Breaker
-from app.adapters.btcpay import MAX_ANSWER_BYTES, BtcpayGateway, Patience
+from app.adapters.btcpay import BtcpayGateway
 from app.adapters.btcpay_wire import our_method, speed_policy
 from app.kernel.errors import InvalidSignature
 from app.topups.gateway import (

@@ -1,0 +1,1054 @@
+"""Bad input on every route gets its documented 4xx, never a 500, and changes nothing.
+
+The routes come from the app itself: one that is added later fails here until it is in ROUTES.
+"""
+
+import base64
+import json
+import unicodedata
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, get_args
+from urllib.parse import quote
+
+import msgspec
+import pytest
+from litestar import Litestar
+from litestar.routes import HTTPRoute
+
+from app.kernel.security import new_secret
+from app.kernel.settings import Settings
+from app.main import create_app
+from app.topups.receipt import receipt_token
+from app.wiring import House
+from tests.door import JSON, Answer, Books, Door, idempotency_key, opened, refusal_faults
+from tests.rig import Customer, signature
+
+LIMIT: Final = 64 * 1024
+Headers = Mapping[str, str | bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How one route is asked well: who may ask, and with which body. `$name` is filled in by the world."""
+
+    who: str = "nobody"
+    body: Mapping[str, Any] | None = None
+    refuses_unknown_fields: bool = False
+    has_effect_once: bool = False
+    """Takes an Idempotency-Key."""
+    body_may_be_absent: bool = False
+
+
+_WORK: Final = {
+    "cost_usd": 0.01, "outcome": "completed", "usage": {"input_tokens": 5}, "usage_estimated": False, "served_model": "m",
+    "provider": "p", "upstream_id": "u", "latency_ms": 5, "ttft_ms": 2,
+}  # fmt: skip
+_CALL: Final = {"request_id": "$new", "api_key": "$api_key", "endpoint": "/chat", "model": "m", "max_cost_usd": "0.02"}
+_KEY: Final = {
+    "name": "$new", "usage_limit_usd": 1.5, "reset_period": "daily", "expire_at": "2999-01-01T00:00:00Z",
+    "scopes": ["spend"], "allowed_models": ["m"], "disabled": False,
+}  # fmt: skip
+
+ROUTES: Final[Mapping[tuple[str, str], Route]] = {
+    ("GET", "/"): Route(),
+    ("GET", "/llms.txt"): Route(),
+    ("GET", "/openapi.json"): Route(),
+    ("GET", "/health/live"): Route(),
+    ("GET", "/health/ready"): Route(),
+    ("GET", "/metrics"): Route(),
+    ("POST", "/accounts/create"): Route(has_effect_once=True),
+    ("POST", "/credits/balance"): Route("anybody", {"credit_id": "$credit_id"}, body_may_be_absent=True),
+    ("GET", "/credits/balance"): Route("anybody"),
+    ("GET", "/keys"): Route("owner"),
+    ("POST", "/keys"): Route("owner", _KEY, has_effect_once=True),
+    ("GET", "/keys/{key_id:str}"): Route("owner"),
+    ("PATCH", "/keys/{key_id:str}"): Route("owner", _KEY),
+    ("DELETE", "/keys/{key_id:str}"): Route("owner"),
+    ("GET", "/topup/payment-methods"): Route(),
+    ("POST", "/topup/create/{method:str}"): Route("anybody", {"amount": 20, "currency": "USD"}, has_effect_once=True),
+    ("GET", "/topup/status/{invoice_id:str}"): Route("anybody"),
+    ("GET", "/topups"): Route("anybody"),
+    ("POST", "/topup/claim"): Route("anybody", {"txid": "$txid"}),
+    ("GET", "/topup/receipt/{invoice_id:str}"): Route("anybody"),
+    ("GET", "/receipts/{token:str}"): Route(),
+    ("POST", "/webhooks/{backend:str}"): Route("backend"),
+    ("POST", "/v1/meter/authorize"): Route("service", {**_CALL, "ttl_seconds": 60}, refuses_unknown_fields=True),
+    ("POST", "/v1/meter/settle"): Route("service", {**_WORK, "hold_id": "$hold_id"}, refuses_unknown_fields=True),
+    ("POST", "/v1/meter/release"): Route("service", {"hold_id": "$hold_id", "reason": "r"}, refuses_unknown_fields=True),
+    ("POST", "/v1/meter/charge"): Route("service", {**_CALL, **_WORK}, refuses_unknown_fields=True),
+    ("GET", "/admin/topups"): Route("admin"),
+    ("POST", "/admin/topups/{topup_id:str}/reconcile"): Route("admin"),
+    ("POST", "/admin/topups/{topup_id:str}/resolve"): Route(
+        "admin", {"action": "credit", "reason": "because", "amount_usd": 1}, refuses_unknown_fields=True, has_effect_once=True
+    ),
+}  # fmt: skip
+WITH_BODY: Final = [key for key, route in ROUTES.items() if route.body is not None]
+WEBHOOK: Final = b'{"originalDeliveryId": "good", "type": "InvoiceCreated", "invoiceId": "nobodys"}'
+NOT_OURS: Final = "/docs"
+"""Litestar's own pages about the API, for people in a browser."""
+
+WRONG_TYPES: Final = (
+    "null", "true", "false", "0", "-1", "1.5", "1e400", "1e999", "-0.0", "9" * 400, '""', '"x y"', '"' + "x" * 300 + '"', "[]", "[null]",
+    "[[]]", '["' + "x" * 300 + '"]', "{}", '{"a": 1}', '"2020-01-01"', '"2999-01-01T00:00:00"', '"\U0001f600"', '"\\u0000"', '"0x10"',
+)  # fmt: skip
+NOT_MONEY: Final = (
+    "true", "false", "[]", "{}", "[1]", '{"a": 1}', '""', '"x"', "-1", "-0", '"-0"', '"+1"', "1e3", "1E5", "1e999", "1e-3", '"1e5"', '"NaN"',
+    '"Infinity"', '"-Infinity"', '"sNaN"', '"1_000"', '" 1 "', '"1 "', '"\\t1"', '"١٢"', '"１"', '"²"', '"0x10"', '"1,5"', '"1."', '".5"',
+    "1234567890123", '"1234567890123"', "0.1234567890", '"0.1234567890"', "1" + "0" * 400, '"' + "9" * 400 + '"', '"1\\u0030"',
+    "999999999999", '"$1"', '"1;DROP TABLE account"',
+)  # fmt: skip
+NOT_JSON: Final = (
+    b"{", b'{"', b'{"a"', b'{"a":', b'{"a": 1', b"}", b"{'a': 1}", b'{"a": 1,}', b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}',
+    b'{"a": +1}', b'{"a": 01}', b'{"a": .5}', b'{"a": 1} x', b'{"a": 1}{"a": 1}', b'{"a": "\xff"}', b'{"a": "\xed\xa0\x80"}',
+    b'{"a": "\\ud800"}', b'{"a": "\\udc00\\ud800"}', b'{"a": "\x00"}', b'\x00{"a": 1}', b'{"a": "\n"}', b'{"a": "\\x41"}', b'{"a": undefined}',
+    b"// a\n{}", b"\xef\xbb\xbf{}", b"\xfe\xff\x00{\x00}", b"[" * 60_000, b'{"a":' * 10_000, b"a=1&b=2", b"<a/>", b"   ",
+)  # fmt: skip
+NOT_AN_OBJECT: Final = (b"[]", b'"x"', b"1", b"true", b"[{}]", b"1.5", b"[" * 500 + b"]" * 500)
+NOT_UUIDS: Final = (
+    "x", "0", "not-a-uuid", "%00", "a%00b", "%ff%fe", "%F0%9F%98%80", "'%20OR%20'1'='1", "1;DROP%20TABLE%20api_key", "%2e%2e", "..%5c",
+    "%0d%0aSet-Cookie:%20a=1", "x" * 8000, "00000000-0000-0000-0000-00000000000g", "%7B%7D", "-1", "null", "%25s", "%E2%80%AE",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class World:
+    """A customer with something of everything, a stranger with the same, and what was found wrong."""
+
+    door: Door
+    books: Books
+    customer: Customer
+    stranger: Customer
+    service: Mapping[str, str]
+    admin: Mapping[str, str]
+    known: Mapping[str, str]
+    theirs: Mapping[str, str]
+    cases: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def headers(self, who: str) -> dict[str, str | bytes]:
+        match who:
+            case "owner" | "anybody":
+                return dict(self.customer.owner)
+            case "service":
+                return dict(self.service)
+            case "admin":
+                return dict(self.admin)
+            case "backend":
+                return {"BTCPay-Sig": signature(WEBHOOK)}
+            case _:
+                return {}
+
+    def path(self, template: str) -> str:
+        for name, value in {**self.known, "method": "btc", "backend": "btcpay"}.items():
+            template = template.replace(f"{{{name}:str}}", value)
+        return template
+
+    def body(self, route: Route) -> dict[str, Any]:
+        return {name: self._filled(value) for name, value in (route.body or {}).items()}
+
+    def _filled(self, value: Any) -> Any:
+        if value == "$new":
+            return uuid.uuid4().hex[:20]
+        return self.known.get(value[1:], value) if isinstance(value, str) and value.startswith("$") else value
+
+    async def refuse(
+        self,
+        what: str,
+        key: tuple[str, str],
+        status: int | set[int],
+        code: str | None,
+        *,
+        body: bytes | Sequence[bytes] | None = None,
+        headers: Headers | None = None,
+        target: str | None = None,
+        param: str | None = None,
+        breaks_off: bool = False,
+    ) -> Answer:
+        """Ask, and note whatever is not as promised: the refusal's form, and that the books did not change."""
+        method, template = key
+        if headers is None:
+            headers = self.headers(ROUTES[key].who) | JSON
+        before = self.books.fingerprint()
+        answer = await self.door.ask(method, target or self.path(template), headers, body, breaks_off=breaks_off)
+        faults = refusal_faults(answer, status, code, self.door.secrets)
+        found = "" if faults else answer.json["error"]["param"] or ""
+        if param is not None and not faults and found != param and not found.startswith((f"{param}.", f"{param}[")):
+            faults.append(f"param {answer.json['error']['param']!r}, not {param!r}")
+        if self.books.fingerprint() != before:
+            faults.append("the books changed")
+        self.note(what, key, answer, faults)
+        return answer
+
+    async def harmless(self, what: str, key: tuple[str, str], headers: Headers, target: str | None = None) -> Answer:
+        """Ask; whatever comes back, it is no fault of ours and is well-formed."""
+        body = None if key[0] == "GET" else WEBHOOK if ROUTES[key].who == "backend" else b"{}"
+        answer = await self.door.ask(key[0], target or self.path(key[1]), headers, body)
+        faults = (
+            [f"status {answer.status}"] * (answer.status >= 500) + ["no X-Request-Id"] * ("x-request-id" not in answer.headers)
+            if answer.status < 400 or answer.status >= 500
+            else refusal_faults(answer, answer.status, None, self.door.secrets)
+        )  # fmt: skip
+        self.note(what, key, answer, faults)
+        return answer
+
+    def note(self, what: str, key: tuple[str, str], answer: Answer, faults: list[str]) -> None:
+        self.cases += 1
+        if faults:
+            self.faults.append(f"{key[0]} {key[1]}: {what[:80]}: {'; '.join(faults)}: {answer.body[:160]!r}")
+
+    def report(self) -> None:
+        assert self.cases
+        assert not self.faults, f"{len(self.faults)} of {self.cases} cases:\n" + "\n".join(self.faults[:40])
+
+
+@pytest.fixture
+async def world(clean: str, settings: Settings) -> AsyncIterator[World]:
+    async with opened(clean, settings) as door:
+        with Books(clean) as books:
+            customer, stranger = await door.customer("50"), await door.customer("50")
+            ours, theirs = await _belongings(door, customer), await _belongings(door, stranger)
+            made = World(door, books, customer, stranger, await door.service(), await door.admin(), ours, theirs)
+            yield made
+            made.report()
+
+
+async def _belongings(door: Door, customer: Customer) -> dict[str, str]:
+    key = await door.rig.new_key(customer)
+    door.secrets.add(key["api_key"])
+    invoice_id = await door.rig.topup(customer, "20")
+    [(topup_id, account_id)] = door.rig.sql("SELECT id, account_id FROM topup WHERE invoice_id = %s", invoice_id)
+    door.rig.sql("UPDATE topup SET review = 'marked' WHERE id = %s", topup_id)
+    [(txid,)] = door.rig.sql("SELECT payment_id FROM payment WHERE account_id = %s", account_id)
+    return {
+        "topup_id": str(topup_id),
+        "txid": txid,
+        "token": receipt_token(door.rig.house.settings.pepper, account_id, topup_id),
+        "credit_id": customer.credit_id,
+        "api_key": customer.api_key,
+        "key_id": key["_id"],
+        "key_name": key["name"],
+        "invoice_id": invoice_id,
+        "hold_id": (await door.rig.authorize(customer.api_key, "1"))["hold_id"],
+    }
+
+
+def _routes(app: Litestar) -> Iterator[tuple[str, str, Any]]:
+    for route in app.routes:
+        if isinstance(route, HTTPRoute) and not route.path.startswith(NOT_OURS):
+            for handler in route.route_handlers:
+                for method in handler.http_methods:
+                    if method != "OPTIONS":
+                        yield method, route.path, handler
+
+
+def _struct(app: Litestar, key: tuple[str, str]) -> Any:
+    """The struct that the route's body is read into."""
+    handler = next(handler for method, path, handler in _routes(app) if (method, path) == key)
+    assert handler.parsed_data_field is not None
+    annotation = handler.parsed_data_field.annotation
+    return next(
+        one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, msgspec.Struct)
+    )
+
+
+def _inner_struct(annotation: Any) -> Any:
+    return next(
+        (one for one in get_args(annotation) if isinstance(one, type) and issubclass(one, msgspec.Struct)), None
+    )
+
+
+def _wrong_values(annotation: Any) -> Iterator[str]:
+    """JSON that is not of a field's type."""
+    if annotation is msgspec.Raw:
+        yield from NOT_MONEY
+        return
+    for text in WRONG_TYPES:
+        try:
+            msgspec.json.decode(text, type=annotation)
+        except msgspec.ValidationError:
+            yield text
+        except msgspec.DecodeError as error:
+            raise AssertionError(f"{text} is not JSON") from error
+
+
+def _with(body: Mapping[str, Any], path: Sequence[str], raw_value: str) -> bytes:
+    """The body with one field, however deep, replaced by raw JSON text."""
+    whole = dict(body)
+    inner = whole
+    for name in path[:-1]:
+        inner[name] = dict(inner.get(name) or {})
+        inner = inner[name]
+    inner[path[-1]] = "$here"
+    return json.dumps(whole).replace('"$here"', raw_value).encode()
+
+
+# --- every route is here -----------------------------------------------------------------------------
+
+
+async def test_every_route_of_the_app_has_its_bad_input_tested(house: House) -> None:
+    app = create_app(house)
+    found = {(method, path) for method, path, _ in _routes(app)}
+    assert found == set(ROUTES), "put the new route into ROUTES, and it is tested"
+    for method, path, handler in _routes(app):
+        takes_body = handler.parsed_data_field is not None
+        assert takes_body == (ROUTES[method, path].body is not None), f"{method} {path}: ROUTES is wrong about its body"
+        once = "once" in handler.parsed_fn_signature.parameters
+        assert once == ROUTES[method, path].has_effect_once, (
+            f"{method} {path}: ROUTES is wrong about its Idempotency-Key"
+        )
+
+
+async def test_every_field_of_every_request_is_in_the_good_body_that_is_spoilt(house: House) -> None:
+    app = create_app(house)
+    for key in WITH_BODY:
+        body = ROUTES[key].body
+        assert body is not None
+        fields = {item.encode_name for item in msgspec.structs.fields(_struct(app, key))}
+        assert fields - set(body) <= {"api_key_hash", "lightning_invoice", "payment_hash"}, (
+            f"{key}: put the new field into its good body"
+        )
+        assert not set(body) - fields
+
+
+async def test_every_route_works_when_it_is_asked_well(world: World) -> None:
+    for key in sorted(ROUTES, key=lambda key: (key[0] == "DELETE", key[1] == "/v1/meter/release")):
+        route = ROUTES[key]
+        body = WEBHOOK if route.who == "backend" else json.dumps(world.body(route)).encode() if route.body else b"{}"
+        headers = world.headers(route.who) | JSON
+        answer = await world.door.ask(key[0], world.path(key[1]), headers, body if key[0] != "GET" else None)
+        # The one hold that there is was settled by the route before.
+        fine = {409} if key[1] == "/v1/meter/release" else {200, 201}
+        world.note("asked well", key, answer, [f"status {answer.status}"] * (answer.status not in fine))
+
+
+# --- bodies ------------------------------------------------------------------------------------------
+
+
+async def test_a_field_of_the_wrong_type_is_422_naming_it(world: World) -> None:
+    for key in WITH_BODY:
+        body, struct = world.body(ROUTES[key]), _struct(world.door.app, key)
+        for item in msgspec.structs.fields(struct):
+            name = item.encode_name
+            for raw in _wrong_values(item.type):
+                # A NUL is found in the text as it came, before any field is known.
+                param = None if "\\u0000" in raw else name
+                await world.refuse(
+                    f"{name}={raw}", key, 422, "invalid_field", body=_with(body, [name], raw), param=param
+                )
+            inner = _inner_struct(item.type)
+            for deep in msgspec.structs.fields(inner) if inner else ():
+                for raw in _wrong_values(deep.type):
+                    what, path = f"{name}.{deep.encode_name}={raw}", [name, deep.encode_name]
+                    param = None if "\\u0000" in raw else ".".join(path)
+                    await world.refuse(what, key, 422, "invalid_field", body=_with(body, path, raw), param=param)
+
+
+async def test_a_missing_field_is_422_naming_it(world: World) -> None:
+    for key in WITH_BODY:
+        body, struct = world.body(ROUTES[key]), _struct(world.door.app, key)
+        required = [item.encode_name for item in msgspec.structs.fields(struct) if item.required]
+        required += {"/keys": ["name"], "/v1/meter/settle": ["cost_usd"], "/v1/meter/charge": ["cost_usd"]}.get(
+            key[1], []
+        )
+        for name in required:
+            less = {other: value for other, value in body.items() if other != name}
+            await world.refuse(f"no {name}", key, 422, "invalid_field", body=json.dumps(less).encode(), param=name)
+        if required:
+            await world.refuse("{}", key, 422, "invalid_field", body=b"{}")
+        world.cases += 1
+
+
+async def test_a_body_that_is_no_object_or_no_json_is_refused(world: World) -> None:
+    for key in WITH_BODY:
+        route = ROUTES[key]
+        for body in NOT_JSON:
+            await world.refuse(repr(body[:40]), key, 400, "malformed_json", body=body)
+        for body in NOT_AN_OBJECT:
+            await world.refuse(repr(body[:40]), key, 422, "invalid_field", body=body)
+        good = json.dumps(world.body(route)).encode()
+        for cut in range(1, len(good), max(1, len(good) // 12)):
+            await world.refuse(f"cut at {cut}", key, 400, "malformed_json", body=good[:cut])
+        await world.refuse("cut off", key, 400, "malformed_json", body=[good[:5]], breaks_off=True)
+        if not route.body_may_be_absent:
+            await world.refuse("empty", key, 400, "malformed_json", body=b"")
+            await world.refuse("absent", key, 400, "malformed_json")
+            await world.refuse("null", key, 422, "invalid_field", body=b"null")
+
+
+async def test_text_that_unicode_or_postgresql_would_not_take_is_refused(world: World) -> None:
+    for key in WITH_BODY:
+        body, struct = world.body(ROUTES[key]), _struct(world.door.app, key)
+        for item in msgspec.structs.fields(struct):
+            name = item.encode_name
+            await world.refuse(f"{name} NUL", key, 422, "invalid_field", body=_with(body, [name], '"a\\u0000b"'))
+            await world.refuse(f"{name} surrogate", key, {400, 422}, None, body=_with(body, [name], '"a\\ud800b"'))
+            await world.refuse(f"{name} raw NUL", key, {400, 422}, None, body=_with(body, [name], '"a\x00b"'))
+            bad_utf8 = _with(body, [name], '"a?b"').replace(b"a?b", b"a\xffb")
+            await world.refuse(f"{name} not UTF-8", key, {400, 422}, None, body=bad_utf8)
+        deep = b'{"unknown": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
+        await world.refuse("deep and unknown", key, {400, 422}, None, body=deep)
+
+
+async def test_unknown_fields_are_refused_on_the_meter_and_ignored_elsewhere(world: World) -> None:
+    for key in WITH_BODY:
+        body = world.body(ROUTES[key]) | {"unknown_field": {"a": [1]}}
+        if ROUTES[key].refuses_unknown_fields:
+            await world.refuse(
+                "unknown", key, 422, "invalid_field", body=json.dumps(body).encode(), param="unknown_field"
+            )
+            return
+        answer = await world.door.ask(
+            key[0], world.path(key[1]), world.headers(ROUTES[key].who) | JSON, json.dumps(body).encode()
+        )
+        assert answer.status in (200, 201), answer.body
+        world.cases += 1
+
+
+async def test_of_a_key_given_twice_the_last_one_counts_and_is_checked(world: World) -> None:
+    twice = b'{"amount": 20, "currency": "USD", "amount": -20}'
+    await world.refuse(
+        "amount twice", ("POST", "/topup/create/{method:str}"), 422, "invalid_field", body=twice, param="amount"
+    )
+    headers = world.headers("owner") | JSON
+    answer = await world.door.ask("POST", "/keys", headers, b'{"name": 5, "name": "last"}')
+    assert answer.status in (201, 422)
+
+
+async def test_a_body_over_64_kib_is_413_however_it_is_sent(world: World) -> None:
+    for key in ROUTES:
+        await world.refuse("announced", key, 413, "body_too_large", body=b"[" * (LIMIT + 1))
+        await world.refuse("10 MB", key, 413, "body_too_large", body=b" " * 10_000_000)
+        small = {"Content-Length": "99999999999999999"} | world.headers(ROUTES[key].who)
+        await world.refuse("announced only", key, 413, "body_too_large", headers=small, body=b"{}")
+        if ROUTES[key].body is not None or ROUTES[key].has_effect_once or ROUTES[key].who == "backend":
+            await world.refuse("chunked", key, 413, "body_too_large", body=[b"[" * 1000] * 10_000)
+            await world.refuse(
+                "chunked, endless", key, 413, "body_too_large", body=[b" " * LIMIT, b" "], breaks_off=True
+            )
+        for length in ("x", "-", "1e3", "²", "0x10", "9" * 5000):
+            headers = world.headers(ROUTES[key].who) | {"Content-Length": length}
+            await world.harmless(f"Content-Length: {length[:9]}", key, headers)
+
+
+async def test_a_body_that_is_not_json_by_its_type_is_415(world: World) -> None:
+    for key in WITH_BODY:
+        good = json.dumps(world.body(ROUTES[key])).encode()
+        for media_type in (
+            "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "multipart/form-data", "application/xml",
+            "application/msgpack", "application/jsonx", "text/html; charset=utf-8", "x" * 5000, "json", "/", "application/json+x", b"\xff\xfe",
+        ):  # fmt: skip
+            headers = world.headers(ROUTES[key].who) | {"Content-Type": media_type}
+            await world.refuse(
+                f"Content-Type: {media_type!r}", key, 415, "unsupported_media_type", headers=headers, body=good
+            )
+
+
+async def test_a_body_without_a_type_or_with_a_json_one_is_read(world: World) -> None:
+    for headers in (
+        {},
+        *(
+            {"Content-Type": kind}
+            for kind in ("application/json;charset=utf-8", "APPLICATION/JSON", "application/vnd.x+json")
+        ),
+    ):
+        good = json.dumps({"credit_id": world.customer.credit_id}).encode()
+        assert (await world.door.ask("POST", "/credits/balance", headers, good)).status == 200
+        world.cases += 1
+
+
+# --- addresses, methods, headers -----------------------------------------------------------------------
+
+
+async def test_another_method_is_405_and_another_address_404(world: World) -> None:
+    for key in ROUTES:
+        taken = {method for method, path in ROUTES if path == key[1]}
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "BREW", "get", "X" * 300} - taken:
+            answer = await world.door.ask(method, world.path(key[1]), world.headers(ROUTES[key].who), b"{}")
+            faults = refusal_faults(answer, 405, "method_not_allowed", world.door.secrets)
+            faults += ["Allow does not say what is"] * (not taken <= set(answer.headers.get("allow", "").split(", ")))
+            world.note(f"method {method}", key, answer, faults)
+        for tail in ("/more", "/%00", "/..%2f..%2fetc%2fpasswd", "/" + "x" * 8000):
+            target = world.path(key[1]) + tail
+            if not target.startswith("/keys/") or target.count("/") > 2:
+                await world.refuse(tail[:20], key, {404, 405, 422, 401}, None, target=target)
+        options = await world.door.ask("OPTIONS", world.path(key[1]))
+        assert (options.status, options.body) == (204, b"")
+        assert "x-request-id" in options.headers
+
+
+async def test_an_unknown_address_is_404_with_the_documented_body(world: World) -> None:
+    for target in (
+        "/nope",
+        "/v1",
+        "/v1/meter",
+        "/v1/meter/nope",
+        "/%00",
+        "/%ff",
+        "/keys%00",
+        "/keys/../keys/x/y",
+        "/.env",
+        "/" + "x" * 60_000,
+    ):
+        answer = await world.door.ask("GET", target)
+        world.note(target[:40], ("GET", target[:40]), answer, refusal_faults(answer, 404, "not_found", ()))
+
+
+async def test_hostile_headers_do_no_harm(world: World) -> None:
+    for key in ROUTES:
+        hostile: list[dict[str, str | bytes]] = [
+            {"Accept": "text/html;q=x"}, {"Accept": b"\xff"}, {"Cookie": "a=" + "b" * 8000}, {"Cookie": b"\xff=;;=\x00"}, {"Range": "bytes=0-1"},
+            {"X-Forwarded-For": "1;DROP TABLE account"}, {"traceparent": "00-" + "0" * 60}, {"X-Request-Id": "a\r\nSet-Cookie: b=1"},
+            {"Accept-Encoding": "\x00"}, {"User-Agent": b"\xf0\x28\x8c\x28" * 2000}, {"Content-Encoding": "gzip"}, {"Expect": "100-continue"},
+            {"Origin": "null"}, {"If-Match": '"x"'}, {"Upgrade": "websocket", "Connection": "Upgrade"}, {"X-Long": "x" * 60_000},
+        ]  # fmt: skip
+        for extra in hostile:
+            if key[0] != "DELETE":
+                answer = await world.harmless(str(extra)[:60], key, world.headers(ROUTES[key].who) | extra)
+                assert "set-cookie" not in answer.headers
+                assert "\n" not in answer.headers["x-request-id"]
+        for host in (b"\xff", b"a b", b"a/b", b"", b"x" * 5000, b"a:99999999"):
+            headers = world.headers("nobody") | {"Host": host}
+            await world.harmless(f"Host {host[:9]!r}", key if key[0] == "GET" else ("GET", "/health/live"), headers)
+
+
+async def test_odd_queries_do_no_harm(world: World) -> None:
+    for name in ("show_key", "include_disabled"):
+        for value in (
+            "maybe",
+            "2",
+            "-1",
+            "",
+            "%00",
+            "%ff",
+            "null",
+            "[]",
+            "yes%20",
+            "1e0",
+            "x" * 8000,
+            f"true&{name}=false",
+        ):
+            await world.harmless(f"?{name}={value}", ("GET", "/keys"), world.customer.owner, f"/keys?{name}={value}")
+    for query in (
+        "&&&",
+        "=",
+        "a=%zz",
+        "%",
+        "?" * 100,
+        "&".join(f"a{n}=1" for n in range(3000)),
+        "show_key",
+        "show_key[]=1",
+    ):
+        await world.harmless(f"?{query[:20]}", ("GET", "/keys"), world.customer.owner, f"/keys?{query}")
+    answer = await world.door.ask("GET", "/keys?show_key=maybe", world.customer.owner)
+    assert not refusal_faults(answer, 422, "invalid_field", ())
+    assert answer.json["error"]["param"] == "show_key"
+
+
+# --- credentials -----------------------------------------------------------------------------------------
+
+
+def _bad_credit_ids(credit_id: str) -> list[str | bytes]:
+    bare, version_1, version_7 = credit_id.replace("-", ""), str(uuid.uuid1()), "018f4e9a-7c1b-7000-8000-0123456789ab"
+    return [
+        "", " ", bare, f"{{{credit_id}}}", f"urn:uuid:{credit_id}", f'"{credit_id}"', version_1, version_7, f" {credit_id}", f"{credit_id} ",
+        f"{credit_id}\n", credit_id[:-1], f"{credit_id}0", str(uuid.uuid4()), str(uuid.UUID(int=0)), credit_id.replace("-", "\u00ad"),
+        b"\xd9\xa1" * 18, "x" * 20_000, "' OR 1=1 --", f"{credit_id}\x00", f"{credit_id},{credit_id}", credit_id.replace("-", "_"),
+    ]  # fmt: skip
+
+
+def _bad_keys(key: str, prefix: str) -> list[str | bytes]:
+    typo = key[:10] + ("A" if key[10] != "A" else "B") + key[11:]
+    return [
+        "", " ", typo, key[:-1], key + "0", key.upper(), key.replace(f"{prefix}-", ""), key[:-1] + ("0" if key[-1] != "0" else "1"),
+        new_secret(prefix), new_secret("sk" if prefix != "sk" else "svc"), new_secret("adm"), "null", "undefined", "x" * 20_000, b"\xff\xfe",
+        f"{key}\x00", f"{key} {key}", "' OR 1=1 --", f"{prefix}-" + "٠" * 0 + "0" * 49, key.replace("-", "_"), "Bearer",
+    ]  # fmt: skip
+
+
+async def test_every_bad_credential_of_a_customer_gets_the_same_401(world: World) -> None:
+    for key in [key for key, route in ROUTES.items() if route.who == "anybody"]:
+        body = {"amount": 20} if key[1].startswith("/topup/create") else {}
+        sent = json.dumps(body).encode() if key[0] != "GET" else None
+        messages = set()
+        for bad in _bad_credit_ids(world.customer.credit_id):
+            answer = await world.refuse(
+                f"x-credit-id: {bad!r}", key, 401, "invalid_credit_id", headers={"x-credit-id": bad}, body=sent
+            )
+            messages.add(answer.body)
+        assert len(messages) == 1
+        messages = set()
+        for bad in filter(lambda bad: bad not in ("", " "), _bad_keys(world.customer.api_key, "sk")):
+            text = bad if isinstance(bad, bytes) else bad.encode()
+            for headers in (
+                {"Authorization": b"Bearer " + text},
+                {"Authorization": b"Token " + text},
+                {"x-api-key": text},
+                {"api-key": text},
+            ):
+                answer = await world.refuse(f"{headers}", key, 401, "invalid_api_key", headers=headers, body=sent)
+                messages.add(answer.body)
+        assert len(messages) == 1
+        for scheme in ("Basic", "Digest", "", "Bearer", "Bearer ", "Token", "bearer\t"):
+            headers = {"Authorization": f"{scheme} ".encode()}
+            await world.refuse(f"{headers}", key, 401, "invalid_api_key", headers=headers, body=sent)
+        await world.refuse("nothing", key, 401, "invalid_api_key", headers={}, body=sent)
+
+
+async def test_what_needs_the_credit_id_takes_nothing_else(world: World) -> None:
+    for key in [key for key, route in ROUTES.items() if route.who == "owner"]:
+        sent = json.dumps(world.body(ROUTES[key])).encode() if key[0] != "GET" else None
+        for bad in _bad_credit_ids(world.customer.credit_id):
+            both: dict[str, str | bytes] = {"x-credit-id": bad, **world.customer.key}
+            await world.refuse(f"x-credit-id: {bad!r}", key, 401, "invalid_credit_id", headers=both, body=sent)
+        for headers in (
+            {},
+            world.customer.key,
+            {"x-api-key": world.customer.api_key},
+            world.service,
+            {"credit_id": world.customer.credit_id},
+        ):
+            await world.refuse(f"{list(headers)}", key, 401, "invalid_credit_id", headers=headers, body=sent)
+
+
+async def test_proxies_and_operators_need_a_token_of_their_own_kind(world: World) -> None:
+    for key in (key for key, route in ROUTES.items() if route.who in ("service", "admin")):
+        sent = json.dumps(world.body(ROUTES[key])).encode()
+        right, wrong = (world.service, world.admin) if ROUTES[key].who == "service" else (world.admin, world.service)
+        token = right["Authorization"].split()[1]
+        messages = set()
+        for bad in _bad_keys(token, token[:3]):
+            headers = {"Authorization": b"Bearer " + (bad if isinstance(bad, bytes) else bad.encode())}
+            answer = await world.refuse(f"{headers}", key, 401, "invalid_token", headers=headers, body=sent)
+            messages.add(answer.body)
+        assert len(messages) == 1
+        for others in (
+            {},
+            wrong,
+            world.customer.key,
+            world.customer.owner,
+            {"x-api-key": token},
+            {"Authorization": f"Token {token}"},
+        ):
+            await world.refuse(f"{list(others)}", key, 401, "invalid_token", headers=dict(others), body=sent)
+
+
+async def test_the_credit_id_in_the_body_is_held_to_the_same_spelling(world: World) -> None:
+    key = ("POST", "/credits/balance")
+    for bad in _bad_credit_ids(world.customer.credit_id):
+        if isinstance(bad, str) and "\x00" not in bad:
+            body = json.dumps({"credit_id": bad}).encode()
+            await world.refuse(f"credit_id {bad!r}", key, 401, "invalid_credit_id", body=body, headers=JSON)
+    upper = world.customer.credit_id.upper()
+    for answer in (
+        await world.door.ask("POST", "/credits/balance", JSON, json.dumps({"credit_id": upper}).encode()),
+        await world.door.ask("GET", "/credits/balance", {"x-credit-id": upper}),
+    ):
+        assert (answer.status, answer.json["balance"]) == (200, 50)
+
+
+async def test_a_webhook_that_is_not_signed_is_401_and_leaves_nothing(world: World) -> None:
+    key = ("POST", "/webhooks/{backend:str}")
+    good = b'{"originalDeliveryId": "d", "type": "InvoiceSettled", "invoiceId": "i"}'
+    signed = signature(good)
+    for bad in (
+        "",
+        "sha256=",
+        signed[:-1],
+        signed.replace("sha256=", ""),
+        signed.replace("sha256", "sha1"),
+        f" {signed}",
+        "x" * 20_000,
+    ):
+        await world.refuse(
+            f"BTCPay-Sig: {bad[:20]}", key, 401, "invalid_signature", headers={"BTCPay-Sig": bad}, body=good
+        )
+    await world.refuse("no signature", key, 401, "invalid_signature", headers={}, body=good)
+    await world.refuse("other body", key, 401, "invalid_signature", headers={"BTCPay-Sig": signed}, body=good + b" ")
+    await world.refuse("no body", key, 401, "invalid_signature", headers={"BTCPay-Sig": signed})
+    assert world.door.rig.sql("SELECT count(*) FROM webhook_delivery WHERE invoice_id = 'i'") == [(0,)]
+    for backend in ("nope", "BTCPAY", "%00", "btcpay%20", "x" * 5000):
+        await world.refuse(
+            backend[:20],
+            key,
+            404,
+            "not_found",
+            target=f"/webhooks/{backend}",
+            headers={"BTCPay-Sig": signed},
+            body=good,
+        )
+
+
+# --- ids in addresses ------------------------------------------------------------------------------------
+
+
+async def test_a_strangers_key_is_404_exactly_as_a_missing_one(world: World) -> None:
+    for method in ("GET", "PATCH", "DELETE"):
+        key = (method, "/keys/{key_id:str}")
+        body = b'{"name": "new"}' if method == "PATCH" else None
+        answers = set()
+        for bad in (world.theirs["key_id"], str(uuid.uuid4()), world.stranger.credit_id, *NOT_UUIDS):
+            answer = await world.refuse(f"id {bad[:40]}", key, 404, "key_not_found", target=f"/keys/{bad}", body=body)
+            answers.add(answer.body)
+        assert len(answers) == 1
+
+
+async def test_a_strangers_invoice_is_404_exactly_as_a_missing_one(world: World) -> None:
+    key = ("GET", "/topup/status/{invoice_id:str}")
+    answers = set()
+    for bad in (world.theirs["invoice_id"], str(uuid.uuid4()), world.known["invoice_id"].lower(), *NOT_UUIDS):
+        answer = await world.refuse(f"id {bad[:40]}", key, 404, "invoice_not_found", target=f"/topup/status/{bad}")
+        answers.add(answer.body)
+    assert len(answers) == 1
+
+
+async def test_an_operator_asking_for_no_topup_of_ours_gets_404(world: World) -> None:
+    body = json.dumps({"action": "credit", "amount_usd": 1, "reason": "because"}).encode()
+    for verb in ("reconcile", "resolve"):
+        key = ("POST", f"/admin/topups/{{topup_id:str}}/{verb}")
+        for bad in (str(uuid.uuid4()), world.known["invoice_id"], world.known["key_id"], *NOT_UUIDS):
+            await world.refuse(f"id {bad[:40]}", key, 404, None, target=f"/admin/topups/{bad}/{verb}", body=body)
+
+
+async def test_a_review_is_not_resolved_with_an_adjustment_that_makes_no_sense(world: World) -> None:
+    key = ("POST", "/admin/topups/{topup_id:str}/resolve")
+    for param, wrong in (
+        ("amount_usd", {"action": "dismiss"}), ("amount_usd", {"amount_usd": 0}), ("amount_usd", {"amount_usd": None}), ("action", {"action": "gift"}),
+        ("amount_usd", {"amount_usd": 10**11}), ("reason", {"reason": ""}), ("reason", {"reason": "x" * 501}), ("reason", {"reason": "a\nbc"}),
+    ):  # fmt: skip
+        body = json.dumps(world.body(ROUTES[key]) | dict(wrong)).encode()
+        await world.refuse(str(wrong)[:60], key, 422, "invalid_field", body=body, param=param)
+
+
+async def test_a_receipts_address_opens_that_receipt_and_no_other(world: World) -> None:
+    key, good = ("GET", "/receipts/{token:str}"), world.known["token"]
+    swapped = world.theirs["token"][:43] + good[43:]
+    tampered = [good[:at] + ("A" if good[at] != "A" else "B") + good[at + 1 :] for at in range(len(good))]
+    for bad in (swapped, good[:-1], good + "A", *tampered, *NOT_UUIDS):
+        await world.refuse(f"token {bad[:40]}", key, 404, "invoice_not_found", target=f"/receipts/{bad}")
+
+
+async def test_a_claim_names_one_payment_of_ones_own(world: World) -> None:
+    key = ("POST", "/topup/claim")
+    for body in (b"{}", b'{"txid": null}', b'{"txid": "aaaaaaaaaaaa", "payment_hash": "bbbbbbbbbbbb"}'):
+        await world.refuse(repr(body), key, 422, "invalid_field", body=body)
+    for proof in (world.theirs["txid"], "0" * 64, "' OR 1=1 --aaaa", "%%%%%%%%%%%%"):
+        for name in ("txid", "payment_hash", "lightning_invoice"):
+            body = json.dumps({name: proof}).encode()
+            answer = await world.door.ask("POST", "/topup/claim", world.headers("owner") | JSON, body)
+            world.note(f"{name} {proof}", key, answer, refusal_faults(answer, {404, 422}, None, world.door.secrets))
+    assert await world.door.rig.balance(world.customer) == 50
+
+
+async def test_a_page_has_1_to_100_rows_and_goes_on_from_a_cursor_of_ours(world: World) -> None:
+    cursors = (
+        "x",
+        "",
+        "%00",
+        "%ff",
+        "W10",
+        "bnVsbA",
+        "e30",
+        "WyJ4IiwieSJd",
+        "A" * 8000,
+        "é",
+        _cursor(["2026-01-01", str(uuid.uuid4())]),
+    )
+    for key in (("GET", "/topups"), ("GET", "/admin/topups")):
+        for limit in (
+            "0",
+            "-1",
+            "101",
+            "1.5",
+            "x",
+            "",
+            "%00",
+            "9" * 30,
+            "9" * 5000,
+            "true",
+            "%D9%A1",
+            "0x10",
+            "1_0",
+        ):
+            await world.refuse(
+                f"limit {limit[:20]}", key, 422, "invalid_field", target=f"{key[1]}?limit={limit}", param="limit"
+            )
+        for cursor in cursors:
+            await world.refuse(
+                f"cursor {cursor[:20]}",
+                key,
+                422,
+                "invalid_field",
+                target=f"{key[1]}?cursor={quote(cursor, '%')}",
+                param="cursor",
+            )
+        for position in (
+            ["0001-01-01T00:00:00+23:59", str(uuid.uuid4())],
+            ["9999-12-31T23:59:59-23:59", str(uuid.uuid4())],
+        ):
+            await world.harmless(
+                f"cursor {position}", key, world.headers(ROUTES[key].who), f"{key[1]}?cursor={_cursor(position)}"
+            )
+
+
+def _cursor(position: list[str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+
+
+async def test_an_unknown_payment_method_is_422_naming_those_there_are(world: World) -> None:
+    key = ("POST", "/topup/create/{method:str}")
+    for bad in ("paypal", "BTC", "btc%20", "%00", "%ff", "btc-lightning%00", "x" * 8000, "%E2%80%AE", "..", "'--"):
+        answer = await world.refuse(
+            bad[:20], key, 422, "unknown_method", target=f"/topup/create/{bad}", body=b'{"amount": 20}'
+        )
+        assert "btc-lightning" in answer.json["message"]
+
+
+async def test_a_hold_id_that_we_did_not_give_this_service_is_404(world: World) -> None:
+    for verb in ("settle", "release"):
+        key, good = ("POST", f"/v1/meter/{verb}"), world.known["hold_id"]
+        more = {"cost_usd": 0.01} if verb == "settle" else {}
+        alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+        tampered = [good[:at] + alphabet[alphabet.index(good[at]) ^ 1] + good[at + 1 :] for at in range(len(good))]
+        tampered += [good[:-1] + last for last in alphabet if last != good[-1]]
+        tampered += [
+            good[:at] + extra + good[at:]
+            for at in (0, 7, len(good))
+            for extra in ("!", " ", "=", "==", "\n", "A", "é", "+", "/")
+        ]
+        tampered += [
+            "",
+            "x",
+            "=" * 50,
+            good[:-1],
+            good[1:],
+            good * 2,
+            "é" * 100,
+            str(uuid.uuid4()),
+            "x" * 60_000,
+            base64.b64encode(b"\x00" * 90).decode(),
+        ]
+        tampered += [good.replace("-", "+").replace("_", "/")] if set("-_") & set(good) else []
+        for bad in tampered:
+            body = json.dumps({"hold_id": bad, **more}).encode()
+            await world.refuse(f"hold_id {bad[:40]}", key, 404, "hold_not_found", body=body)
+
+
+async def test_another_services_hold_is_404(world: World) -> None:
+    from app.admin.tokens import create_token
+
+    house = world.door.rig.house
+    other = await create_token(house.db, house.settings.pepper, "service", "other-proxy")
+    headers = {"Authorization": f"Bearer {other}"} | JSON
+    for verb, more in (("settle", {"cost_usd": 0.01}), ("release", {})):
+        body = json.dumps({"hold_id": world.known["hold_id"], **more}).encode()
+        await world.refuse(
+            "another's hold", ("POST", f"/v1/meter/{verb}"), 404, "hold_not_found", headers=headers, body=body
+        )
+
+
+# --- what fields mean --------------------------------------------------------------------------------------
+
+_NOW: Final = datetime.now(UTC)
+BAD_KEYS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
+    ("name", {"name": ""}), ("name", {"name": "   "}), ("name", {"name": "x" * 26}), ("name", {"name": "é" * 26}), ("name", {"name": "e\u0301" * 26}),
+    ("name", {"name": "a\nb"}), ("name", {"name": "a\tb"}), ("name", {"name": "a\x1bb"}), ("name", {"name": "a\x7fb"}), ("name", {"name": "a\x85b"}),
+    ("name", {"name": "a\u202eb"}), ("name", {"name": "a\u2066b"}), ("name", {"name": "a\u200fb"}), ("name", {"name": "a\u200bb"}),
+    ("name", {"name": "a\ufeffb"}), ("name", {"name": "a\u00adb"}), ("name", {"name": "a\u2028b"}), ("name", {"name": "a\ue000b"}),
+    ("name", {"name": "a\U000e0041b"}), ("name", {"name": "a\uffffb"}), ("name", {"name": "\u3000\u2003"}),
+    ("usage_limit_usd", {"usage_limit_usd": 0.009}), ("usage_limit_usd", {"usage_limit_usd": "0.009999999"}), ("usage_limit_usd", {"usage_limit_usd": 0}),
+    ("usage_limit_usd", {"usage_limit_usd": 999999999999}), ("reset_period", {"usage_limit_usd": None}), ("reset_period", {"reset_period": "yearly"}),
+    ("reset_period", {"reset_period": "day"}), ("reset_period", {"reset_period": "DAILY"}), ("reset_period", {"reset_period": ""}),
+    ("expire_at", {"expire_at": "2020-01-01T00:00:00Z"}), ("expire_at", {"expire_at": (_NOW - timedelta(seconds=1)).isoformat()}),
+    ("expire_at", {"expire_at": "9999-12-31T23:59:59-23:59"}), ("expire_at", {"expire_at": "0001-01-01T00:00:00+23:59"}),
+    ("expire_at", {"expire_at": "2999-01-01T00:00:00"}), ("expire_at", {"expire_at": "2999-01-01"}), ("expire_at", {"expire_at": "tomorrow"}),
+    ("expire_at", {"expire_at": "2999-02-30T00:00:00Z"}), ("expire_at", {"expire_at": "10000-01-01T00:00:00Z"}), ("expire_at", {"expire_at": 4102444800}),
+    ("expire_at", {"expire_at": "2999-01-01T25:00:00Z"}), ("expire_at", {"expire_at": "2999-01-01T00:00:00+99:99"}), ("expire_at", {"expire_at": ""}),
+    ("scopes", {"scopes": ["admin"]}), ("scopes", {"scopes": ["spend"] * 5}), ("scopes", {"scopes": "spend"}), ("scopes", {"scopes": [""]}),
+    ("allowed_models", {"allowed_models": [""]}), ("allowed_models", {"allowed_models": ["a b"]}), ("allowed_models", {"allowed_models": ["é"]}),
+    ("allowed_models", {"allowed_models": ["m"] * 201}), ("allowed_models", {"allowed_models": ["x" * 201]}), ("allowed_models", {"allowed_models": ["a\n"]}),
+    ("disabled", {"disabled": None}), ("disabled", {"disabled": "false"}), ("disabled", {"disabled": 0}),
+)  # fmt: skip
+
+
+async def test_a_key_that_cannot_be_is_422_naming_the_field(world: World) -> None:
+    for key in [("POST", "/keys"), ("PATCH", "/keys/{key_id:str}")]:
+        for param, wrong in BAD_KEYS:
+            body = json.dumps(world.body(ROUTES[key]) | dict(wrong)).encode()
+            await world.refuse(str(wrong)[:60], key, 422, "invalid_field", body=body, param=param)
+        await world.refuse(
+            "period alone",
+            key,
+            422,
+            "invalid_field",
+            body=b'{"name": "n", "reset_period": "daily"}',
+            param="reset_period",
+        )
+
+
+async def test_a_taken_name_is_409_in_every_spelling_that_is_the_same_text(world: World) -> None:
+    await world.door.rig.new_key(world.customer, name="café Ω")
+    for key in (("POST", "/keys"), ("PATCH", "/keys/{key_id:str}")):
+        for name in (
+            "café Ω",
+            "cafe\u0301 Ω",
+            " café Ω ",
+            "café \u2126",
+            "\u00a0café Ω\u3000",
+            unicodedata.normalize("NFD", "café Ω"),
+        ):
+            body = json.dumps({"name": name}).encode()
+            await world.refuse(repr(name), key, 409, "name_taken", body=body, param="name")
+
+
+async def test_names_that_look_dangerous_but_are_only_text_are_kept_as_they_are(world: World) -> None:
+    for name in (
+        "'; DROP TABLE api_key;--",
+        "<script>alert(1)</script>",
+        "%s %(a)s :b {c} ${d}",
+        "\\u0000 \\ NULL",
+        "名前 ключ 🔑",
+        "x" * 25,
+        "é" * 25,
+    ):
+        answer = await world.door.ask("POST", "/keys", world.customer.owner | JSON, json.dumps({"name": name}).encode())
+        assert (answer.status, answer.json.get("data", {}).get("name")) == (201, name), answer.body
+        world.cases += 1
+
+
+BAD_AMOUNTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
+    ("amount_out_of_range", {"amount": 9.99}), ("amount_out_of_range", {"amount": "10000.000000001"}), ("amount_out_of_range", {"amount": 0}),
+    ("amount_out_of_range", {"amount": "0.00009999", "currency": "BTC"}), ("amount_out_of_range", {"amount": "999999999"}),
+    ("invalid_field", {"amount": "0.000100001", "currency": "BTC"}), ("invalid_field", {"amount": "1e-4", "currency": "BTC"}),
+    ("unsupported_currency", {"currency": "EUR"}), ("unsupported_currency", {"currency": "usd"}), ("unsupported_currency", {"currency": "XMR"}),
+    ("unsupported_currency", {"currency": "US\u202eD"}), ("invalid_field", {"currency": ""}), ("invalid_field", {"currency": "U" * 11}),
+    ("unsupported_currency", {"currency": "SATS"}), ("unsupported_currency", {"currency": "'--"}),
+)  # fmt: skip
+
+
+async def test_an_amount_that_cannot_be_paid_is_422(world: World) -> None:
+    made = world.door.rig.btcpay.created
+    for code, wrong in BAD_AMOUNTS:
+        body = json.dumps({"amount": 20, "currency": "USD"} | dict(wrong)).encode()
+        answer = await world.refuse(str(wrong), ("POST", "/topup/create/{method:str}"), 422, code, body=body)
+        if code == "amount_out_of_range":
+            assert set(answer.json["error"]["metadata"]) == {"min", "max", "currency"}
+    assert world.door.rig.btcpay.created == made
+
+
+async def test_a_fraction_of_a_satoshi_is_422(world: World) -> None:
+    key = ("POST", "/topup/create/{method:str}")
+    for amount in ("1000.5", '"1000.00000001"'):
+        body = b'{"currency": "SATS", "amount": %s}' % amount.encode()
+        await world.refuse(
+            amount, key, 422, "invalid_field", target="/topup/create/btc-lightning", body=body, param="amount"
+        )
+
+
+BAD_CALLS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
+    ("request_id", {"request_id": ""}), ("request_id", {"request_id": "a b"}), ("request_id", {"request_id": "x" * 65}),
+    ("request_id", {"request_id": "a\n"}), ("request_id", {"request_id": "é"}), ("request_id", {"request_id": "a/b"}), ("request_id", {"request_id": " a"}),
+    ("api_key_hash", {"api_key": None, "api_key_hash": "0" * 63}), ("api_key_hash", {"api_key": None, "api_key_hash": "g" * 64}),
+    ("api_key_hash", {"api_key": None, "api_key_hash": "0" * 64 + "\n"}), ("api_key", {"api_key": None}), ("api_key", {"api_key_hash": "0" * 64}),
+    ("model", {"model": ""}), ("model", {"model": "x" * 201}), ("model", {"model": "a\x1fb"}), ("endpoint", {"endpoint": "a\nb"}),
+    ("max_cost_usd", {"max_cost_usd": "1000000000.000000001"}), ("max_cost_usd", {"max_cost_usd": 999999999999}),
+)  # fmt: skip
+
+
+async def test_a_call_that_cannot_be_metered_is_422_naming_the_field(world: World) -> None:
+    for verb in ("authorize", "charge"):
+        key = ("POST", f"/v1/meter/{verb}")
+        for param, wrong in BAD_CALLS:
+            body = json.dumps(world.body(ROUTES[key]) | dict(wrong)).encode()
+            await world.refuse(str(wrong)[:60], key, 422, "invalid_field", body=body, param=param)
+        more: list[tuple[str, dict[str, Any]]] = (
+            [("ttl_seconds", {"ttl_seconds": ttl}) for ttl in (0, -1, 86_401, 10**30, "60", 1.5)]
+            if verb == "authorize"
+            else []
+        )
+        more += [("cost_usd", {"cost_usd": 0.03}), ("cost_usd", {"cost_usd": None})] if verb == "charge" else []
+        for param, wrong in more:
+            body = json.dumps(world.body(ROUTES[key]) | dict(wrong)).encode()
+            await world.refuse(str(wrong)[:60], key, 422, "invalid_field", body=body, param=param)
+
+
+async def test_an_unknown_api_key_is_a_verdict_for_the_proxys_caller_and_holds_nothing(world: World) -> None:
+    before = world.books.fingerprint()
+    for verb in ("authorize", "charge"):
+        route = ROUTES["POST", f"/v1/meter/{verb}"]
+        secrets = [
+            text.decode("latin-1") if isinstance(text, bytes) else text
+            for text in _bad_keys(world.customer.api_key, "sk")
+        ]
+        callers: list[dict[str, str | None]] = [{"api_key": None, "api_key_hash": "0" * 64}]
+        callers += [{"api_key": text} for text in secrets if "\x00" not in text]
+        for who in callers:
+            answer = await world.door.ask(
+                "POST",
+                f"/v1/meter/{verb}",
+                world.headers("service") | JSON,
+                json.dumps(world.body(route) | who).encode(),
+            )
+            assert (answer.status, answer.json["decision"], answer.json["status"]) == (200, "deny", 401), answer.body
+            assert answer.json["error"]["code"] == "invalid_api_key"
+            world.cases += 1
+    assert world.books.fingerprint() == before
+
+
+async def test_the_largest_amounts_are_a_verdict_or_a_422_and_never_overflow(world: World) -> None:
+    most = "1000000000"
+    answer = await world.door.rig.authorize(world.customer.api_key, most)
+    assert (answer["decision"], answer["error"]["code"]) == ("deny", "insufficient_balance")
+    statuses = []
+    for _ in range(12):
+        body = json.dumps({"hold_id": await _hold(world), "cost_usd": most}).encode()
+        statuses.append(
+            (await world.door.ask("POST", "/v1/meter/settle", world.headers("service") | JSON, body)).status
+        )
+        world.door.rig.sql("UPDATE account SET floor_nusd = -9000000000000000000")
+    assert set(statuses) == {200, 422}
+    world.cases += 1
+
+
+async def _hold(world: World) -> str:
+    found = await world.door.rig.meter(
+        "authorize", request_id=uuid.uuid4().hex, api_key=world.customer.api_key, max_cost_usd=0
+    )
+    return str(found.json().get("hold_id", world.known["hold_id"]))
+
+
+# --- Idempotency-Key -----------------------------------------------------------------------------------------
+
+
+async def test_a_malformed_idempotency_key_is_400(world: World) -> None:
+    for key in [key for key, route in ROUTES.items() if route.has_effect_once]:
+        body = json.dumps(world.body(ROUTES[key])).encode()
+        for bad in (
+            "", '""', "a" * 256, '"' + "a" * 256 + '"', "a b c d e f g h i j k", "é" * 20, b"\xff" * 20, 'a"b' * 10, '"' + "a" * 20, "a" * 20 + '"',
+            '"a"b' * 10, "\x00" * 20, "a\tb" * 10, "x" * 60_000, '"',
+        ):  # fmt: skip
+            headers = world.headers(ROUTES[key].who) | JSON | {"Idempotency-Key": bad}
+            await world.refuse(
+                f"Idempotency-Key: {bad!r}",
+                key,
+                400,
+                "malformed_header",
+                headers=headers,
+                body=body,
+                param="Idempotency-Key",
+            )
+
+
+async def test_an_account_is_not_made_under_an_idempotency_key_that_can_be_guessed(world: World) -> None:
+    for short in ("abc", '"abc"', "a" * 15):
+        headers = {"Idempotency-Key": short}
+        await world.refuse(
+            short, ("POST", "/accounts/create"), 400, "malformed_header", headers=headers, param="Idempotency-Key"
+        )
+    assert (await world.door.ask("POST", "/accounts/create", idempotency_key())).status == 201
+
+
+def test_the_addresses_tried_are_what_a_browser_would_send() -> None:
+    assert all(quote(bad, safe="%;'=:-") == bad for bad in NOT_UUIDS)
