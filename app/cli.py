@@ -17,6 +17,7 @@ from app.audit import audit
 from app.kernel import logs
 from app.kernel.embedded import EmbeddedError
 from app.kernel.errors import AppError
+from app.kernel.logs import where_it_broke
 from app.kernel.settings import Settings, SettingsError, load, private_write
 from app.keys.issue import reseal_all
 from app.migrations import MigrationError, head, migrate
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"satmeter: {error.message}", file=sys.stderr)
     except KeyboardInterrupt:
         print("satmeter: interrupted", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 - a door
+        print(f"satmeter: a defect of ours: {type(error).__name__} at {where_it_broke(error)}", file=sys.stderr)
     return 2
 
 
@@ -107,8 +110,8 @@ def _introduce(settings: Settings, url: str) -> None:
         if demo is None or not asyncio.run(still_works(settings.public_url, demo)):
             demo = asyncio.run(_with_house(settings, url, lambda house: _make_demo(settings, house)))
             private_write(path, msgspec.json.encode(demo).decode())
-    except (DemoError, OSError, msgspec.MsgspecError) as error:
-        _say(f"\nThe demo account could not be made: {error}")
+    except Exception as error:  # noqa: BLE001 - a door: the service runs on without its demo
+        _say(f"\nThe demo account could not be made: {error or type(error).__name__}")
         return
     _say(_introduction(demo))
 

@@ -1,5 +1,7 @@
 """Bringing a database to the schema this code knows: one lock, one transaction a step, clear refusals."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,13 @@ import psycopg
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg import sql
 from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from alembic import command
+from app.kernel.db import RUNTIME_ROLE
 
 _SCRIPTS = Path(__file__).parent.parent / "alembic"
 _ADVISORY_LOCK = 0x5A7_3E7E2
@@ -41,15 +46,45 @@ def migrate(url: str) -> bool:
 
     Raises MigrationError for a database of a newer version, a server before 15, or missing rights.
     """
+    with _explained(), psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
+        _check_server(conn)
+        conn.execute("SELECT pg_advisory_lock(%s)", [_ADVISORY_LOCK])
+        _refuse_newer(url)
+        _ensure_runtime_role(conn)
+        return _upgrade(url)
+
+
+def check(url: str) -> None:
+    """Raises MigrationError unless the database is at the head and we may use it; changes nothing."""
+    with _explained(), psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
+        _check_server(conn)
+        _refuse_newer(url)
+        found = current(url)
+        if found != head():
+            raise MigrationError(
+                f"the database is at migration {found}, this code needs {head()}: run `python -m app migrate`"
+            )
+        if not _may_be_runtime(conn):
+            raise MigrationError(_what_a_dba_should_do(conn))
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """PostgreSQL's refusals in one line, and without the URL, which has a password in it."""
     try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=5) as lock:
-            _check_server(lock)
-            lock.execute("SELECT pg_advisory_lock(%s)", [_ADVISORY_LOCK])
-            return _upgrade(url)
-    except psycopg.OperationalError as error:
-        raise MigrationError(f"the database cannot be reached: {_first_line(error)}") from error
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise MigrationError(f"the database user may not do that: {_first_line(error)}") from error
+        yield
+    except (psycopg.Error, DBAPIError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        first_line = str(cause).strip().split("\n", 1)[0]
+        if isinstance(cause, psycopg.errors.InsufficientPrivilege):
+            raise MigrationError(
+                f"the database user may not do that: {first_line}; it must own the database and its tables"
+            ) from error
+        if isinstance(cause, psycopg.OperationalError):
+            raise MigrationError(f"the database cannot be reached: {first_line}") from error
+        if isinstance(cause, psycopg.ProgrammingError) and cause.sqlstate is None:
+            raise MigrationError("DATABASE_URL is not like postgresql://user:password@host:5432/database") from error
+        raise
 
 
 def _check_server(conn: psycopg.Connection[Any]) -> None:
@@ -57,21 +92,59 @@ def _check_server(conn: psycopg.Connection[Any]) -> None:
         raise MigrationError(f"PostgreSQL {conn.info.server_version // 10000} is too old; 15 or newer is needed")
 
 
-def _upgrade(url: str) -> bool:
-    before, known = current(url), {script.revision for script in ScriptDirectory(str(_SCRIPTS)).walk_revisions()}
-    if before is not None and before not in known:
+def _refuse_newer(url: str) -> None:
+    found, known = current(url), {script.revision for script in ScriptDirectory(str(_SCRIPTS)).walk_revisions()}
+    if found is not None and found not in known:
         raise MigrationError(
-            f"the database is at migration {before}, which is newer than this code (it knows up to {head()});"
+            f"the database is at migration {found}, which is newer than this code (it knows up to {head()});"
             " run the newer version, or restore the backup from before the upgrade"
         )
-    if before == head():
+
+
+def _ensure_runtime_role(conn: psycopg.Connection[Any]) -> None:
+    """The role is the server's, not the database's: a restored dump does not bring it, so it is looked for every time.
+
+    Raises MigrationError if it is missing and we may not make it.
+    """
+    if _may_be_runtime(conn):
+        return
+    role = sql.Identifier(RUNTIME_ROLE)
+    try:
+        with contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+            conn.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(role))
+        conn.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(_what_a_dba_should_do(conn)) from error
+
+
+def _may_be_runtime(conn: psycopg.Connection[Any]) -> bool:
+    """Whether the role exists and we may become it."""
+    try:
+        with conn.transaction():
+            conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(RUNTIME_ROLE)))
+    except (psycopg.errors.InvalidParameterValue, psycopg.errors.InsufficientPrivilege):
+        return False
+    return True
+
+
+def _what_a_dba_should_do(conn: psycopg.Connection[Any]) -> str:
+    found = conn.execute("SELECT quote_ident(current_user), to_regrole(%s) IS NOT NULL", [RUNTIME_ROLE]).fetchone()
+    assert found is not None
+    user, exists = found
+    grant = f"GRANT {RUNTIME_ROLE} TO {user};"
+    if exists:
+        return f"the user {user} is not a member of the role {RUNTIME_ROLE}; as a superuser: {grant}"
+    return (
+        f"the role {RUNTIME_ROLE} does not exist and the user {user} may not create it;"
+        f" as a superuser: CREATE ROLE {RUNTIME_ROLE} NOLOGIN; {grant}"
+    )
+
+
+def _upgrade(url: str) -> bool:
+    if current(url) == head():
         return False
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS))
     config.attributes["connect"] = lambda: psycopg.connect(url, connect_timeout=5)
     command.upgrade(config, "head")
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -15,18 +15,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import uvicorn
 from litestar.types import ASGIApp
 
 from app.jobs import schedule
 from app.kernel import logs
-from app.kernel.embedded import EmbeddedPostgres
+from app.kernel.embedded import EmbeddedError, EmbeddedPostgres
 from app.kernel.logs import log
 from app.kernel.settings import Settings, SettingsError
 from app.main import create_app
-from app.migrations import MigrationError, current, head, migrate
+from app.migrations import check, head, migrate
 from app.sandbox.btcpay import SandboxConfig, create_sandbox
 from app.wiring import build
 
@@ -42,7 +42,6 @@ class Child:
     role: str
     listener: socket.socket
     environ: dict[str, str] = field(repr=False)
-    log_file: IO[bytes] | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
 
@@ -51,7 +50,7 @@ class Child:
         self.process = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-m", "app", "serve", self.role],
             stdin=subprocess.PIPE, pass_fds=[fd], env=self.environ | {_SOCKET_VARIABLE: str(fd)},
-            stderr=self.log_file, start_new_session=True,
+            start_new_session=True,
         )  # fmt: skip
         self.started_at = time.monotonic()
 
@@ -84,6 +83,7 @@ def database(settings: Settings, say: Say = lambda _: None) -> Iterator[tuple[st
     if settings.database_url is not None:
         yield settings.database_url, None
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, passes through the `finally`
     say(f"Starting PostgreSQL in {settings.data_dir} ...")
     server = EmbeddedPostgres(settings.data_dir)
     url = server.start()
@@ -102,11 +102,7 @@ def bring_to_head(settings: Settings, url: str, say: Say) -> None:
         if migrate(url):
             say(f"Migrated the database to {head()}.")
         return
-    found = current(url)
-    if found != head():
-        raise MigrationError(
-            f"the database is at migration {found}, this code needs {head()}: run `python -m app migrate`"
-        )
+    check(url)
 
 
 def run(
@@ -116,16 +112,34 @@ def run(
     listeners = {"http": _listen(settings.host, settings.port, "PORT")}
     if settings.uses_sandbox:
         listeners["sandbox"] = _listen("127.0.0.1", settings.sandbox_port, "SANDBOX_PORT")
-    log_file = log_path.open("ab") if log_path is not None else None
-    if log_file is not None:
-        os.dup2(log_file.fileno(), 2)
     with database(settings, say) as (url, server):
         bring_to_head(settings, url, say)
         environ = _child_environment(settings, url)
-        children = [Child("sandbox", listeners["sandbox"], environ, log_file)] if settings.uses_sandbox else []
-        children += [Child("http", listeners["http"], environ, log_file) for _ in range(settings.workers)]
-        asyncio.run(_supervise(settings, url, server, children, when_ready))
+        with _stderr_into(log_path):
+            children = [Child("sandbox", listeners["sandbox"], environ)] if settings.uses_sandbox else []
+            children += [Child("http", listeners["http"], environ) for _ in range(settings.workers)]
+            asyncio.run(_supervise(settings, url, server, children, when_ready))
         say("Stopping ...")
+
+
+@contextlib.contextmanager
+def _stderr_into(log_path: Path | None) -> Iterator[None]:
+    """While the block runs, what we and our children log goes to a file, if one is given. Raises SettingsError."""
+    if log_path is None:
+        yield
+        return
+    try:
+        log_file = log_path.open("ab")
+    except OSError as error:
+        raise SettingsError(f"{log_path} cannot be written: {error.strerror}") from error
+    terminal = os.dup(2)
+    try:
+        with log_file:
+            os.dup2(log_file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 async def _supervise(
@@ -157,15 +171,18 @@ async def _supervise(
 def _keep_alive(server: EmbeddedPostgres | None, children: list[Child], stop: asyncio.Event) -> None:
     if stop.is_set():
         return
-    if server is not None and server.revive():
-        log.error("postgres.restarted", pid=server.pid)
+    try:
+        if server is not None and server.revive():
+            log.error("postgres.restarted", pid=server.pid)
+    except EmbeddedError as error:
+        log.error("postgres.does_not_start", error=str(error))
     for child in children:
         child.restart_if_dead()
 
 
 async def _announce(settings: Settings, when_ready: Callable[[str], object] | None, url: str) -> None:
     """Tell that we are up once the HTTP door answers."""
-    for _ in range(600):
+    while True:
         if await asyncio.to_thread(_answers, settings):
             break
         await asyncio.sleep(0.1)
@@ -272,6 +289,8 @@ def _sandbox(settings: Settings) -> ASGIApp:
         api_key=settings.btcpay_api_key,
         webhook_url=f"{_own_url(settings)}/webhooks/btcpay",
         webhook_secret=settings.btcpay_webhook_secret,
+        litecoin_rpc=settings.sandbox_litecoin_rpc,
+        monero_wallet_rpc=settings.sandbox_monero_wallet_rpc,
     )
     return create_sandbox(config)
 

@@ -75,7 +75,7 @@ class Program:
 
     def wait_until_ready(self, seconds: float = 60) -> None:
         def is_ready() -> bool:
-            assert self.parent.is_running(), f"it ended:\n{self.printed}\n{self.logged}"
+            assert self.is_alive, f"it ended:\n{self.printed}\n{self.logged}"
             return self.status("/health/ready") == 200
 
         eventually(is_ready, seconds)
@@ -101,6 +101,11 @@ class Program:
         return self._logged.read_text()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the parent runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def parent(self) -> Any:
         assert self._process is not None
         return psutil.Process(self._process.pid)
@@ -121,7 +126,7 @@ class Program:
     def processes(self) -> list[Any]:
         """Everything that is running of this installation now."""
         found = []
-        for first in (psutil.Process(self._process.pid) if self._is_alive() else None, self.postmaster()):  # type: ignore[union-attr]
+        for first in (psutil.Process(self._process.pid) if self.is_alive else None, self.postmaster()):  # type: ignore[union-attr]
             if first is not None:
                 with contextlib.suppress(psutil.Error):
                     found += [first, *first.children(recursive=True)]
@@ -130,7 +135,7 @@ class Program:
     def status(self, path: str) -> int | None:
         """The status that a path answers now, None if nothing answers."""
         try:
-            return httpx.get(f"{self.base_url}{path}", timeout=10, trust_env=False).status_code
+            return httpx.get(f"{self.base_url}{path}", timeout=10, trust_env=False, verify=False).status_code
         except httpx.TransportError:
             return None
 
@@ -153,9 +158,6 @@ class Program:
         if self._process is not None:
             self._process.wait(10)
         psutil.wait_procs(left, 10)
-
-    def _is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@ import re
 import uuid
 from typing import Literal
 
+from sqlalchemy.exc import IntegrityError
+
 from app.kernel.db import Database, new_id, row
-from app.kernel.errors import InvalidField, InvalidToken
+from app.kernel.errors import InvalidField, InvalidToken, NameTaken
 from app.kernel.security import Admin, Pepper, Service, is_wellformed, new_secret
 
 TokenKind = Literal["service", "admin"]
@@ -16,7 +18,8 @@ async def create_token(db: Database, pepper: Pepper, kind: TokenKind, name: str)
     """Make a token and return it; it cannot be had again.
 
     Several service tokens may bear one name: they are one service, so that a token can be replaced
-    while calls are in flight. Raises InvalidField for a name that is not lower-case letters, digits, `._-`.
+    while calls are in flight. Raises InvalidField for a name that is not lower-case letters, digits, `._-`,
+    NameTaken for an admin's name that has a live token.
     """
     if not _NAME.fullmatch(name):
         raise InvalidField(
@@ -28,7 +31,10 @@ async def create_token(db: Database, pepper: Pepper, kind: TokenKind, name: str)
         if kind == "service"
         else "INSERT INTO admin_token (id, name, secret_hash) VALUES (:id, :name, :hash)"
     )
-    await db.transaction(lambda session: row(session, insert, id=new_id(), name=name, hash=pepper.lookup(secret)))
+    try:
+        await db.transaction(lambda session: row(session, insert, id=new_id(), name=name, hash=pepper.lookup(secret)))
+    except IntegrityError:
+        raise NameTaken(f"There is a live admin token named {name!r}; revoke it, or choose another name") from None
     return secret
 
 

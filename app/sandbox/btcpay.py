@@ -30,7 +30,10 @@ from .given import Call, Id, TheBackend, constant
 from .ids import new_id
 from .invoices import Invoice
 from .lightning import LightningNode
+from .litecoin import LitecoinChain
 from .methods import METHODS, find_method
+from .monero import MoneroChain
+from .node import Node, Sightings
 from .outage import Outage, OutageMiddleware
 from .rates import DEFAULT_RATES, RateBook
 from .store import Store
@@ -51,7 +54,9 @@ LEAST_PERMISSIONS = (CREATE, VIEW, WEBHOOKS, SETTINGS)
 class SandboxConfig:
     """`webhook_url` with its secret is registered at start, for everything. `rates` are by pair, such as `BTC_USD`.
 
-    `time_scale` multiplies the waits between webhook retries (10 s, 1 min, 6 x 10 min).
+    `time_scale` multiplies the waits between webhook retries (10 s, 1 min, 6 x 10 min). `litecoin_rpc` is a wallet of
+    a litecoind (`http://user:password@127.0.0.1:19443/wallet/merchant`), `monero_wallet_rpc` a monero-wallet-rpc with
+    its wallet open: LTC and XMR are then paid on those chains, and otherwise simulated.
     """
 
     state_dir: Path
@@ -63,6 +68,8 @@ class SandboxConfig:
     time_scale: float = 1.0
     rates: Mapping[str, Decimal] = field(default_factory=lambda: DEFAULT_RATES)
     permissions: tuple[str, ...] = (*LEAST_PERMISSIONS, MODIFY)
+    litecoin_rpc: str | None = field(default=None, repr=False)
+    monero_wallet_rpc: str | None = field(default=None, repr=False)
 
 
 def create_sandbox(
@@ -93,12 +100,25 @@ def _backend(config: SandboxConfig, chains: Mapping[str, Chain], transport: http
         store_id=config.store_id,
         public_url=config.public_url,
         store=store,
-        chains={**simulated_chains(store), **chains},
+        chains={**simulated_chains(store), **_real_chains(config, store, clock), **chains},
         node=LightningNode(store),
         post=Post(store, clock.now, config.time_scale, transport),
         rates=RateBook({**DEFAULT_RATES, **config.rates}),
         clock=clock,
     )
+
+
+def _real_chains(config: SandboxConfig, store: Store, clock: Clock) -> dict[str, Chain]:
+    """The chains whose nodes are named. Raises ValueError for what is no address."""
+    real: dict[str, Chain] = {}
+    if config.litecoin_rpc is not None:
+        litecoin = Sightings(METHODS["LTC-CHAIN"], store, clock.now)
+        real["LTC-CHAIN"] = LitecoinChain(Node("litecoind", config.litecoin_rpc), litecoin)
+    if config.monero_wallet_rpc is not None:
+        url = config.monero_wallet_rpc.rstrip("/") + "/json_rpc"
+        monero = Sightings(METHODS["XMR-CHAIN"], store, clock.now)
+        real["XMR-CHAIN"] = MoneroChain(Node("monero-wallet-rpc", url, uses_digest=True), monero)
+    return real
 
 
 def _running(config: SandboxConfig, backend: Backend) -> Any:

@@ -57,6 +57,7 @@ class Seen(Struct, frozen=True):
     """A payment as its chain shows it now: `value` in whole coins, `seen_at` in unix seconds.
 
     `replaced`: another transaction spent the same coins. `replaceable`: the payer announced that it might happen.
+    `conflicts`: the transactions that would have spent the same coins, had this one not.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Seen(Struct, frozen=True):
     seen_at: int
     replaced: bool = False
     replaceable: bool = False
+    conflicts: tuple[str, ...] = ()
 
 
 class Payment(Struct, frozen=True):
@@ -284,13 +286,20 @@ def _receive(invoice: Invoice, method: str, destination: str, sight: Seen, statu
     prompt = invoice.prompt(method)
     if prompt is None or status is PaymentStatus.INVALID:
         return Change(invoice)
-    payment = Payment(sight.id, method, sight.value, prompt.fee, status, sight.seen_at, destination)
+    # Who replaces a payment of theirs does not pay for a second one.
+    fee = next((p.fee for p in invoice.payments if _is_replaced_by(p, method, sight)), prompt.fee)
+    payment = Payment(sight.id, method, sight.value, fee, status, sight.seen_at, destination)
     events = [_told(invoice, EventType.RECEIVED_PAYMENT, payment)]
     if status is PaymentStatus.SETTLED:
         events.insert(0, _told(invoice, EventType.PAYMENT_SETTLED, payment))
     # From now on one more input must be paid for: BTCPay's default network fee mode, MultiplePaymentsOnly.
     dearer = tuple(replace(p, fee=p.facts.next_fee) if p is prompt else p for p in invoice.prompts)
     return Change(replace(invoice, payments=(*invoice.payments, payment), prompts=dearer), tuple(events))
+
+
+def _is_replaced_by(payment: Payment, method: str, sight: Seen) -> bool:
+    transaction, _, _ = payment.id.rpartition("-")
+    return payment.method == method and not payment.is_accounted and transaction in sight.conflicts
 
 
 def _told(invoice: Invoice, type: EventType, payment: Payment) -> Event:
