@@ -1,7 +1,8 @@
 """Idempotency-Key: a POST's effect happens once, and its answer can be had again for a day.
 
-The answer is saved in the effect's own transaction, sealed under a key that only the caller's
-Idempotency-Key completes, so that a show-once secret in it cannot be read from the database.
+The answer is saved in the effect's own transaction, sealed twice: under the service's key, and under one made
+of the caller's credential and Idempotency-Key, neither of which is stored. So a show-once secret in it can be
+read by whoever sends the same request again, and from the database by nobody.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, row
 from app.kernel.errors import IdempotencyInProgress, IdempotencyKeyReuse
-from app.kernel.security import Pepper, Sealer
+from app.kernel.security import Pepper, Sealer, UnsealError
 
 T = TypeVar("T")
 CLAIM_SECONDS: Final = 60
@@ -34,7 +35,10 @@ class Once:
         self._db, self._sealer, self._key = db, sealer, key
         self._request_hash = request_hash
         self._scope_key = pepper.tag(b"idempotency", scope.encode(), (key or "").encode())
-        self._answer_row = "idempotency/" + hashlib.sha256(f"{scope}\x00{key}".encode()).hexdigest()
+        self._row = f"idempotency/{self._scope_key.hex()}"
+        self._callers_own = Sealer(
+            [("caller", hashlib.sha256(f"satmeter/answer\x00{scope}\x00{key}".encode()).digest())]
+        )
         self.replayed = False
 
     def derived_id(self) -> uuid.UUID | None:
@@ -73,7 +77,7 @@ class Once:
         if found["answer"] is None:
             raise IdempotencyInProgress(retry_after_seconds=1)
         self.replayed = True
-        return msgspec.json.decode(self._sealer.open(found["answer"], self._answer_row), type=answer_type)
+        return msgspec.json.decode(self._opened(found["answer"]), type=answer_type)
 
     async def save(self, session: AsyncSession, answer: object) -> None:
         """Keep the answer, in the caller's transaction, which with it becomes the only one that counts.
@@ -85,7 +89,7 @@ class Once:
         kept = await row(
             session,
             "UPDATE idempotency SET answer = :answer WHERE scope_key = :key AND answer IS NULL RETURNING 1 AS kept",
-            answer=self._sealer.seal(msgspec.json.encode(answer), self._answer_row),
+            answer=self._sealed(msgspec.json.encode(answer)),
             key=self._scope_key,
         )
         if kept is None:
@@ -99,6 +103,15 @@ class Once:
                     session, "DELETE FROM idempotency WHERE scope_key = :key AND answer IS NULL", key=self._scope_key
                 )
             )
+
+    def _sealed(self, answer: bytes) -> str:
+        return self._sealer.seal(self._callers_own.seal(answer, self._row).encode(), self._row)
+
+    def _opened(self, sealed: str) -> bytes:
+        try:
+            return self._callers_own.open(self._sealer.open(sealed, self._row).decode(), self._row)
+        except UnsealError:  # the operator took a sealing key away within the two days
+            raise IdempotencyKeyReuse("The answer to this request cannot be shown again; what it did stands") from None
 
     async def _claimed(self, session: AsyncSession) -> dict[str, Any] | None:
         """None when the claim is ours: the key is new, or its first request died without an answer."""
