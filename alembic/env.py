@@ -8,6 +8,7 @@ import app.admin.tables
 import app.keys.tables
 import app.ledger.tables
 import app.metering.tables
+import app.pricing.tables
 import app.topups.tables  # noqa: F401
 from alembic import context
 

@@ -1,0 +1,189 @@
+"""How anybody asks for the price catalogue: what is sold, and what a unit of it costs."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import msgspec
+from litestar import get
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from app.kernel.db import Database
+from app.kernel.money import JsonNumber, number, usd
+from app.pricing.catalogue import Catalogues, NoActiveVersion
+from app.pricing.quote import Catalogue
+from app.pricing.rows import MEDIA, Dimension, parse_attributes
+
+_UNITS = {
+    Dimension.IMAGES: "image", Dimension.CHARACTERS: "character", Dimension.AUDIO_SECONDS: "second",
+    Dimension.VIDEO_SECONDS: "second", Dimension.PIXELS: "pixel", Dimension.QUERIES: "query",
+    Dimension.REQUESTS: "request",
+}  # fmt: skip
+_PLACES = 18
+"""A price in atto-USD as a decimal in USD."""
+
+
+class PriceView(msgspec.Struct, frozen=True):
+    """One price. `min_input_tokens` is the size of the whole call's input from which it applies."""
+
+    model: str
+    provider: str
+    dimension: str
+    unit: str
+    price_usd: JsonNumber
+    min_input_tokens: int
+    attributes: dict[str, str]
+
+
+class ModelView(msgspec.Struct, frozen=True):
+    """A model that is sold. `pricing` is USD per unit of an ordinary call; `pricing_variants` are all other prices."""
+
+    id: str
+    created: int
+    owned_by: str
+    type: str
+    pricing: dict[str, JsonNumber]
+    pricing_variants: list[PriceView]
+    context_length: int | None
+    max_output_tokens: int | None
+    default_attributes: dict[str, str]
+    object: str = "model"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """The OpenAI list shape."""
+
+    data: list[ModelView]
+    price_version: int | None
+    object: str = "list"
+
+
+class PriceList(msgspec.Struct, frozen=True):
+    """Every price as a line of its own, and what features cost for one request."""
+
+    data: list[PriceView]
+    fees: dict[str, JsonNumber]
+    price_version: int | None
+    currency: str = "USD"
+    object: str = "list"
+
+
+@get("/v1/models", tags=["Prices"], summary="The models and their prices")
+async def list_models(
+    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+) -> ModelList:
+    """All models, or the one that `model` means, with what a unit of each costs in USD."""
+    return await _models(catalogues, db, model)
+
+
+@get("/models", tags=["Prices"], summary="The same as /v1/models")
+async def list_models_unversioned(
+    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+) -> ModelList:
+    """For clients whose base URL has no version in it."""
+    return await _models(catalogues, db, model)
+
+
+@get("/router/models", tags=["Prices"], summary="The same as /v1/models")
+async def list_router_models(
+    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+) -> ModelList:
+    """For clients of routers, which look for the models here."""
+    return await _models(catalogues, db, model)
+
+
+@get("/v1/media/models", tags=["Prices"], summary="The image, audio and video models and their prices")
+async def list_media_models(
+    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+) -> ModelList:
+    """The models that are sold by the image, second, character or pixel."""
+    catalogue = await _current(catalogues, db)
+    media = {dimension.value for dimension in MEDIA}
+    return ModelList(
+        [view for view, prices in _chosen(catalogue, model) if media & {price.dimension for price in prices}],
+        catalogue.version_id or None,
+    )
+
+
+@get("/v1/prices", tags=["Prices"], summary="Every price")
+async def list_prices(
+    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+) -> PriceList:
+    """One line for each model, dimension, context tier and set of attributes."""
+    catalogue = await _current(catalogues, db)
+    fees = {feature: usd(price_nusd) for feature, price_nusd in catalogue.fees(datetime.now(UTC)).items()}
+    lines = [price for _, prices in _chosen(catalogue, model) for price in prices]
+    return PriceList(lines, fees, catalogue.version_id or None)
+
+
+async def _models(catalogues: Catalogues, db: Database, model: str | None) -> ModelList:
+    catalogue = await _current(catalogues, db)
+    return ModelList([view for view, _ in _chosen(catalogue, model)], catalogue.version_id or None)
+
+
+async def _current(catalogues: Catalogues, db: Database) -> Catalogue:
+    """The active catalogue; an empty one, version null, where nothing is sold yet."""
+    try:
+        return await catalogues.current(db)
+    except NoActiveVersion:
+        return _NOTHING
+
+
+_NOTHING = Catalogue(0, ())
+handlers = [list_models, list_models_unversioned, list_router_models, list_media_models, list_prices]
+_Listed = tuple[ModelView, tuple[PriceView, ...]]
+
+
+def _chosen(catalogue: Catalogue, model: str | None) -> tuple[_Listed, ...]:
+    """What is listed at this minute. An unknown model is an empty list, as a search that found nothing."""
+    now = datetime.now(UTC)
+    if model is None:
+        return _everything(catalogue, now.replace(second=0, microsecond=0))
+    if not catalogue.is_known(model):
+        return ()
+    name, _ = catalogue.resolved(model)
+    return tuple(_listed(catalogue, name, now))
+
+
+@lru_cache(maxsize=2)
+def _everything(catalogue: Catalogue, minute: datetime) -> tuple[_Listed, ...]:
+    """Made once a minute and for each new catalogue, because anybody may ask for it as often as they like."""
+    now = datetime.now(UTC)  # not the minute's start: a rule that was just made holds already
+    return tuple(found for model in catalogue.models() for found in _listed(catalogue, model, now))
+
+
+def _listed(catalogue: Catalogue, model: str, now: datetime) -> Iterator[_Listed]:
+    """One view for a model: of the provider that a call gets which names none, with the others' prices as lines."""
+    providers = catalogue.providers_of(model)
+    prices = tuple(price for provider in providers for price in _prices(catalogue, model, provider, now))
+    if prices:
+        yield _view(catalogue, model, providers[0], prices), prices
+
+
+def _prices(catalogue: Catalogue, model: str, provider: str, now: datetime) -> Iterator[PriceView]:
+    for dimension, tier_min, text, price_ausd in catalogue.listed(model, provider, now):
+        unit = _UNITS.get(dimension, "token")
+        attributes = parse_attributes(text)
+        yield PriceView(model, provider, dimension.value, unit, number(price_ausd, _PLACES), tier_min, attributes)
+
+
+def _view(catalogue: Catalogue, model: str, provider: str, prices: tuple[PriceView, ...]) -> ModelView:
+    about = catalogue.about(model, provider)
+    standard = parse_attributes(about.default_attributes)
+    ordinary = {
+        price.dimension: price
+        for price in sorted(prices, key=lambda price: len(price.attributes))
+        if price.provider == provider and not price.min_input_tokens and price.attributes.items() <= standard.items()
+    }
+    return ModelView(
+        id=model,
+        created=catalogue.created,
+        owned_by=provider,
+        type=about.mode,
+        pricing={dimension: price.price_usd for dimension, price in ordinary.items()},
+        pricing_variants=[price for price in prices if ordinary.get(price.dimension) is not price],
+        context_length=about.context_tokens,
+        max_output_tokens=about.max_output_tokens,
+        default_attributes=standard,
+    )

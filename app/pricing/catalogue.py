@@ -1,0 +1,341 @@
+"""Versions of the price catalogue: loaded, cached in process, compared, activated one at a time."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import Database, Row, row, rows
+from app.kernel.errors import AppError, InvalidField, ModelNotPriced
+from app.kernel.money import decimal_text
+from app.pricing.quote import Catalogue
+from app.pricing.rows import Dimension, FeeRow, MarkupRow, ModelRow, PriceRow
+from app.pricing.sheet import Timeline
+from app.pricing.tables import Price, PricedModel
+
+MAX_DROP_PERCENT: Final = 50
+_REREAD_SECONDS: Final = 1.0
+_KEPT_VERSIONS: Final = 4
+_VERSIONS_LOCK: Final = 0x5A7_9C1E5
+PriceKey: TypeAlias = tuple[str, str, str, int, str]
+"""model, provider, dimension, tier_min, attributes"""
+
+
+class NoActiveVersion(ModelNotPriced):
+    """No price version is active, so nothing is sold."""
+
+
+class PriceDropTooLarge(AppError):
+    """A price would drop by more than is allowed without saying so."""
+
+    status, code, type = 422, "price_drop_too_large", "invalid_request_error"
+
+
+class Catalogues:
+    """The catalogues this process has loaded. What is active is asked again at most every second.
+
+    One object for the process; several tasks may use it at once.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._revisions: dict[int, int] = {}
+        self._active_id: int | None = None
+        self._fresh_until: float | None = None
+        self._loaded: dict[int, Catalogue] = {}
+
+    async def current(self, db: Database) -> Catalogue:
+        """The active version. Raises NoActiveVersion, DatabaseUnavailable."""
+        await self._reread(db)
+        if self._active_id is None:
+            raise NoActiveVersion
+        return await self._get(db, self._active_id)
+
+    async def at(self, db: Database, version_id: int) -> Catalogue:
+        """An activated version, for a call that began under it. Raises InvalidField if there is none of that id."""
+        await self._reread(db)
+        if version_id not in self._revisions:
+            raise InvalidField(f"no price version {version_id} was ever active", param="price_version")
+        return await self._get(db, version_id)
+
+    async def _reread(self, db: Database) -> None:
+        if self._is_fresh():
+            return
+        async with self._lock:
+            if self._is_fresh():
+                return
+            found = await db.transaction(
+                lambda session: rows(session, "SELECT id, state, revision FROM price_version WHERE state <> 'draft'")
+            )
+            self._revisions = {version["id"]: version["revision"] for version in found}
+            self._active_id = next((version["id"] for version in found if version["state"] == "active"), None)
+            self._fresh_until = self._clock() + _REREAD_SECONDS
+
+    def _is_fresh(self) -> bool:
+        return self._fresh_until is not None and self._clock() < self._fresh_until
+
+    async def _get(self, db: Database, version_id: int) -> Catalogue:
+        loaded = self._loaded.get(version_id)
+        if loaded is not None and loaded.revision >= self._revisions[version_id]:
+            return loaded
+        async with self._lock:
+            loaded = self._loaded.pop(version_id, None)
+            if loaded is None or loaded.revision < self._revisions[version_id]:
+                loaded = await db.transaction(lambda session: load(session, version_id))
+            self._loaded[version_id] = loaded
+            self._forget_the_oldest()
+            return loaded
+
+    def _forget_the_oldest(self) -> None:
+        for version_id in list(self._loaded)[: max(0, len(self._loaded) - _KEPT_VERSIONS)]:
+            if version_id != self._active_id:
+                del self._loaded[version_id]
+
+
+async def load(session: AsyncSession, version_id: int) -> Catalogue:
+    """One version with everything that is on top of it. Raises InvalidField if there is none of that id."""
+    version = await version_of(session, version_id)
+    models = await rows(
+        session,
+        """SELECT model, provider, mode, max_output_tokens, context_tokens, default_attributes
+           FROM priced_model WHERE version_id = :id""",
+        id=version_id,
+    )
+    overrides = await rows(
+        session,
+        """SELECT model, provider, dimension, price_pusd, tier_min, attributes, effective_from, effective_to
+           FROM price_override ORDER BY effective_from, id""",
+    )
+    markups = await rows(
+        session,
+        """SELECT scope, subject, multiplier_ppm, fixed_per_request_nusd, effective_from, effective_to
+           FROM markup ORDER BY effective_from, id""",
+    )
+    fees = await rows(
+        session, "SELECT feature, price_nusd, effective_from, effective_to FROM fee ORDER BY effective_from, id"
+    )
+    return Catalogue(
+        version_id,
+        await prices_of(session, version_id),
+        models=[ModelRow(**found) for found in models],
+        overrides=[_price_row(found) for found in overrides],
+        markups=[MarkupRow(**found) for found in markups],
+        fees=[FeeRow(**found) for found in fees],
+        revision=version["revision"],
+        created=int(version["created_at"].timestamp()),
+    )
+
+
+async def version_of(session: AsyncSession, version_id: int) -> Row:
+    """Raises InvalidField if there is no such version."""
+    found = await row(session, "SELECT * FROM price_version WHERE id = :id", id=version_id)
+    if found is None:
+        raise InvalidField(f"there is no price version {version_id}", param="version")
+    return found
+
+
+async def prices_of(session: AsyncSession, version_id: int) -> list[PriceRow]:
+    found = await rows(
+        session,
+        """SELECT model, provider, dimension, price_pusd, tier_min, attributes, effective_from, effective_to
+           FROM price WHERE version_id = :id ORDER BY model, provider, dimension, tier_min, attributes, effective_from""",
+        id=version_id,
+    )
+    return [_price_row(each) for each in found]
+
+
+def _price_row(found: Row) -> PriceRow:
+    return PriceRow(**{**found, "dimension": Dimension(found["dimension"])})
+
+
+async def versions(session: AsyncSession) -> list[Row]:
+    """Every version, newest first, with how many prices and models it has."""
+    return await rows(
+        session,
+        """SELECT v.id, v.source, v.source_hash, v.note, v.state, v.created_at, v.activated_at,
+                  (SELECT count(*) FROM price p WHERE p.version_id = v.id) AS prices,
+                  (SELECT count(DISTINCT (p.model, p.provider)) FROM price p WHERE p.version_id = v.id) AS models
+           FROM price_version v ORDER BY v.id DESC""",
+    )
+
+
+async def active_version(session: AsyncSession) -> int | None:
+    found = await row(session, "SELECT id FROM price_version WHERE state = 'active'")
+    return None if found is None else int(found["id"])
+
+
+async def store(
+    session: AsyncSession,
+    prices: Sequence[PriceRow],
+    models: Sequence[ModelRow],
+    *,
+    source: str,
+    source_hash: str,
+    note: str = "",
+) -> int:
+    """Write a new draft and return its id. Nothing is sold by it until it is activated."""
+    await lock_versions(session)
+    newest = await row(session, "SELECT coalesce(max(id), 0) AS id FROM price_version")
+    assert newest is not None
+    version_id = int(newest["id"]) + 1
+    await rows(
+        session,
+        "INSERT INTO price_version (id, source, source_hash, note) VALUES (:id, :source, :hash, :note)",
+        id=version_id, source=source, hash=source_hash, note=note,
+    )  # fmt: skip
+    await _insert_all(session, PricedModel, models, version_id)
+    await _insert_all(session, Price, prices, version_id)
+    return version_id
+
+
+async def lock_versions(session: AsyncSession) -> None:
+    """One writer of versions at a time, until the transaction ends."""
+    await rows(session, "SELECT pg_advisory_xact_lock(:lock)", lock=_VERSIONS_LOCK)
+
+
+async def _insert_all(session: AsyncSession, table: Any, values: Sequence[Any], version_id: int) -> None:
+    if values:
+        columns = type(values[0]).__dataclass_fields__
+        await session.execute(
+            insert(table), [{"version_id": version_id} | {c: getattr(value, c) for c in columns} for value in values]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A price in two versions, pico-USD per unit; None where one has none. `since` is when the second one holds."""
+
+    key: PriceKey
+    old_pusd: int | None
+    new_pusd: int | None
+    since: datetime
+
+    @property
+    def hundredths_percent(self) -> int | None:
+        """The change in 0.01 %, rounded down; None where there is nothing to compare with."""
+        if not self.old_pusd or self.new_pusd is None:
+            return None
+        return (self.new_pusd - self.old_pusd) * 10_000 // self.old_pusd
+
+    @property
+    def percent(self) -> str:
+        """Such as `-50` or `12.5`; `new` and `gone` where there is nothing to compare."""
+        if self.old_pusd is None:
+            return "new"
+        if self.new_pusd is None:
+            return "gone"
+        change = self.hundredths_percent
+        return "was free" if change is None else decimal_text(change, 2)
+
+    def is_drop_over(self, percent: int) -> bool:
+        """Whether the price falls by more than `percent`: of an old price of nothing, none can."""
+        if self.old_pusd is None or self.new_pusd is None:
+            return False
+        return (self.old_pusd - self.new_pusd) * 100 > self.old_pusd * percent
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What a version would change."""
+
+    added: tuple[Change, ...]
+    removed: tuple[Change, ...]
+    changed: tuple[Change, ...]
+
+    def drops(self, percent: int) -> tuple[Change, ...]:
+        return tuple(change for change in self.changed if change.is_drop_over(percent))
+
+
+def compared(old: Iterable[PriceRow], new: Iterable[PriceRow], now: datetime) -> Diff:
+    """Every price that holds now or will, against what would hold then in the other version."""
+    was, will_be = _by_key(old), _by_key(new)
+    added: list[Change] = []
+    changed: list[Change] = []
+    for key, prices in will_be.items():
+        for since in _moments(prices, now):
+            change = Change(key, _at(was.get(key), since), _at(prices, since), since)
+            if change.new_pusd is None or change.new_pusd == change.old_pusd:
+                continue
+            (added if change.old_pusd is None else changed).append(change)
+    removed = [
+        Change(key, old_pusd, None, now)
+        for key, prices in was.items()
+        if (old_pusd := _at(prices, now)) is not None and _at(will_be.get(key), now) is None
+    ]
+    return Diff(tuple(added), tuple(removed), tuple(changed))
+
+
+def _by_key(prices: Iterable[PriceRow]) -> dict[PriceKey, list[PriceRow]]:
+    grouped: dict[PriceKey, list[PriceRow]] = defaultdict(list)
+    for each in prices:
+        grouped[each.model, each.provider, each.dimension.value, each.tier_min, each.attributes].append(each)
+    return grouped
+
+
+def _moments(prices: list[PriceRow], now: datetime) -> list[datetime]:
+    """Now, and whenever the price changes after."""
+    return sorted({now} | {each.effective_from for each in prices if each.effective_from > now})
+
+
+def _at(prices: list[PriceRow] | None, moment: datetime) -> int | None:
+    if not prices:
+        return None
+    return Timeline((each.effective_from, each.effective_to, each.price_pusd) for each in prices).at(moment)
+
+
+async def diff(session: AsyncSession, old_id: int | None, new_id: int) -> Diff:
+    """What activating `new_id` instead of `old_id` changes. Raises InvalidField for an unknown version."""
+    now = await _now(session)
+    await version_of(session, new_id)
+    if old_id is not None:
+        await version_of(session, old_id)
+    old = [] if old_id is None else await prices_of(session, old_id)
+    return compared(old, await prices_of(session, new_id), now)
+
+
+async def activate(
+    session: AsyncSession, version_id: int, *, max_drop_percent: int = MAX_DROP_PERCENT, allow_drops: bool = False
+) -> Diff:
+    """Make a version the one that new calls are priced by; the one before is retired. An older one may come back.
+
+    Raises InvalidField for an unknown version or one without prices, PriceDropTooLarge, naming the worst,
+    if a price drops by more than `max_drop_percent`, unless `allow_drops`.
+    """
+    await lock_versions(session)
+    before = await active_version(session)
+    if before == version_id:
+        return Diff((), (), ())
+    found = await diff(session, before, version_id)
+    if not await rows(session, "SELECT 1 FROM price WHERE version_id = :id LIMIT 1", id=version_id):
+        raise InvalidField(f"price version {version_id} has no prices", param="version")
+    if not allow_drops:
+        _refuse_drops(found.drops(max_drop_percent), max_drop_percent)
+    await rows(session, "UPDATE price_version SET state = 'retired' WHERE state = 'active'")
+    await rows(session, "UPDATE price_version SET state = 'active', activated_at = now() WHERE id = :id", id=version_id)
+    return found
+
+
+def _refuse_drops(drops: tuple[Change, ...], max_drop_percent: int) -> None:
+    if not drops:
+        return
+    worst = sorted(drops, key=lambda change: change.hundredths_percent or 0)[:5]
+    named = ", ".join(f"{change.key[0]} {change.key[2]} {change.percent} %" for change in worst)
+    raise PriceDropTooLarge(
+        f"{len(drops)} prices drop by more than {max_drop_percent} %, such as {named};"
+        " look at the diff, then activate with --allow-drops if they are right",
+        metadata={"drops": len(drops)},
+    )
+
+
+async def _now(session: AsyncSession) -> datetime:
+    found = await row(session, "SELECT now() AS now")
+    assert found is not None
+    now: datetime = found["now"]
+    return now

@@ -1,0 +1,233 @@
+"""Price files of others: exact, dearer when in doubt, and what is not understood is said."""
+
+import argparse
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.kernel.errors import AppError, InvalidField
+from app.pricing.commands import Answer, add_arguments, run
+from app.pricing.importer import Draft, read_prices
+from app.pricing.quote import Call, Catalogue
+from app.pricing.rows import Dimension, PriceRow, Usage
+from app.wiring import House
+
+D = Dimension
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+
+LITELLM = r"""
+{
+  "sample_spec": {"litellm_provider": "one of …", "input_cost_per_token": 0.0, "mode": "one of: chat"},
+  "gpt-4o-mini": {
+    "litellm_provider": "openai", "mode": "chat", "max_input_tokens": 128000, "max_output_tokens": 16384, "max_tokens": 16384,
+    "input_cost_per_token": 1.5e-07, "output_cost_per_token": 6e-07, "cache_read_input_token_cost": 7.5e-08,
+    "input_cost_per_token_batches": 7.5e-08, "input_cost_per_token_priority": 2.5e-07, "supports_vision": true,
+    "search_context_cost_per_query": {"search_context_size_low": 0.025, "search_context_size_high": 0.03}
+  },
+  "claude-sonnet-4-5": {
+    "litellm_provider": "anthropic", "mode": "chat",
+    "input_cost_per_token": 3e-06, "output_cost_per_token": 1.5e-05,
+    "input_cost_per_token_above_200k_tokens": 6e-06, "output_cost_per_token_above_200k_tokens": 2.25e-05,
+    "cache_creation_input_token_cost": 3.75e-06, "cache_creation_input_token_cost_above_1hr": 6e-06,
+    "cache_creation_input_token_cost_above_1hr_above_200k_tokens": 1.2e-05,
+    "cache_read_input_token_cost_above_200k_tokens": 6e-07, "made_up_cost_per_thing": 1
+  },
+  "hd/1024-x-1792/dall-e-3": {"litellm_provider": "openai", "mode": "image_generation", "output_cost_per_image": 0.12},
+  "256-x-256/dall-e-2": {
+    "litellm_provider": "openai", "mode": "image_generation", "input_cost_per_pixel": 2.4414e-07, "output_cost_per_pixel": 0.0
+  },
+  "whisper-1": {
+    "litellm_provider": "openai", "mode": "audio_transcription", "input_cost_per_second": 0.0001, "output_cost_per_second": 0.0001
+  },
+  "tts-1": {"litellm_provider": "openai", "mode": "audio_speech", "input_cost_per_character": 1.5e-05},
+  "sora-2-pro": {
+    "litellm_provider": "openai", "mode": "video_generation", "output_cost_per_video_per_second": 0.3,
+    "output_cost_per_video_per_second_1080p": 0.5
+  },
+  "dashscope/qwen": {
+    "litellm_provider": "dashscope", "mode": "chat",
+    "tiered_pricing": [
+      {"range": [0, 32000], "input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06},
+      {"range": [32000, 128000], "input_cost_per_token": 3e-06, "output_cost_per_token": 4e-06}
+    ]
+  },
+  "free-looking": {"litellm_provider": "deepseek", "mode": "chat", "input_cost_per_token": 0.0, "output_cost_per_token": 0},
+  "vision-chat": {"litellm_provider": "google", "mode": "chat", "input_cost_per_image": 0.001, "input_cost_per_token": 3.3333333333333e-08},
+  "odd": {"litellm_provider": "x", "input_cost_per_token": "0.1", "output_cost_per_token": -1, "input_cost_per_request": 1e400},
+  "no-provider": {"input_cost_per_token": 1}
+}
+"""
+
+GENAI = r"""
+[
+  {"id": "anthropic", "name": "Anthropic", "api_pattern": "x", "models": [
+    {"id": "claude-sonnet-4-6", "match": {"starts_with": "claude"}, "context_window": 1000000, "prices": [
+      {"prices": {"input_mtok": {"base": 3, "tiers": [{"start": 200000, "price": 6}]}, "output_mtok": 15}},
+      {"constraint": {"start_date": "2026-03-13"}, "prices": {"input_mtok": 3, "cache_read_mtok": 0.3, "output_mtok": 15}},
+      {"constraint": {"start_time": "16:30:00Z", "end_time": "00:30:00Z"}, "prices": {"input_mtok": 0.1}}
+    ], "price_variants": [
+      {"when": {"processing": "batch"}, "prices": {"input_mtok": 1.5}},
+      {"when": {"speed": "fast"}, "prices": {"input_mtok": 16}}
+    ]}
+  ]},
+  {"id": "openai", "name": "OpenAI", "api_pattern": "y", "models": [
+    {"id": "whisper-1", "match": {"equals": "whisper-1"}, "prices": {"audio_hours": 0.36, "input_audio_hours": 0.36}},
+    {"id": "rare", "match": {"equals": "rare"}, "prices": {"input_mtok": 0.0000001, "requests_kcount": 5, "input_document_kpages": 1}}
+  ]}
+]
+"""
+
+
+def found(draft: Draft, model: str, dimension: Dimension) -> dict[tuple[int, str], int]:
+    return {
+        (row.tier_min, row.attributes): row.price_pusd
+        for row in draft.prices
+        if (row.model, row.dimension) == (model, dimension)
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "dimension", "expected"),
+    [
+        ("gpt-4o-mini", D.INPUT, {(0, ""): 150_000, (0, "service_tier=batch"): 75_000, (0, "service_tier=priority"): 250_000}),
+        ("gpt-4o-mini", D.OUTPUT, {(0, ""): 600_000}),
+        ("gpt-4o-mini", D.CACHE_READ, {(0, ""): 75_000}),
+        ("gpt-4o-mini", D.QUERIES, {(0, "search_context_size=low"): 25 * 10**9, (0, "search_context_size=high"): 30 * 10**9}),
+        ("claude-sonnet-4-5", D.INPUT, {(0, ""): 3_000_000, (200_001, ""): 6_000_000}),
+        ("claude-sonnet-4-5", D.CACHE_WRITE_5M, {(0, ""): 3_750_000}),
+        ("claude-sonnet-4-5", D.CACHE_WRITE_1H, {(0, ""): 6_000_000, (200_001, ""): 12_000_000}),
+        ("claude-sonnet-4-5", D.CACHE_READ, {(200_001, ""): 600_000}),
+        ("dall-e-3", D.IMAGES, {(0, "quality=hd;size=1024x1792"): 120 * 10**9}),
+        ("dall-e-2", D.PIXELS, {(0, "size=256x256"): 244_140}),
+        ("whisper-1", D.AUDIO_SECONDS, {(0, ""): 10**8}),
+        ("tts-1", D.CHARACTERS, {(0, ""): 15_000_000}),
+        ("sora-2-pro", D.VIDEO_SECONDS, {(0, ""): 3 * 10**11, (0, "resolution=1080p"): 5 * 10**11}),
+        ("dashscope/qwen", D.INPUT, {(0, ""): 1_000_000, (32_001, ""): 3_000_000}),
+        ("vision-chat", D.INPUT, {(0, ""): 33_334}),
+        ("free-looking", D.INPUT, {}),
+        ("odd", D.INPUT, {}),
+    ],
+)  # fmt: skip
+def test_litellm_fields_become_exact_prices(
+    model: str, dimension: Dimension, expected: dict[tuple[int, str], int]
+) -> None:
+    assert found(read_prices(LITELLM.encode()), model, dimension) == expected
+
+
+def test_what_litellm_says_and_we_do_not_understand_is_counted() -> None:
+    draft = read_prices(LITELLM.encode())
+    assert draft.format == "litellm"
+    assert dict(draft.report.unknown_fields) == {"made_up_cost_per_thing": 1, "input_cost_per_image": 1}
+    assert dict(draft.report.skipped) == {
+        "a price of nothing": 3, "not a number": 1, "negative": 1, "beyond what a price can be": 1,
+        "a model without litellm_provider": 1,
+    }  # fmt: skip
+    assert draft.report.rounded == ["vision-chat input 3.3333333333333E-8/1"]
+    about = {row.model: row for row in draft.models}
+    assert (about["gpt-4o-mini"].max_output_tokens, about["gpt-4o-mini"].mode) == (16384, "chat")
+    assert "free-looking" not in about
+
+
+def test_genai_prices_are_dated_tiered_and_by_service_tier() -> None:
+    draft = read_prices(GENAI.encode())
+    assert draft.format == "genai-prices"
+    book = Catalogue(1, draft.prices, models=draft.models)
+
+    def cost_nusd(when: datetime, tokens: int, **attributes: str) -> int:
+        call = Call("claude-sonnet-4-6", attributes=attributes)
+        return book.price(call, Usage(input_tokens=tokens), when).cost_nusd
+
+    before, after = datetime(2026, 3, 12, 23, 59, tzinfo=UTC), datetime(2026, 3, 13, tzinfo=UTC)
+    assert (cost_nusd(before, 200_000), cost_nusd(before, 200_001)) == (600_000_000, 1_200_006_000)
+    assert cost_nusd(after, 200_001) == 600_003_000
+    assert cost_nusd(after, 1000, service_tier="batch") == 1_500_000
+    assert found(draft, "whisper-1", D.AUDIO_SECONDS) == {(0, ""): 10**8}
+    assert found(draft, "rare", D.REQUESTS) == {(0, ""): 5 * 10**9}
+
+
+def test_what_genai_prices_says_and_we_do_not_understand_is_counted() -> None:
+    report = read_prices(GENAI.encode()).report
+    assert dict(report.unknown_fields) == {"input_document_kpages": 1}
+    assert dict(report.skipped) == {
+        "a price at some times of the day, or out of order": 1, "a price that depends on speed": 1,
+    }  # fmt: skip
+    assert report.rounded == ["rare input 1E-7/1000000"]
+
+
+def test_the_newer_shape_of_genai_prices_is_the_same_data() -> None:
+    newer = json.dumps({"units": {}, "providers": json.loads(GENAI)}).encode()
+    assert set(read_prices(newer).prices) == set(read_prices(GENAI.encode()).prices)
+
+
+@given(st.decimals("1e-18", "1e5", allow_nan=False, allow_infinity=False))
+def test_a_price_is_taken_from_its_text_and_rounded_up_to_a_pico_dollar_at_most(price_usd: Decimal) -> None:
+    raw = f'{{"m": {{"litellm_provider": "p", "input_cost_per_token": {price_usd:e}}}}}'
+    draft = read_prices(raw.encode())
+    exact = Fraction(price_usd) * 10**12
+    (row,) = draft.prices
+    assert exact <= row.price_pusd < exact + 1
+    assert bool(draft.report.rounded) == (row.price_pusd != exact)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20))  # fmt: skip
+def test_no_entry_of_a_map_breaks_the_reader(value: Any) -> None:
+    document = {
+        "m": {"litellm_provider": "p", "input_cost_per_token": 1, "tiered_pricing": value, "x": value, "mode": value}
+    }
+    draft = read_prices(json.dumps(document).encode())
+    assert PriceRow("m", "p", D.INPUT, 10**12) in draft.prices
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"[]", b"{}", b"1", b'{"a": 1}', b"\xff", b'{"m": {"litellm_provider": "p", "x": NaN}}', b"[" * 100_000],
+)
+def test_a_file_that_is_no_price_list_is_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidField):
+        read_prices(raw)
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    add_arguments(lambda verb, says: verbs.add_parser(verb, help=says))
+    return parser.parse_args(words)
+
+
+async def command(house: House, *words: str) -> Answer:
+    args = parsed(*words)
+    answer = await run(house.db, args.verb, args)
+    json.dumps(answer.data)
+    return answer
+
+
+async def test_an_import_is_a_draft_until_it_is_activated(unpriced: House, tmp_path: Path) -> None:
+    first, second = tmp_path / "litellm.json", tmp_path / "genai.json"
+    first.write_text(LITELLM)
+    second.write_text(GENAI)
+    imported = await command(unpriced, "import", str(first))
+    assert imported.data["version"] == 1
+    assert "not understood: made_up_cost_per_thing (1)" in imported.text
+    assert (await command(unpriced, "list")).data["versions"][0]["state"] == "draft"
+    await command(unpriced, "activate", "1")
+    shown = await command(unpriced, "show", "openai/gpt-4o-mini")
+    assert {"provider": "openai", "dimension": "input", "min_input_tokens": 0, "attributes": "", "price_usd": "0.00000015"} in shown.data["prices"]  # fmt: skip
+    await command(unpriced, "import", str(second))
+    compared = await command(unpriced, "diff", "2")
+    assert compared.data["against"] == 1
+    assert {change["model"] for change in compared.data["removed"]} >= {"gpt-4o-mini"}
+    assert (await command(unpriced, "activate", "2")).data["active"] == 2
+
+
+@pytest.mark.parametrize("words", [("import", "/nowhere/at/all.json"), ("show", "x"), ("diff", "7"), ("activate", "7")])
+async def test_a_command_that_cannot_be_done_says_why(unpriced: House, words: tuple[str, ...]) -> None:
+    with pytest.raises(AppError) as refused:
+        await command(unpriced, *words)
+    assert refused.value.message
