@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: setup run test check lint torture
+.PHONY: setup run test check lint torture bench
 
 setup: .venv/.runtime
 run: setup
@@ -29,3 +29,5 @@ lint: .venv/.dev
 check: lint test
 torture: .venv/.dev
 	$(BIN)/python -m pytest -m slow -s
+bench: .venv/.dev
+	$(BIN)/python -m tests.bench $(BENCH)

@@ -1,4 +1,4 @@
-"""The operator's door: python -m app run | migrate | audit | demo | token create | keys rotate."""
+"""The operator's door: python -m app run | migrate | audit | demo | token create | keys rotate | prices …"""
 
 import argparse
 import asyncio
@@ -21,6 +21,7 @@ from app.kernel.logs import where_it_broke
 from app.kernel.settings import Settings, SettingsError, load, private_write
 from app.keys.issue import reseal_all
 from app.migrations import MigrationError, head, migrate
+from app.pricing import commands as prices
 from app.run import bring_to_head, database, run, serve
 from app.sandbox.demo import Demo, DemoError, fund_new_account, still_works
 from app.wiring import House, build
@@ -74,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         "rotate", _keys_rotate, "seal every kept secret under the newest of SEALING_KEYS",
         commands.add_parser("keys", help="sealing keys").add_subparsers(required=True, metavar="VERB"),
     )  # fmt: skip
+    price_verbs = commands.add_parser("prices", help="the price catalogue").add_subparsers(
+        required=True, metavar="VERB", dest="verb"
+    )
+    prices.add_arguments(lambda verb, says: command(verb, _prices, says, price_verbs))
     serving = commands.add_parser("serve")  # how `run` starts its children
     serving.add_argument("role", choices=("http", "sandbox"))
     serving.set_defaults(command=_serve)
@@ -199,6 +204,12 @@ def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
     count = _in_house(settings, lambda house: reseal_all(house.db, house.keyring))
     done = "sealed anew" if settings.key_reveal else "forgotten, because KEY_REVEAL is off"
     _say(json.dumps({"changed": count}) if args.json else f"{count} secrets {done}.")
+    return 0
+
+
+def _prices(settings: Settings, args: argparse.Namespace) -> int:
+    answer: prices.Answer = _in_house(settings, lambda house: prices.run(house.db, args.verb, args))
+    _say(json.dumps(answer.data) if args.json else answer.text)
     return 0
 
 

@@ -10,27 +10,25 @@ import msgspec
 from litestar import Litestar, Response, get
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import Schema
-from litestar.openapi.spec.enums import OpenAPIType
-from litestar.plugins import OpenAPISchemaPlugin
-from litestar.typing import FieldDefinition
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app import __version__
+from app import docs
 from app.accounts.api import ask_balance, create_account, read_balance
 from app.admin.api import AdminTopupsController
 from app.kernel.db import Database, row
 from app.kernel.errors import AppError, DatabaseUnavailable
 from app.keys.api import KeysController
 from app.metering.api import MeterController
+from app.metering.hot import Door, in_front_of
 from app.migrations import head
+from app.pricing import api as pricing
 from app.topups import api as topups
 from app.topups.gateway import Gateways
 from app.web import (
     MAX_BODY_BYTES,
     JsonRequest,
     around_requests,
+    bearer,
     on_app_error,
     on_defect,
     on_http_error,
@@ -39,21 +37,10 @@ from app.web import (
     provide_once,
     provide_owner,
     provide_service,
+    read_json,
+    send_refusal,
 )
 from app.wiring import House
-
-
-class ExactNumbers(OpenAPISchemaPlugin):
-    """Documents a money field, which we keep as raw JSON text so that it never becomes a float."""
-
-    @staticmethod
-    def is_plugin_supported_type(value: Any) -> bool:
-        return value is msgspec.Raw
-
-    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
-        return Schema(
-            type=OpenAPIType.NUMBER, description="An exact decimal. Also taken as a string.", examples=[0.000045]
-        )
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -96,31 +83,34 @@ def create_app(house: House) -> Litestar:
     """The application over a house of parts."""
     parts = {
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
-        "keyring": house.keyring, "meter": house.meter,
+        "keyring": house.keyring, "meter": house.meter, "services": house.services,
+        "catalogues": house.catalogues,
     }  # fmt: skip
     callers: dict[str, Callable[..., Any]] = {
         "caller": provide_caller, "owner": provide_owner, "service": provide_service, "admin": provide_admin,
         "once": provide_once,
     }  # fmt: skip
+    contract = docs.Contract(house.settings.public_url)
     app = Litestar(
         route_handlers=[
             live, ready, metrics, create_account, ask_balance, read_balance, KeysController, *topups.handlers,
             MeterController,
-            AdminTopupsController,
+            AdminTopupsController, *pricing.handlers, *docs.handlers,
         ],
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
         | {name: Provide(provider) for name, provider in callers.items()},
         request_class=JsonRequest,
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={AppError: on_app_error, HTTPException: on_http_error, Exception: on_defect},
-        openapi_config=OpenAPIConfig(title="Satmeter", version=__version__, path="/docs"),
-        plugins=[ExactNumbers()],
+        openapi_config=contract,
+        plugins=[contract.structs],
         lifespan=[_open(house)],
         logging_config=None,
         debug=False,
     )  # fmt: skip
     # Around the router too: Litestar's own middleware would not see a path or a method that we do not have.
-    app.asgi_handler = around_requests(app.asgi_handler)
+    door = Door(read_json, lambda header: house.services.service(bearer(header)), send_refusal)
+    app.asgi_handler = around_requests(in_front_of(app.asgi_handler, parts, door))
     return app
 
 

@@ -27,6 +27,7 @@ from app.kernel.logs import log
 from app.kernel.settings import Settings, SettingsError
 from app.main import create_app
 from app.migrations import check, head, migrate
+from app.pricing.starter import ensure_starter
 from app.sandbox.btcpay import SandboxConfig, create_sandbox
 from app.wiring import build
 
@@ -154,6 +155,8 @@ async def _supervise(
         child.start()
     house = build(settings, url)
     await house.db.open()
+    if not settings.is_production:
+        await ensure_starter(house.db)  # a newcomer's first prices; in production they are the operator's decision
     scheduler = schedule(house)
     ready = asyncio.create_task(_announce(settings, when_ready, url))
     try:
@@ -254,7 +257,9 @@ def serve(role: str, settings: Settings) -> None:
         forwarded_allow_ips=settings.trusted_proxies or None,
         timeout_graceful_shutdown=_GRACE_SECONDS - 2,
     )
-    asyncio.run(_serve_until_orphaned(uvicorn.Server(config), socket.socket(fileno=int(os.environ[_SOCKET_VARIABLE]))))
+    listener = socket.socket(fileno=int(os.environ[_SOCKET_VARIABLE]))
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, where there is one
+        runner.run(_serve_until_orphaned(uvicorn.Server(config), listener))
 
 
 async def _serve_until_orphaned(server: uvicorn.Server, listener: socket.socket) -> None:

@@ -1,23 +1,23 @@
 """What every request shares: who is calling, idempotency, how a body is read and how an error looks."""
 
+import functools
 import hashlib
 import re
 import time
-import uuid
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 import structlog
 from litestar import Request, Response
-from litestar.datastructures import MutableScopeHeaders
 from litestar.di import NamedDependency
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
-from app.admin.tokens import verify_admin, verify_service
-from app.kernel.db import Database
+from app.admin.tokens import ServiceTokens, verify_admin
+from app.kernel.db import Database, new_id
 from app.kernel.errors import (
     AppError,
     BodyTooLarge,
@@ -40,7 +40,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}", re.ASCII)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _VISIBLE = re.compile(r"[!#-~]{1,255}", re.ASCII)
 """Visible ASCII but the quote: a key is quoted as a whole or not at all."""
-_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+_LENGTH = re.compile(rb"\d{1,18}")
+_DEFAULTS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _PATH_IN_MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _FIELD_IN_MESSAGE = re.compile(r"^Object (?:missing required|contains unknown) field `(?P<name>.*)`$", re.DOTALL)
@@ -107,25 +108,24 @@ async def provide_owner(request: Request[Any, Any, Any], verifier: NamedDependen
     return await verifier.credit_id(request.headers["x-credit-id"])
 
 
-def _bearer(request: Request[Any, Any, Any]) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+def bearer(header: str) -> str:
+    """The token in an Authorization header. Raises InvalidToken."""
+    scheme, _, token = header.partition(" ")
     if scheme.lower() != "bearer":
         raise InvalidToken
     return token.strip()
 
 
-async def provide_service(
-    request: Request[Any, Any, Any], db: NamedDependency[Database], settings: NamedDependency[Settings]
-) -> Service:
+async def provide_service(request: Request[Any, Any, Any], services: NamedDependency[ServiceTokens]) -> Service:
     """By service token."""
-    return await verify_service(db, settings.pepper, _bearer(request))
+    return await services.service(bearer(request.headers.get("authorization", "")))
 
 
 async def provide_admin(
     request: Request[Any, Any, Any], db: NamedDependency[Database], settings: NamedDependency[Settings]
 ) -> Admin:
     """By admin token."""
-    return await verify_admin(db, settings.pepper, _bearer(request))
+    return await verify_admin(db, settings.pepper, bearer(request.headers.get("authorization", "")))
 
 
 async def provide_once(
@@ -225,16 +225,23 @@ def on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[Any
     return render(AppError("Something of ours broke; it is logged under this request's X-Request-Id"))
 
 
+async def send_refusal(scope: Scope, receive: Receive, send: Send, error: Exception) -> None:
+    """What Litestar would answer for this error, for a route that does without it."""
+    request = JsonRequest(scope, receive, send)
+    answer = on_app_error(request, error) if isinstance(error, AppError) else on_defect(request, error)
+    await answer.to_asgi_response(app=None, request=request)(scope, receive, send)
+
+
 # --- around every request ---------------------------------------------------------------------------
 
 
-def request_id_of(headers: dict[str, str]) -> str:
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
     """The caller's own id if it is a sane one, else the trace's, else a new one."""
-    own = headers.get("x-request-id", "")
+    own = headers.get(b"x-request-id", b"").decode("latin-1")
     if _REQUEST_ID.fullmatch(own):
         return own
-    trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-    return trace[1] if trace else uuid.uuid4().hex
+    trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b"").decode("latin-1"))
+    return trace[1] if trace else new_id().hex
 
 
 def around_requests(app: ASGIApp) -> ASGIApp:
@@ -244,19 +251,18 @@ def around_requests(app: ASGIApp) -> ASGIApp:
         if scope["type"] != ScopeType.HTTP:
             await app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = dict(scope["headers"])  # ASGI has the names in lower case
         request_id = request_id_of(headers)
         scope.setdefault("state", {})
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        structlog.contextvars.bind_contextvars(request_id=request_id)  # a request is a context of its own
         started, status = time.perf_counter(), 500
-        length = headers.get("content-length", "0")
+        length = headers.get(b"content-length", b"0")
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(message, scope, request_id)
+                message["headers"] = _with_ours(message.get("headers", ()), scope, request_id)
             await send(message)
 
         try:
@@ -270,14 +276,17 @@ def around_requests(app: ASGIApp) -> ASGIApp:
     return wrapped
 
 
-def _add_headers(message: Any, scope: Scope, request_id: str) -> None:
-    answer = MutableScopeHeaders.from_message(message)
-    answer["X-Request-Id"] = request_id
-    answer.setdefault("Cache-Control", "no-store")
-    answer.setdefault("X-Content-Type-Options", "nosniff")
+def _with_ours(lines: Iterable[tuple[bytes, bytes]], scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
+    """The headers every answer bears, added to an answer's own."""
+    theirs = [line for line in lines if line[0].lower() != b"x-request-id"]
+    names = {name.lower() for name, _ in theirs}
     once = scope["state"].get("once")
-    if once is not None and once.replayed:
-        answer["Idempotent-Replayed"] = "true"
+    return [
+        *theirs,
+        *(line for line in _DEFAULTS if line[0] not in names),
+        (b"x-request-id", request_id.encode()),
+        *([(b"idempotent-replayed", b"true")] if once is not None and once.replayed else []),
+    ]
 
 
 def _whole(receive: Receive) -> Receive:
@@ -306,11 +315,18 @@ async def _too_large(send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
+@functools.cache
+def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    """Looked up once: methods, routes and statuses are few."""
+    return _requests.labels(method, route, status), _seconds.labels(route)
+
+
 def _account_for(scope: Scope, status: int, seconds: float) -> None:
     route, method = scope.get("path_template") or "unmatched", str(scope.get("method", ""))
     method = method if method in _METHODS else "other"
-    _requests.labels(method, route, status).inc()
-    _seconds.labels(route).observe(seconds)
+    count, clock = _series(method, route, status)
+    count.inc()
+    clock.observe(seconds)
     log.info(
         "request",
         method=method, path=route, status=status, duration_ms=round(seconds * 1000, 2),

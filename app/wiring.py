@@ -6,11 +6,13 @@ from decimal import Decimal
 from app.adapters.btcpay import BtcpayGateway
 from app.adapters.lnbits import LnbitsGateway, RateSource
 from app.adapters.rates import FixedRateSource, HttpRateSource
+from app.admin.tokens import ServiceTokens
 from app.kernel.db import Database
 from app.kernel.settings import Settings, SettingsError
 from app.keys.issue import Keyring
 from app.keys.verify import Verifier
 from app.metering.holds import Meter
+from app.pricing.catalogue import Catalogues
 from app.topups.gateway import Gateways, InvoiceGateway
 from app.topups.methods import METHODS
 
@@ -25,6 +27,8 @@ class House:
     verifier: Verifier
     keyring: Keyring
     meter: Meter
+    services: ServiceTokens
+    catalogues: Catalogues
 
     async def close(self) -> None:
         """Give back every connection."""
@@ -42,7 +46,9 @@ def build(settings: Settings, database_url: str, gateway: InvoiceGateway | None 
         gateways=Gateways(dict.fromkeys(METHODS, gateway)) if gateway is not None else gateways(settings),
         verifier=Verifier(db, settings.pepper),
         keyring=Keyring(settings.pepper, settings.sealer, reveal=settings.key_reveal),
-        meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit),
+        meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit, batch=settings.meter_batch),
+        services=ServiceTokens(db, settings.pepper),
+        catalogues=Catalogues(),
     )
 
 

@@ -20,7 +20,8 @@ from tests.rig import FakeBtcpay, Rig
 
 _TABLES = (
     "payment, topup_invoice, topup, usage, hold, entry, api_key, credential, account, idempotency, rate_count,"
-    " webhook_delivery, service_token, admin_token, admin_log"
+    " webhook_delivery, service_token, admin_token, admin_log, price_version, priced_model, price,"
+    " price_override, markup, fee"
 )
 
 

@@ -100,7 +100,8 @@ def test_sql_rules_that_keep_the_schema_shardable(clean: str) -> None:
         ).fetchall()
     lookups = {
         "account", "credential", "topup_invoice", "webhook_delivery", "idempotency", "rate_count", "service_token",
-        "admin_token", "admin_log", "alembic_version",
+        "admin_token", "admin_log", "alembic_version", "price_version", "priced_model", "price", "price_override", "markup",
+        "fee",
     }  # fmt: skip
     assert [row for row in unique if row[0] not in lookups and "account_id" not in row[1]] == []
 
@@ -109,9 +110,9 @@ def test_every_setting_is_in_the_readme_and_in_the_example_file() -> None:
     example = re.findall(r"^#? ?([A-Z][A-Z_]+)=", (ROOT / "deploy/.env.example").read_text(), re.MULTILINE)
     readme = (ROOT / "README.md").read_text().split("## Settings", 1)[1].split("\n## ", 1)[0]
     assert sorted(example) == sorted(variables())
-    assert sorted(set(re.findall(r"`([A-Z][A-Z_]{3,})`", readme)) - {"DEBUG", "INFO", "WARNING", "ERROR", "LNBITS_RATE_LIMIT_NO"}) == sorted(
-        variables()
-    )
+    assert sorted(
+        set(re.findall(r"`([A-Z][A-Z_]{3,})`", readme)) - {"DEBUG", "INFO", "WARNING", "ERROR", "LNBITS_RATE_LIMIT_NO"}
+    ) == sorted(variables())
 
 
 def test_no_commit_stands_outside_the_database_module() -> None:
@@ -127,7 +128,7 @@ def test_no_commit_stands_outside_the_database_module() -> None:
 
 
 def test_no_float_is_made_near_money() -> None:
-    rooms = ("kernel", "ledger", "keys", "accounts", "topups", "metering", "admin", "adapters")
+    rooms = ("kernel", "ledger", "keys", "accounts", "topups", "metering", "admin", "adapters", "pricing")
     made = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for room in rooms

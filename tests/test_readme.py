@@ -98,7 +98,7 @@ def test_every_command_block_of_the_readme_works_pasted_one_after_the_other(runn
 
 
 def test_every_other_command_the_readme_names_exists(running: Running) -> None:
-    for target in set(re.findall(r"`?make ([a-z]+)`?", README)):
+    for target in set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE)):
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
     for command in set(re.findall(r"`python -m app ([a-z]+(?: [a-z]+)?)", README)):
         words = command.split()

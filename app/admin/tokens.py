@@ -1,5 +1,7 @@
-"""Operators' tokens: shown once, kept as a hash, looked up on every call, so that a revoked one is refused at once."""
+"""Operators' tokens: shown once, kept as a hash. A revoked one is refused at once, a proxy's within a second."""
 
+import asyncio
+import hashlib
 import re
 import uuid
 from typing import Literal
@@ -10,6 +12,7 @@ from app.kernel.db import Database, new_id, row
 from app.kernel.errors import InvalidField, InvalidToken, NameTaken
 from app.kernel.security import Admin, Pepper, Service, is_wellformed, new_secret
 
+_GOOD_FOR_SECONDS = 1
 TokenKind = Literal["service", "admin"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
@@ -47,6 +50,33 @@ async def verify_service(db: Database, pepper: Pepper, secret: str) -> Service:
     if found is None:
         raise InvalidToken
     return Service(found["id"], found["name"])
+
+
+class ServiceTokens:
+    """Whose a service token is. What was found is good for a second, so that a proxy's calls need not ask each time."""
+
+    def __init__(self, db: Database, pepper: Pepper) -> None:
+        self._db, self._pepper = db, pepper
+        self._known: dict[bytes, tuple[float, Service]] = {}
+        self._asking: dict[bytes, asyncio.Task[Service]] = {}
+
+    async def service(self, secret: str) -> Service:
+        """Raises InvalidToken, for a revoked token at most a second after the revocation."""
+        digest, now = hashlib.sha256(secret.encode()).digest(), asyncio.get_running_loop().time()
+        since, service = self._known.get(digest, (now - _GOOD_FOR_SECONDS, None))
+        if service is not None and now - since < _GOOD_FOR_SECONDS:
+            return service
+        asking = self._asking.get(digest)
+        if asking is None:  # the first asks for all that come meanwhile
+            asking = self._asking[digest] = asyncio.create_task(self._ask(digest, secret, now))
+            asking.add_done_callback(lambda _: self._asking.pop(digest, None))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, digest: bytes, secret: str, now: float) -> Service:
+        self._known.pop(digest, None)
+        service = await verify_service(self._db, self._pepper, secret)
+        self._known[digest] = now, service
+        return service
 
 
 async def verify_admin(db: Database, pepper: Pepper, secret: str) -> Admin:

@@ -9,13 +9,13 @@ import asyncio
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, LiteralString, TypeVar, cast
+from typing import Any, Final, LiteralString, NoReturn, TypeVar, cast
 
 import psycopg
 import uuid_utils.compat
 from psycopg.rows import AsyncRowFactory, dict_row
 from psycopg.types.numeric import Int8Dumper
-from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import CursorResult, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
@@ -106,17 +106,34 @@ class Database:
 
         Raises DatabaseUnavailable, and psycopg.errors.UniqueViolation for its caller to read.
         """
+        try:
+            found = await self._hot_rows(statement, params)
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            _raise(error)
+        except psycopg.errors.NumericValueOutOfRange as error:
+            _raise(error)
+        return found[0] if found else None
+
+    async def many(self, statement: LiteralString, params: Mapping[str, Any]) -> list[Row]:
+        """The same for a batch of calls: any refusal of PostgreSQL, of a lock too, is for its caller to read.
+
+        Raises DatabaseUnavailable when the connection broke or could not be had, and psycopg.Error otherwise.
+        """
+        try:
+            return await self._hot_rows(statement, params)
+        except psycopg.errors.LockNotAvailable:
+            raise
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            _raise(error)
+
+    async def _hot_rows(self, statement: LiteralString, params: Mapping[str, Any]) -> list[Row]:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with self._hot.connection() as conn:
-                    return await (await conn.execute(statement, params)).fetchone()
-            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
+                    return await (await conn.execute(statement, params)).fetchall()
+            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
                 if attempt == _ATTEMPTS:
-                    _raise(error)
-            except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, TooManyRequests) as error:
-                _raise(error)
-            except psycopg.errors.NumericValueOutOfRange as error:
-                _raise(error)
+                    raise
         raise AssertionError("unreachable")
 
     async def is_ready(self) -> bool:
@@ -144,7 +161,7 @@ def _may_retry(error: Exception, committing: bool) -> bool:
     return error.connection_invalidated and not committing
 
 
-def _raise(error: Exception) -> None:
+def _raise(error: Exception) -> NoReturn:
     """Our own faults become 503; a broken promise of ours (a bad statement) stays what it is.
 
     A sum beyond BIGINT comes of amounts that were asked for, and is refused like them.

@@ -59,6 +59,7 @@ class Settings:
     sandbox_litecoin_rpc: str | None = field(repr=False)
     sandbox_monero_wallet_rpc: str | None = field(repr=False)
     nwc_allow_private_relays: bool
+    meter_batch: bool
     hold_sync_commit: bool
     accounts_per_hour: int
     accounts_per_hour_per_block: int
@@ -140,6 +141,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         sandbox_litecoin_rpc=_node_url(read.text("SANDBOX_LITECOIN_RPC", ""), "SANDBOX_LITECOIN_RPC"),
         sandbox_monero_wallet_rpc=_node_url(read.text("SANDBOX_MONERO_WALLET_RPC", ""), "SANDBOX_MONERO_WALLET_RPC"),
         nwc_allow_private_relays=read.switch("NWC_ALLOW_PRIVATE_RELAYS", False),
+        meter_batch=read.switch("METER_BATCH", True),
         hold_sync_commit=read.switch("HOLD_SYNC_COMMIT", True),
         accounts_per_hour=read.number("ACCOUNTS_PER_HOUR", 10_000 if production else 1_000_000, 1, 10**9),
         accounts_per_hour_per_block=read.number("ACCOUNTS_PER_HOUR_PER_BLOCK", 30 if production else 100_000, 1, 10**9),

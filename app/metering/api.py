@@ -171,7 +171,10 @@ class MeterController(Controller):
         """Holds `max_cost_usd`. The same request_id again answers the same hold, also after it was settled."""
         try:
             if not is_given(data.max_cost_usd):
-                raise ModelNotPriced("max_cost_usd is required: no model has a price here yet", param="max_cost_usd")
+                raise ModelNotPriced(
+                    "max_cost_usd is required: calls are not priced from the catalogue yet; send the most this one may cost",
+                    param="max_cost_usd",
+                )
             amount_nusd = parse_usd(data.max_cost_usd, "max_cost_usd")
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
             ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint, data.ttl_seconds)
@@ -238,7 +241,10 @@ async def _owner(verifier: Verifier, secret: str | None, sha256_hex: str | None)
 
 def _work(data: WorkDone) -> Work:
     if not is_given(data.cost_usd):
-        raise InvalidField("cost_usd is required: no model has a price here yet", param="cost_usd")
+        raise InvalidField(
+            "cost_usd is required: calls are not priced from the catalogue yet; send what this one cost",
+            param="cost_usd",
+        )
     return Work(
         cost_nusd=parse_usd(data.cost_usd, "cost_usd"),
         outcome=data.outcome,

@@ -5,6 +5,9 @@ a locking SELECT that had to wait returns the row as it is *after* the wait, so 
 on the latest figures, and all money of one account moves in one order. Tables that are only read
 (an earlier hold, an earlier charge) are seen as of the statement's start; where such a read came too
 early, a UNIQUE key refuses the insert, the whole statement is undone, and the caller runs it again.
+
+The `…_BATCH` statements ask PostgreSQL's functions for many calls at once: alembic/versions/0003_batches.py has
+them, and they must say what the statements here say.
 """
 
 from typing import Final, LiteralString
@@ -208,4 +211,22 @@ SELECT count(*) AS count FROM freed
 ACCOUNTS_WITH_EXPIRED_HOLDS: Final[LiteralString] = """
 SELECT coalesce(array_agg(DISTINCT account_id), '{}') AS account_ids
 FROM (SELECT account_id FROM hold WHERE state = 'open' AND expires_at < now() ORDER BY expires_at LIMIT 1000) due
+"""
+
+AUTHORIZE_BATCH: Final[LiteralString] = """
+SELECT * FROM authorize_batch(
+    %(account_id)s::uuid[], %(key_id)s::uuid[], %(hold_id)s::uuid[], %(service)s::text[], %(request_id)s::text[],
+    %(request_hash)s::bytea[], %(amount_nusd)s::bigint[], %(model)s::text[], %(endpoint)s::text[], %(ttl_seconds)s::bigint[],
+    %(synchronous_commit)s)
+"""
+
+_WORK: Final[LiteralString] = """
+    %(account_id)s::uuid[], %(key_id)s::uuid[], %(hold_id)s::uuid[], %(service)s::text[], %(request_id)s::text[],
+    %(charge_id)s::uuid[], %(cost_nusd)s::bigint[], %(outcome)s::text[], %(served_model)s::text[], %(provider)s::text[],
+    %(upstream_id)s::text[], %(latency_ms)s::int[], %(ttft_ms)s::int[], %(units)s::jsonb[], %(flags)s::text[]"""
+
+SETTLE_BATCH: Final[LiteralString] = f"SELECT * FROM settle_batch({_WORK}, %(window_start)s::timestamptz[])"
+
+CHARGE_BATCH: Final[LiteralString] = f"""
+SELECT * FROM charge_batch({_WORK}, %(amount_nusd)s::bigint[], %(model)s::text[], %(endpoint)s::text[])
 """

@@ -17,8 +17,7 @@ from app.ledger.tables import EntryKind
 from app.topups.create import LOST_AFTER, attach, coin_of, mark_failed, show
 from app.topups.gateway import GatewayRefused, GatewayUnavailable, Invoice, InvoiceGateway, PaymentStatus
 from app.topups.methods import METHODS
-from app.topups.owed import Owed, is_late, needs_rate_now, owed
-
+from app.topups.owed import Owed, is_late, needs_rate_now, owed, settled_ids
 
 _FELL_AWAY: Final = "a payment that was credited does not count any more: replaced, or the block it was in"
 
@@ -142,11 +141,12 @@ async def _book(
         account_id=ref.account_id, id=ref.topup_id,
     )  # fmt: skip
     assert topup is not None
-    due = owed(invoice, topup["usd_per_coin"], rate_now, await _worth_known(session, ref))
+    known = await _worth_known(session, ref)
+    due = owed(invoice, topup["usd_per_coin"], rate_now, known)
     if topup["checked_at"] is None or topup["checked_at"] <= asked_at:
         await show(session, ref.account_id, ref.topup_id, invoice)
         await _remember_payments(session, ref, invoice, due)
-        review = due.review or (_FELL_AWAY if due.credit_nusd < topup["credited_nusd"] else None)
+        review = due.review or (_FELL_AWAY if known.keys() - settled_ids(invoice) else None)
         await _checked(session, ref, asked_at, review, next_check(topup["now"], topup))
     if due.credit_nusd <= topup["credited_nusd"]:
         return None

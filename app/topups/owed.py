@@ -33,6 +33,11 @@ def needs_rate_now(invoice: Invoice, known_worth_nusd: Mapping[str, int]) -> boo
     return any(is_late(payment, invoice) and payment.id not in known_worth_nusd for payment in _settled(invoice))
 
 
+def settled_ids(invoice: Invoice) -> set[str]:
+    """The payments that count."""
+    return {payment.id for payment in _settled(invoice)}
+
+
 def owed(
     invoice: Invoice, quote: Decimal | None, rate_now: Decimal | None, known_worth_nusd: Mapping[str, int]
 ) -> Owed:

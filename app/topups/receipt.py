@@ -83,7 +83,9 @@ def _to_pay(receipt: Receipt) -> str:
     due = decimal_text(topup["due_coin_units"], COIN_PLACES[coin])
     link = topup["payment_link"] or topup["destination"]
     # Upper case is what QR codes hold at half the size, and a Lightning invoice means the same in it.
-    picture = segno.make(link.upper() if topup["method"] == "btc-lightning" else link, error="m").svg_inline(scale=5, border=2)
+    picture = segno.make(link.upper() if topup["method"] == "btc-lightning" else link, error="m").svg_inline(
+        scale=5, border=2
+    )
     return (
         f"<p class=due>Pay <b>{due} {coin}</b> before {_time(topup['expires_at'])}</p><div class=qr>{picture}</div>"
         f"<p class=where>{html.escape(topup['destination'])}</p>"

@@ -1,0 +1,141 @@
+"""A load generator that costs little beside what it loads: wrk where it is installed, else raw sockets of our own."""
+
+import asyncio
+import itertools
+import json
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+Kind = Literal["pairs", "charges", "authorizes"]
+CONNECTIONS: Final = 64
+
+_LUA: Final = """
+local keys, pending, count = {}, {}, 0
+for line in io.lines("%(keys)s") do keys[#keys + 1] = line end
+math.randomseed(%(seed)d)
+local kind, prefix = "%(kind)s", "%(prefix)s"
+local head = "POST /v1/meter/%%s HTTP/1.1\\r\\nHost: bench\\r\\nAuthorization: Bearer %(token)s\\r\\n"
+    .. "Content-Type: application/json\\r\\nContent-Length: %%d\\r\\n\\r\\n%%s"
+local function post(verb, body) return string.format(head, verb, #body, body) end
+done_calls, failed = 0, 0
+function request()
+    local held = table.remove(pending)
+    if held then return post("settle", '{"hold_id":"' .. held .. '","cost_usd":0.000045,"usage":{"input_tokens":12,"output_tokens":9}}') end
+    count = count + 1
+    local call = '{"request_id":"' .. prefix .. count .. '","api_key":"' .. keys[math.random(#keys)] .. '","model":"m","'
+    if kind == "charges" then return post("charge", call .. 'cost_usd":0.000045}') end
+    return post("authorize", call .. 'max_cost_usd":0.0001,"ttl_seconds":86400}')
+end
+function response(status, headers, body)
+    local held = status == 200 and string.match(body, '"hold_id":"([^"]+)"')
+    if held and kind == "pairs" then pending[#pending + 1] = held
+    elseif held or (status == 200 and string.find(body, '"charge_id"', 1, true)) then done_calls = done_calls + 1
+    else failed = failed + 1 end
+end
+local threads = {}
+function setup(thread) threads[#threads + 1] = thread end
+function done(summary, latency, requests)
+    print(string.format('{"seconds":%%f,"calls":%%d,"failed":%%d,"p50_ms":%%f,"p99_ms":%%f}', summary.duration / 1e6,
+        threads[1]:get("done_calls"), threads[1]:get("failed"), latency:percentile(50) / 1000, latency:percentile(99) / 1000))
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a run did: whole pairs, charges or authorizes, and how long one request took."""
+
+    seconds: float
+    calls: int
+    failed: int
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def per_second(self) -> float:
+        return self.calls / self.seconds
+
+
+def client() -> str:
+    """Which client will make the load."""
+    return "wrk" if shutil.which("wrk") else "asyncio sockets (wrk is not installed)"
+
+
+def load(folder: Path, port: int, token: str, keys: list[str], kind: Kind, seconds: int) -> Measured:
+    """Keep 64 connections busy for a while, every one with one request at a time."""
+    prefix = uuid.uuid4().hex[:12] + "-"
+    if not shutil.which("wrk"):
+        return asyncio.run(_Sockets(port, token, itertools.cycle(keys), kind, prefix).run(seconds))
+    (folder / "keys").write_text("\n".join(keys))
+    given = {"keys": folder / "keys", "kind": kind, "token": token, "prefix": prefix, "seed": uuid.uuid4().int % 10**6}
+    (folder / "load.lua").write_text(_LUA % given)
+    said = subprocess.run(
+        ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(folder / "load.lua"), f"http://127.0.0.1:{port}/"],
+        capture_output=True, text=True, timeout=seconds + 30, check=True,
+    ).stdout  # fmt: skip
+    return Measured(**json.loads(said.splitlines()[-1]))
+
+
+def warm(port: int, token: str, keys: list[str]) -> None:
+    """Every key once, so that the worker knows whose it is, as it would after minutes of traffic."""
+    asyncio.run(_Sockets(port, token, iter(keys), "authorizes", uuid.uuid4().hex + "-").run(120))
+
+
+class _Sockets:
+    """The same load from plain asyncio streams. Costs several times what wrk does, so ratios come out lower."""
+
+    def __init__(self, port: int, token: str, keys: Iterator[str], kind: Kind, prefix: str) -> None:
+        self._port, self._keys, self._kind, self._prefix = port, keys, kind, prefix
+        self._head = f"Host: bench\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+        self._numbers = itertools.count()
+        self._calls = self._failed = 0
+        self._took: list[float] = []
+
+    async def run(self, seconds: int) -> Measured:
+        started = time.perf_counter()
+        await asyncio.gather(*(self._connection(started + seconds) for _ in range(CONNECTIONS)))
+        took = sorted(self._took)
+        p50_ms, p99_ms = took[len(took) // 2] * 1000, took[len(took) * 99 // 100] * 1000
+        return Measured(time.perf_counter() - started, self._calls, self._failed, p50_ms, p99_ms)
+
+    async def _connection(self, until: float) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        for key in self._keys:
+            if time.perf_counter() >= until:
+                break
+            call: dict[str, object] = {
+                "request_id": f"{self._prefix}{next(self._numbers)}",
+                "api_key": key,
+                "model": "m",
+            }
+            verb, cost = (
+                ("charge", {"cost_usd": 0.000045})
+                if self._kind == "charges"
+                else ("authorize", {"max_cost_usd": 0.0001})
+            )
+            answer = await self._ask(reader, writer, verb, call | cost)
+            if self._kind == "pairs" and "hold_id" in answer:
+                answer = await self._ask(reader, writer, "settle", {"hold_id": answer["hold_id"], "cost_usd": 0.000045})
+            is_done = "charge_id" in answer or (self._kind == "authorizes" and "hold_id" in answer)
+            self._calls, self._failed = self._calls + is_done, self._failed + (not is_done)
+        writer.close()
+        await writer.wait_closed()
+
+    async def _ask(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, verb: str, body: dict[str, object]
+    ) -> dict[str, object]:
+        text, started = json.dumps(body), time.perf_counter()
+        writer.write(
+            f"POST /v1/meter/{verb} HTTP/1.1\r\n{self._head}Content-Length: {len(text)}\r\n\r\n{text}".encode()
+        )
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+        answer: dict[str, object] = json.loads(await reader.readexactly(length))
+        self._took.append(time.perf_counter() - started)
+        return answer

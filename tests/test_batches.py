@@ -1,0 +1,465 @@
+"""Batches change no answer and no row: whatever is decided together is decided as if each call had come alone."""
+
+import asyncio
+import random
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+
+from app.audit import audit
+from app.kernel.db import Database
+from app.kernel.errors import AppError, DatabaseUnavailable, InvalidField
+from app.kernel.security import Pepper
+from app.keys.verify import KeyOwner
+from app.metering.batch import Batcher
+from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
+
+PEPPER = Pepper(b"a pepper for tests, of 32 bytes and more")
+SERVICE = "proxy"
+LONG_AGO = datetime(2026, 1, 5, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The same accounts once more, and the meter that this copy of them is asked through."""
+
+    meter: Meter
+    owners: list[KeyOwner]
+
+
+@pytest.fixture
+async def db(clean: str) -> AsyncIterator[Database]:
+    made = Database(clean, pool_size=12)
+    await made.open()
+    yield made
+    report = await audit(made)
+    await made.close()
+    assert report.is_clean, report.findings
+
+
+def meter(db: Database, *, batch: bool = True) -> Meter:
+    return Meter(db, PEPPER, hold_sync_commit=True, batch=batch)
+
+
+def plant(conn: psycopg.Connection[Any], balances_nusd: Iterable[int], keys: list[dict[str, Any]]) -> list[KeyOwner]:
+    """Accounts with these balances, each with a key like each of `keys`."""
+    owners = []
+    for balance_nusd in balances_nusd:
+        account_id = uuid.uuid4()
+        conn.execute(
+            "INSERT INTO account (id, posted_nusd, entry_count) VALUES (%s, %s, 1)", [account_id, balance_nusd]
+        )
+        conn.execute(
+            """INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd)
+               VALUES (%s, 1, 'adjustment', 'planted', 'adjustment', %s, %s)""",
+            [account_id, balance_nusd, balance_nusd],
+        )
+        secret = "INSERT INTO credential (secret_hash, kind, account_id, key_id) VALUES (%s, %s, %s, %s)"
+        conn.execute(secret, [uuid.uuid4().bytes, "credit_id", account_id, None])
+        for number, key in enumerate(keys):
+            key_id = uuid.uuid4()
+            wanted = {"limit_nusd": None, "reset_period": None, "scopes": None, "allowed_models": None} | key
+            conn.execute(
+                """INSERT INTO api_key (account_id, id, name, preview, window_start, limit_nusd, reset_period, scopes, allowed_models)
+                   VALUES (%s, %s, %s, 'sk-', %s, %s, %s, %s, %s)""",
+                [account_id, key_id, f"key {number}", LONG_AGO, *wanted.values()],
+            )
+            conn.execute(secret, [uuid.uuid4().bytes, "api_key", account_id, key_id])
+            owners.append(KeyOwner(account_id, key_id))
+    return owners
+
+
+async def outcome(call: Awaitable[Any]) -> Any:
+    """What a call answers, without ids and times; a refusal in full."""
+    try:
+        answer = await call
+    except AppError as error:
+        return type(error).__name__, error.message, msgspec.json.encode(error.wire())
+    if isinstance(answer, Held):
+        return answer
+    if isinstance(answer, Charged):
+        return answer.cost_nusd, answer.balance_nusd, answer.held_nusd, answer.flags
+    return answer
+
+
+# --- the same stream, one by one and in batches -------------------------------------------------------
+
+KEYS: list[dict[str, Any]] = [
+    {}, {"limit_nusd": 900}, {"limit_nusd": 500, "reset_period": "day"}, {"limit_nusd": 700, "reset_period": "month"},
+    {"scopes": ["spend"], "allowed_models": ["m", "n"]}, {"scopes": ["balance"]}, {"limit_nusd": 0},
+]  # fmt: skip
+BALANCES = (0, 300, 2_000, 100_000)
+ACTS = {
+    "revoke": "UPDATE api_key SET deleted_at = now() WHERE {key}",
+    "disable": "UPDATE api_key SET disabled_at = now() WHERE {key}",
+    "enable": "UPDATE api_key SET disabled_at = NULL WHERE {key}",
+    "expire key": "UPDATE api_key SET expire_at = now() WHERE {key}",
+    "freeze": "UPDATE account SET status = 'frozen' WHERE {account}",
+    "thaw": "UPDATE account SET status = 'active' WHERE {account}",
+    "lend": "UPDATE account SET floor_nusd = -500 WHERE {account}",
+    "lapse": "UPDATE hold SET expires_at = now() - interval '1 second' WHERE {holds} AND state = 'open'",
+    "yesterday": """WITH k AS (UPDATE api_key SET window_start = window_start - interval '1 day' WHERE {holds}),
+                         h AS (UPDATE hold SET window_start = window_start - interval '1 day' WHERE {holds})
+                    UPDATE usage SET window_start = window_start - interval '1 day' WHERE {holds}""",
+    "crash": """WITH lost AS (DELETE FROM hold WHERE {holds} AND state = 'open'),
+                     k AS (UPDATE api_key SET held_nusd = 0 WHERE {holds})
+                UPDATE account SET held_nusd = 0 WHERE {account}""",
+}
+
+
+class Stream:
+    """A random stream of rounds. A round is one verb many times, so that its order is the same on both sides."""
+
+    def __init__(self, seed: int, single: Side, batched: Side, conn: psycopg.Connection[Any], db: Database) -> None:
+        self.choice = random.Random(seed)
+        self.sides, self.conn, self.db = (single, batched), conn, db
+        self.tickets: list[tuple[str, str]] = []
+        self.request_ids = [f"r{number}" for number in range(40)]
+
+    async def run(self, rounds: int) -> None:
+        for _ in range(rounds):
+            verb = self.choice.choices(("authorize", "settle", "charge", "release", "act"), (35, 25, 20, 8, 12))[0]
+            if verb == "act":
+                await self.act()
+            elif verb == "release":
+                await self.together(self.release, one_by_one=True)
+            else:
+                await self.together(getattr(self, verb))
+
+    async def together(self, verb: Callable[[], Any], *, one_by_one: bool = False) -> None:
+        """One after the other on one side, all at once on the other; the answers must be the same."""
+        calls = [made for made in (verb() for _ in range(self.choice.randrange(1, 25))) if made is not None]
+        order = list(_in_waves(calls))
+        single = [await outcome(calls[place][1](self.sides[0], 0)) for place in order]
+        if one_by_one:
+            batched = [await outcome(calls[place][1](self.sides[1], 1)) for place in order]
+        else:
+            answers = await asyncio.gather(*(outcome(call(self.sides[1], 1)) for _, call in calls))
+            batched = [answers[place] for place in order]
+        for place, one, other in zip(order, single, batched, strict=True):
+            if isinstance(one, Held) and isinstance(other, Held):
+                self.tickets.append((one.hold_id, other.hold_id))
+                one, other = (one.amount_nusd, one.available_nusd), (other.amount_nusd, other.available_nusd)
+            assert one == other, (calls[place][0], one, other)
+
+    def authorize(self) -> Any:
+        number, request_id = self.choice.randrange(len(self.sides[0].owners)), self._request_id()
+        ask = Ask(request_id, self._amount(), self.choice.choice((None, "m", "x")), self.choice.choice((None, "/chat")))
+        return (number // len(KEYS), request_id), lambda side, _: side.meter.authorize(
+            SERVICE, side.owners[number], ask
+        )
+
+    def settle(self) -> Any:
+        if not self.tickets:
+            return None
+        tickets, work = self.choice.choice(self.tickets), self._work()
+        return tickets[0], lambda side, place: side.meter.settle(SERVICE, tickets[place], work)
+
+    def charge(self) -> Any:
+        number, request_id, work = self.choice.randrange(len(self.sides[0].owners)), self._request_id(), self._work()
+        ask = Ask(
+            request_id, work.cost_nusd + self.choice.choice((0, 0, 50)), self.choice.choice((None, "m", "x")), None
+        )
+        return (number // len(KEYS), request_id), lambda side, _: side.meter.charge(
+            SERVICE, side.owners[number], ask, work
+        )
+
+    def release(self) -> Any:
+        if not self.tickets:
+            return None
+        tickets = self.choice.choice(self.tickets)
+        return tickets[0], lambda side, place: side.meter.release(SERVICE, tickets[place])
+
+    async def act(self) -> None:
+        number, name = self.choice.randrange(len(self.sides[0].owners)), self.choice.choice((*ACTS, *["yesterday"] * 6))
+        for side in self.sides:
+            owner = side.owners[number]
+            places = {
+                "key": f"id = '{owner.key_id}'", "account": f"id = '{owner.account_id}'",
+                "holds": f"account_id = '{owner.account_id}'",
+            }  # fmt: skip
+            self.conn.execute(ACTS[name].format(**places).encode())
+        await expire_holds(self.db)
+
+    def _request_id(self) -> str:
+        """Often one that was used before; a request_id may be tried with anything."""
+        return self.choice.choice(
+            (*self.request_ids, *(uuid.UUID(int=self.choice.getrandbits(128)).hex for _ in range(60)))
+        )
+
+    def _amount(self) -> int:
+        return self.choice.choice((0, 1, 20, 50, 50, 100, 300, 900, 3_000))
+
+    def _work(self) -> Work:
+        pick = self.choice.choice
+        return Work(
+            self._amount(), pick(("completed", "partial")), pick((None, 'served "by" \\ {us}, NULL')), pick((None, "NULL", "")), pick((None, "u\n1")),
+            pick((None, 5)), pick((None, 2**31 - 1)), pick((None, {"input_tokens": 3})), pick((None, "usage_estimated")),
+        )  # fmt: skip
+
+
+def _in_waves(calls: list[Any]) -> Iterable[int]:
+    """The places of calls in the order a batcher takes them: first each once, then the repeats, and so on."""
+    seen: Counter[Any] = Counter()
+    waves: list[tuple[int, int]] = []
+    for place, (identity, _) in enumerate(calls):
+        waves.append((seen[identity], place))
+        seen[identity] += 1
+    return [place for _, place in sorted(waves)]
+
+
+ROWS = {
+    "account": "SELECT posted_nusd, held_nusd, floor_nusd, entry_count, status FROM account WHERE id = %(account_id)s",
+    "api_key": """SELECT limit_nusd, held_nusd, window_start, window_usage_nusd, lifetime_nusd, deleted_at IS NULL FROM api_key
+                  WHERE account_id = %(account_id)s AND id = %(key_id)s""",
+    "hold": """SELECT service, request_id, window_start, amount_nusd, state, model, endpoint,
+                      CASE WHEN expires_at - created_at > interval '5 minutes' THEN expires_at - created_at END, id
+               FROM hold WHERE account_id = %(account_id)s AND key_id = %(key_id)s ORDER BY id""",
+    "entry": """SELECT id, kind, reference, contra, amount_nusd, balance_after_nusd FROM entry
+                WHERE account_id = %(account_id)s ORDER BY id""",
+    "usage": """SELECT hold_id, service, request_id, window_start, model, served_model, provider, endpoint, outcome, upstream_id,
+                       cost_nusd, balance_after_nusd, held_after_nusd, latency_ms, ttft_ms, units, flags FROM usage
+                WHERE account_id = %(account_id)s AND key_id = %(key_id)s ORDER BY hold_id""",
+}
+
+
+def same_rows(conn: psycopg.Connection[Any], single: Side, batched: Side) -> None:
+    for one, other in zip(single.owners, batched.owners, strict=True):
+        for table, query in ROWS.items():
+            rows = [
+                conn.execute(query, {"account_id": owner.account_id, "key_id": owner.key_id}).fetchall()
+                for owner in (one, other)
+            ]
+            assert rows[0] == rows[1], table
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_random_stream_leaves_the_same_answers_and_rows_batched_and_not(
+    db: Database, owner_conn: psycopg.Connection[Any], seed: int
+) -> None:
+    single = Side(meter(db, batch=False), plant(owner_conn, BALANCES, KEYS))
+    batched = Side(meter(db, batch=True), plant(owner_conn, BALANCES, KEYS))
+    await Stream(seed, single, batched, owner_conn, db).run(60)
+    same_rows(owner_conn, single, batched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 140))
+async def test_a_long_random_stream_leaves_the_same_answers_and_rows_batched_and_not(
+    db: Database, owner_conn: psycopg.Connection[Any], seed: int
+) -> None:
+    single = Side(meter(db, batch=False), plant(owner_conn, BALANCES, KEYS))
+    batched = Side(meter(db, batch=True), plant(owner_conn, BALANCES, KEYS))
+    await Stream(seed, single, batched, owner_conn, db).run(400)
+    same_rows(owner_conn, single, batched)
+
+
+# --- races --------------------------------------------------------------------------------------------
+
+
+async def test_sixty_four_at_once_through_two_workers_never_pass_the_balance(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    (owner,) = plant(owner_conn, [1_000], [{}])
+    workers = [meter(db), meter(db)]
+    answers = await asyncio.gather(
+        *(outcome(workers[n % 2].authorize(SERVICE, owner, Ask(f"r{n}", 100, None, None))) for n in range(64))
+    )
+    assert sum(isinstance(answer, Held) for answer in answers) == 10
+
+
+async def test_sixty_four_repeats_at_once_through_two_workers_have_one_effect(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    (owner,) = plant(owner_conn, [1_000], [{}])
+    workers = [meter(db), meter(db)]
+    held = await asyncio.gather(
+        *(workers[n % 2].authorize(SERVICE, owner, Ask("r", 100, None, None)) for n in range(64))
+    )
+    assert len({each.hold_id for each in held}) == 1
+    settled = await asyncio.gather(*(workers[n % 2].settle(SERVICE, held[0].hold_id, Work(n + 1)) for n in range(64)))
+    assert len({each.charge_id for each in settled}) == 1
+    charged = await asyncio.gather(
+        *(workers[n % 2].charge(SERVICE, owner, Ask("c", 7, None, None), Work(7)) for n in range(64))
+    )
+    assert len({each.charge_id for each in charged}) == 1
+    assert owner_conn.execute("SELECT count(*) FROM usage").fetchone() == (2,)
+
+
+async def test_every_verb_at_once_on_many_accounts_leaves_the_books_right(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    owners = plant(owner_conn, [5_000] * 5, [{}, {"limit_nusd": 2_000, "reset_period": "day"}])
+    workers = [meter(db), meter(db), meter(db, batch=False)]
+
+    async def call(number: int) -> None:
+        owner, worker = owners[number % len(owners)], workers[number % len(workers)]
+        if number % 4 == 0:
+            await outcome(worker.charge(SERVICE, owner, Ask(f"c{number}", 40, None, None), Work(40)))
+            return
+        held = await outcome(worker.authorize(SERVICE, owner, Ask(f"h{number}", 100, None, None)))
+        if isinstance(held, Held):
+            ending = (
+                worker.settle(SERVICE, held.hold_id, Work(150)) if number % 3 else worker.release(SERVICE, held.hold_id)
+            )
+            await ending
+
+    await asyncio.gather(*(call(number) for number in range(400)))
+    assert owner_conn.execute("SELECT count(*) FROM hold WHERE state = 'open'").fetchone() == (0,)
+
+
+# --- one's trouble is not the others' -----------------------------------------------------------------
+
+
+async def test_one_impossible_charge_does_not_fail_its_neighbours(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    owners = plant(owner_conn, [1_000] * 20, [{}])
+    batching = meter(db)
+    held = [await batching.authorize(SERVICE, owner, Ask("r", 100, None, None)) for owner in owners]
+    extra = await batching.authorize(SERVICE, owners[0], Ask("r2", 100, None, None))
+    too_much = Work(2**63 - 1)  # twice of it is more than the account's figure can hold
+    answers = await asyncio.gather(
+        batching.settle(SERVICE, extra.hold_id, too_much), batching.settle(SERVICE, held[0].hold_id, too_much),
+        *(batching.settle(SERVICE, each.hold_id, Work(10)) for each in held[1:]), return_exceptions=True,
+    )  # fmt: skip
+    assert Counter(type(answer) for answer in answers[:2]) == {Charged: 1, InvalidField: 1}
+    assert [answer.balance_nusd for answer in answers[2:] if isinstance(answer, Charged)] == [990] * 19
+
+
+async def test_an_account_that_is_locked_does_not_hold_up_the_others(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    owners = plant(owner_conn, [1_000] * 10, [{}])
+    batching = meter(db)
+    with owner_conn.transaction():
+        owner_conn.execute("SELECT 1 FROM account WHERE id = %s FOR UPDATE", [owners[0].account_id])
+        calls = [asyncio.create_task(batching.authorize(SERVICE, owner, Ask("r", 1, None, None))) for owner in owners]
+        await asyncio.wait(calls[1:], timeout=8)
+        assert all(call.done() for call in calls[1:])
+        assert not calls[0].done()
+        more = await asyncio.gather(
+            *(batching.authorize(SERVICE, owner, Ask("s", 1, None, None)) for owner in owners[1:])
+        )
+        assert len(more) == 9
+    assert (await calls[0]).available_nusd == 999
+
+
+async def test_callers_who_leave_do_not_break_the_batch_they_were_in(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    (owner,) = plant(owner_conn, [1_000], [{}])
+    batching = meter(db)
+    for number in range(8):
+        calls = [
+            asyncio.create_task(batching.charge(SERVICE, owner, Ask(f"{number}.{n}", 1, None, None), Work(1)))
+            for n in range(16)
+        ]
+        for _ in range(number):
+            await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(answer) for answer in answers[1::2]} == {Charged}
+    balance = owner_conn.execute("SELECT posted_nusd FROM account").fetchone()
+    assert balance is not None
+    assert 1_000 - 8 * 16 <= balance[0] <= 1_000 - 8 * 8
+
+
+async def test_connections_killed_under_batches_lose_nothing_that_was_acknowledged(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    owners = plant(owner_conn, [1_000_000] * 10, [{}])
+    batching = meter(db)
+    acknowledged: set[str] = set()
+
+    async def call(request_id: str, owner: KeyOwner) -> None:
+        for _ in range(20):
+            try:
+                await batching.charge(SERVICE, owner, Ask(request_id, 3, None, None), Work(3))
+            except DatabaseUnavailable:
+                await asyncio.sleep(0.05)
+            else:
+                acknowledged.add(request_id)
+                return
+
+    async def kill() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0.03)
+            owner_conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%charge_batch%'"
+            )
+
+    waves = [asyncio.create_task(kill())]
+    for number in range(2_000):
+        waves.append(asyncio.create_task(call(f"k{number}", owners[number % 10])))
+        if number % 100 == 0:
+            await asyncio.sleep(0.01)
+    await asyncio.gather(*waves)
+    recorded = {row[0] for row in owner_conn.execute("SELECT request_id FROM usage").fetchall()}
+    assert len(acknowledged) == 2_000
+    assert recorded == acknowledged
+
+
+async def test_without_a_database_every_call_is_refused_and_none_hangs() -> None:
+    gone = Database("postgresql://nobody@127.0.0.1:1/none")
+    await gone.open()
+    batching, owner = meter(gone), KeyOwner(uuid.uuid4(), uuid.uuid4())
+    try:
+        async with asyncio.timeout(40):
+            answers = await asyncio.gather(
+                *(batching.authorize(SERVICE, owner, Ask(f"r{n}", 1, None, None)) for n in range(700)),
+                return_exceptions=True,
+            )
+        assert {type(answer) for answer in answers} == {DatabaseUnavailable}
+    finally:
+        await gone.close()
+
+
+async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Database) -> None:
+    batcher = Batcher(db, "SELECT 1", "SELECT 1")
+    params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()}
+    calls = [asyncio.create_task(batcher.decide(params)) for _ in range(5_001)]
+    await asyncio.sleep(0)
+    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert sum(isinstance(call.exception(), DatabaseUnavailable) for call in calls if call.done()) == 1
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+# --- the functions ------------------------------------------------------------------------------------
+
+
+async def test_one_call_with_another_keys_request_id_is_refused(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    first, second = plant(owner_conn, [1_000], [{}, {}])
+    await meter(db).authorize(SERVICE, first, Ask("r", 1, None, None))
+    assert (await outcome(meter(db).authorize(SERVICE, second, Ask("r", 1, None, None))))[0] == "RequestIdReuse"
+
+
+@pytest.mark.parametrize("durability", ["on", "off"])
+def test_holds_are_as_durable_as_the_setting_says(owner_conn: psycopg.Connection[Any], durability: str) -> None:
+    with owner_conn.transaction():
+        owner_conn.execute(
+            "SELECT authorize_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', %s)", [durability]
+        )
+        assert owner_conn.execute("SHOW synchronous_commit").fetchone() == (durability,)
+    assert owner_conn.execute("SHOW synchronous_commit").fetchone() == ("on",)
+
+
+def test_only_the_service_may_call_the_functions(owner_conn: psycopg.Connection[Any]) -> None:
+    found = owner_conn.execute(
+        """SELECT proname, has_function_privilege('satmeter_runtime', oid, 'EXECUTE'),
+                  EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0)
+           FROM pg_proc WHERE proname IN ('authorize_batch', 'settle_batch', 'charge_batch') ORDER BY 1"""
+    ).fetchall()
+    assert found == [(name, True, False) for name in ("authorize_batch", "charge_batch", "settle_batch")]
