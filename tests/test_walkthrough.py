@@ -16,7 +16,11 @@ async def test_from_nothing_to_a_paid_metered_call(rig: Rig) -> None:
     assert await rig.balance(customer) == Decimal("0.6825")  # 1000 sat at 65000, and 5 % on top
 
     status = exact(await rig.client.get(f"/topup/status/{invoice_id}", headers=customer.key))
-    assert (status["status"], status["credited_usd"], status["bonus_usd"]) == ("Settled", Decimal("0.65"), Decimal("0.0325"))
+    assert (status["status"], status["credited_usd"], status["bonus_usd"]) == (
+        "Settled",
+        Decimal("0.65"),
+        Decimal("0.0325"),
+    )
 
     key = await rig.new_key(customer, usage_limit_usd=0.5, reset_period="daily")
     allowed = await rig.authorize(key["api_key"], "0.1", model="openai/gpt-4o", endpoint="/chat/completions")

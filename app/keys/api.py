@@ -156,7 +156,11 @@ class KeysController(Controller):
 
     @patch("/{key_id:str}", summary="Change a key")
     async def change(
-        self, owner: NamedDependency[Caller], db: NamedDependency[Database], key_id: FromPath[str], data: JSONBody[KeyRequest]
+        self,
+        owner: NamedDependency[Caller],
+        db: NamedDependency[Database],
+        key_id: FromPath[str],
+        data: JSONBody[KeyRequest],
     ) -> KeyAnswer:
         """Only the fields sent change; null clears one. Another `reset_period` starts a new window at 0."""
         changes = _changes(data)

@@ -444,7 +444,9 @@ async def test_a_get_is_tried_three_times(btcpay: FakeGreenfield, failure: httpx
 
 @pytest.mark.parametrize("status", [500, 429, 400, 422, 301, 302, 307, 204, 409, 418])
 async def test_other_statuses_are_not_retried_and_mean_unavailable(btcpay: FakeGreenfield, status: int) -> None:
-    btcpay.next_answers.append(httpx.Response(status, json={"code": "x"}, headers={"location": "https://evil.example/"}))
+    btcpay.next_answers.append(
+        httpx.Response(status, json={"code": "x"}, headers={"location": "https://evil.example/"})
+    )
     with pytest.raises(GatewayUnavailable, match=f"HTTP {status}"):
         await a_gateway(btcpay).fetch("Inv1")
     assert len(btcpay.requests) == 1
@@ -766,9 +768,7 @@ GOOD = signed(a_hint())["btcpay-sig"]
         signed(a_hint() + b" ")["btcpay-sig"],
     ],
 )
-async def test_a_webhook_with_a_wrong_signature_is_not_authentic(
-    btcpay: FakeGreenfield, signature: str | None
-) -> None:
+async def test_a_webhook_with_a_wrong_signature_is_not_authentic(btcpay: FakeGreenfield, signature: str | None) -> None:
     headers = {} if signature is None else {"btcpay-sig": signature}
     with pytest.raises(InvalidSignature):
         a_gateway(btcpay).read_webhook(a_hint(), headers)

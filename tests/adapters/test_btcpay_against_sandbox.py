@@ -82,7 +82,12 @@ def gateway(client: httpx.AsyncClient) -> BtcpayGateway:
 
 
 def a_gateway(client: httpx.AsyncClient, **changes: str) -> BtcpayGateway:
-    settings: dict[str, Any] = {"base_url": URL, "api_key": "sandbox-key", "store_id": "SandboxStore", "webhook_secret": SECRET}
+    settings: dict[str, Any] = {
+        "base_url": URL,
+        "api_key": "sandbox-key",
+        "store_id": "SandboxStore",
+        "webhook_secret": SECRET,
+    }
     return BtcpayGateway(**{**settings, **changes}, client=client)
 
 
