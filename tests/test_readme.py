@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,11 +49,12 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running() -> Iterator[Running]:
     if not (ROOT / ".venv/bin/python").exists() or shutil.which("curl") is None:
         pytest.skip("this runs the README's commands, which need `make setup` and curl")
     port, sandbox_port = _free_port(), _free_port()
-    folder = tmp_path_factory.mktemp("readme")
+    folder = Path(tempfile.mkdtemp(prefix="satmeter-readme-"))
+    folder.chmod(0o755)  # PostgreSQL runs as somebody else when root runs this
     mine = {
         "PORT": str(port), "SANDBOX_PORT": str(sandbox_port), "DATA_DIR": str(folder / "data"),
         "BASE": f"http://127.0.0.1:{port}", "SANDBOX": f"http://127.0.0.1:{sandbox_port}",
@@ -66,6 +68,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_for(output: Path, text: str, process: subprocess.Popen[bytes]) -> str:

@@ -12,6 +12,7 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -32,6 +33,7 @@ _LONGEST_SOCKET_PATH: Final = 103
 """In bytes: what fits into sun_path on Linux and macOS."""
 _START_SECONDS: Final = 120
 """After a crash the journal is replayed first."""
+_STOP_SECONDS: Final = 30
 _LEAVING_SECONDS: Final = 10
 """A backend that is busy notices a little later that its postmaster died."""
 _SETTINGS: Final = """
@@ -94,8 +96,8 @@ class EmbeddedPostgres:
                 fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            if self._postmaster() is not None:
-                self._execute("pg_ctl", "stop", "-D", str(self._folder), "-m", "fast", "-w", "-t", "30")
+            if (postmaster := self._postmaster()) is not None:
+                self._stop_server(postmaster)
 
     def revive(self) -> bool:
         """Start the cluster again if its postmaster died; True if it had. Raises EmbeddedError."""
@@ -199,6 +201,19 @@ class EmbeddedPostgres:
             "pg_ctl", "start", "-D", str(self._folder), "-l", str(self._folder / "log"), "-w", "-t", str(_START_SECONDS),
             "-o", f"-p {_PORT} -k {shlex.quote(socket_folder)}",
         )  # fmt: skip
+
+    def _stop_server(self, postmaster: Any) -> None:
+        """PostgreSQL's fast shutdown, by signal: pg_ctl would have to reach the folder as its owner once more.
+
+        Raises EmbeddedError if it is still there after a while.
+        """
+        deadline = time.monotonic() + _STOP_SECONDS
+        with contextlib.suppress(psutil.NoSuchProcess):
+            postmaster.send_signal(signal.SIGINT)
+        while self._is_ours(postmaster):
+            if time.monotonic() > deadline:
+                raise EmbeddedError(f"PostgreSQL in {self._folder} (pid {postmaster.pid}) does not stop")
+            time.sleep(0.02)
 
     def _forget_the_dead(self) -> None:
         """After a crash, remove the locks of a postmaster that is no more, once its last backend has left, too.
