@@ -72,4 +72,5 @@ async def _run(job: Job, house: House) -> None:
     except DatabaseUnavailable:
         log.warning("job.waits_for_database", job=job.name)
     except Exception as error:  # noqa: BLE001 - a door
-        log.error("job.failed", job=job.name, exc_type=type(error).__name__, where=where_it_broke(error))
+        for defect in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
+            log.error("job.failed", job=job.name, exc_type=type(defect).__name__, where=where_it_broke(defect))

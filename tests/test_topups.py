@@ -290,3 +290,20 @@ async def test_amounts_outside_the_limits_are_refused_with_the_limits(
     if code == "amount_out_of_range":
         assert set(response.json()["error"]["metadata"]) == {"min", "max", "currency"}
     assert rig.btcpay.created == 0
+
+
+async def test_a_top_up_that_breaks_us_does_not_keep_the_others_waiting(rig: Rig) -> None:
+    customer = await rig.customer()
+    broken, whole = await rig.topup(customer, "20"), await rig.topup(customer, "30")
+    for invoice_id in (broken, whole):
+        rig.btcpay.pay(invoice_id)
+        await rig.deliver(invoice_id)
+    rig.btcpay.change(broken, rate=None)  # what no adapter lets through
+    with pytest.raises(ExceptionGroup, match="looked into"):
+        await rig.process()
+    assert await rig.balance(customer) == 30
+    with pytest.raises(ExceptionGroup, match="checked"):
+        await rig.poll()
+    rig.btcpay.change(broken, rate=D(65000))
+    await rig.poll()
+    assert await rig.balance(customer) == 50

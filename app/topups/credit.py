@@ -67,12 +67,17 @@ async def credit_if_paid(db: Database, gateway: InvoiceGateway, ref: TopupRef) -
 async def check_due(db: Database, gateway: InvoiceGateway, limit: int = 50) -> int:
     """The poller: ask about every open top-up whose time has come. Returns how many were asked about."""
     due = await db.transaction(lambda session: _claim_due(session, gateway.name, limit))
+    defects: list[Exception] = []
     for topup in due:
         try:
             await credit_if_paid(db, gateway, TopupRef(topup["account_id"], topup["id"]))
         except (GatewayUnavailable, GatewayRefused) as error:
             # Its claim has moved next_check_at, so it comes again by itself.
             log.warning("topup.check_failed", topup_id=str(topup["id"]), backend=gateway.name, error=str(error))
+        except Exception as error:  # noqa: BLE001 - a defect in one must not keep the others waiting; raised below
+            defects.append(error)
+    if defects:
+        raise ExceptionGroup("top-ups that could not be checked", defects)
     return len(due)
 
 

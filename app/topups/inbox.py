@@ -28,11 +28,21 @@ async def store(db: Database, backend: str, hint: Hint, raw_body: bytes) -> bool
 async def process_waiting(db: Database, gateway: InvoiceGateway, limit: int = 200) -> int:
     """Look into every invoice that waiting deliveries name, each once. Returns how many deliveries were taken."""
     taken = await db.transaction(lambda session: _claim(session, gateway.name, limit))
+    defects: list[Exception] = []
     for invoice_id in dict.fromkeys(delivery["invoice_id"] for delivery in taken):
-        if await _is_done(db, gateway, invoice_id, max(d["attempts"] for d in taken if d["invoice_id"] == invoice_id)):
-            keys = [(d["delivery_id"], d["type"]) for d in taken if d["invoice_id"] == invoice_id]
-            await db.transaction(lambda session, keys=keys: _mark(session, gateway.name, keys))  # type: ignore[misc]
+        try:
+            await _look_into(db, gateway, invoice_id, [d for d in taken if d["invoice_id"] == invoice_id])
+        except Exception as error:  # noqa: BLE001 - a defect in one must not keep the others waiting; raised below
+            defects.append(error)
+    if defects:
+        raise ExceptionGroup("webhooks that could not be looked into", defects)
     return len(taken)
+
+
+async def _look_into(db: Database, gateway: InvoiceGateway, invoice_id: str | None, deliveries: list[Row]) -> None:
+    if await _is_done(db, gateway, invoice_id, max(delivery["attempts"] for delivery in deliveries)):
+        keys = [(delivery["delivery_id"], delivery["type"]) for delivery in deliveries]
+        await db.transaction(lambda session: _mark(session, gateway.name, keys))
 
 
 async def _is_done(db: Database, gateway: InvoiceGateway, invoice_id: str | None, attempts: int) -> bool:
