@@ -1,5 +1,6 @@
 """The house that tests live in: a real PostgreSQL migrated by Alembic, a real app, a behaving sandbox."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+import structlog
 
 from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.settings import Settings, load
@@ -17,6 +19,9 @@ from app.main import create_app
 from app.migrations import migrate
 from app.wiring import House, build
 from tests.rig import FakeBtcpay, Rig
+
+# What the app has to say is for operators; a test that wants to read it configures the logs itself.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 _TABLES = (
     "payment, topup_invoice, topup, usage, hold, entry, api_key, credential, account, idempotency, rate_count,"
