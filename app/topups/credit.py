@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row, row, rows
+from app.kernel.errors import DatabaseUnavailable
 from app.kernel.logs import log
 from app.kernel.money import COIN_PLACES, CURRENCIES, share_nusd, units_of
 from app.ledger.post import post
@@ -74,6 +75,8 @@ async def check_due(db: Database, gateway: InvoiceGateway, limit: int = 50) -> i
         except (GatewayUnavailable, GatewayRefused) as error:
             # Its claim has moved next_check_at, so it comes again by itself.
             log.warning("topup.check_failed", topup_id=str(topup["id"]), backend=gateway.name, error=str(error))
+        except DatabaseUnavailable:
+            raise  # the others would fare no better; all of them come again
         except Exception as error:  # noqa: BLE001 - a defect in one must not keep the others waiting; raised below
             defects.append(error)
     if defects:

@@ -5,6 +5,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row, row, rows
+from app.kernel.errors import DatabaseUnavailable
 from app.kernel.logs import log
 from app.topups.credit import TopupRef, credit_if_paid
 from app.topups.gateway import GatewayRefused, GatewayUnavailable, Hint, InvoiceGateway
@@ -32,6 +33,8 @@ async def process_waiting(db: Database, gateway: InvoiceGateway, limit: int = 20
     for invoice_id in dict.fromkeys(delivery["invoice_id"] for delivery in taken):
         try:
             await _look_into(db, gateway, invoice_id, [d for d in taken if d["invoice_id"] == invoice_id])
+        except DatabaseUnavailable:
+            raise  # the others would fare no better; all of them come again
         except Exception as error:  # noqa: BLE001 - a defect in one must not keep the others waiting; raised below
             defects.append(error)
     if defects:
