@@ -1,8 +1,8 @@
 """A sandbox that a Greenfield client cannot tell from BTCPay Server 2.4.1, but for the money: there is none.
 
 `create_sandbox(config)` gives the application: the Greenfield routes below, the driver's (`driver.py`) that stand for
-the payer and the chains, and the pages (`checkout.py`). Serve it on a loopback port only: the driver asks nobody who
-they are.
+the payer and the chains, the pages (`checkout.py`), and a Lightning wallet on a relay of its own (`wallet.py`,
+`relay.py`). Serve it on a loopback port only: the driver asks nobody who they are.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
 from msgspec.structs import replace
 
-from . import checkout, driver
+from . import checkout, driver, relay
 from .backend import Backend, Clock
 from .chain import Chain, simulated_chains
 from .errors import BadRequest, Invalid, MissingPermission, NotFound, SandboxError, Unauthenticated
@@ -36,7 +36,9 @@ from .monero import MoneroChain
 from .node import Node, Sightings
 from .outage import Outage, OutageMiddleware
 from .rates import DEFAULT_RATES, RateBook
+from .relay import Relay
 from .store import Store
+from .wallet import Wallet
 from .webhooks import Delivery, Post, Webhook
 from .wire import invoice_view, methods_view, plain, read_object, read_order
 
@@ -83,11 +85,13 @@ def create_sandbox(
     down = OutageMiddleware(lambda: outage)
     greenfield = Router("/", route_handlers=GREENFIELD, guards=[_key_check(config)], middleware=[down])
     health = Router("/", route_handlers=[get_health], middleware=[down])
+    wallet = Wallet(backend.store, backend, Relay(), _relay_url(config))
+    given = {"backend": backend, "outage": outage, "config": config, "wallet": wallet, "relay": wallet.relay}
     return Litestar(
-        [greenfield, health, driver.router, checkout.router],
-        dependencies={"backend": constant(backend), "outage": constant(outage), "config": constant(config)},
+        [greenfield, health, driver.router, relay.router, checkout.router],
+        dependencies={name: constant(part) for name, part in given.items()},
         exception_handlers={SandboxError: _show_error},
-        lifespan=[_running(config, backend)],
+        lifespan=[_running(config, backend, wallet)],
         openapi_config=None,
         logging_config=None,
     )
@@ -121,14 +125,21 @@ def _real_chains(config: SandboxConfig, store: Store, clock: Clock) -> dict[str,
     return real
 
 
-def _running(config: SandboxConfig, backend: Backend) -> Any:
+def _relay_url(config: SandboxConfig) -> str:
+    """Where the relay is met: at the sandbox's own address."""
+    return "ws" + config.public_url.rstrip("/").removeprefix("http") + "/relay"
+
+
+def _running(config: SandboxConfig, backend: Backend, wallet: Wallet) -> Any:
     @asynccontextmanager
     async def running(_: Litestar) -> AsyncIterator[None]:
         if config.webhook_url is not None:
             backend.post.register(config.webhook_url, config.webhook_secret or new_id())
         backend.post.start()
+        await wallet.start()
         ticking = asyncio.create_task(_tick(backend), name="sandbox ticks")
         yield
+        await wallet.stop()
         ticking.cancel()
         with suppress(asyncio.CancelledError):
             await ticking

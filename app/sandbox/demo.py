@@ -25,6 +25,7 @@ class Demo(msgspec.Struct, frozen=True):
     service_token: str
     admin_token: str
     nwc_url: str | None = None
+    """The sandbox's wallet, to connect for automatic top-ups; None in what earlier versions wrote."""
 
 
 async def fund_new_account(base_url: str, sandbox_url: str, usd: str = "5") -> tuple[str, str]:
@@ -56,6 +57,20 @@ async def still_works(base_url: str, demo: Demo) -> bool:
     async with httpx.AsyncClient(timeout=15, trust_env=False) as client:
         response = await client.get(f"{base_url}/credits/balance", headers={"Authorization": f"Bearer {demo.api_key}"})
     return response.status_code == 200 and Decimal(str(response.json()["balance"])) >= 1
+
+
+async def wallet_url(sandbox_url: str) -> str:
+    """What connects the sandbox's wallet. Raises DemoError."""
+    async with httpx.AsyncClient(timeout=15, trust_env=False) as client:
+        try:
+            response = await client.get(f"{sandbox_url}/sandbox/wallet")
+        except httpx.TransportError as error:
+            raise DemoError(
+                f"no sandbox answers at {sandbox_url}; start it with `make run` ({type(error).__name__})"
+            ) from error
+    if response.is_error:
+        raise DemoError(f"GET /sandbox/wallet answered {response.status_code}")
+    return str(response.json()["uri"])
 
 
 async def _post(client: httpx.AsyncClient, url: str, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The driver's routes under /sandbox: the payer, the miners, the exchange, the clock and bad luck, for whoever asks.
+"""The driver's routes under /sandbox: the payer, his wallet, the miners, the exchange, the clock and bad luck, for whoever asks.
 
 Every act on an invoice answers the invoice as it is afterwards, with its payment methods and all payments.
 They stand in no real BTCPay. Nobody is asked for a key: serve them on loopback only.
@@ -11,11 +11,13 @@ from typing import Any
 from litestar import Router, get, post
 
 from .backend import Backend
+from .behaviour import ordered
 from .errors import Invalid, NotFound
-from .given import Call, Id, TheBackend, TheOutage
+from .given import Call, Id, TheBackend, TheOutage, TheWallet
 from .invoices import Invoice
 from .methods import Method, find_method
 from .outage import Mode, Outage
+from .wallet import view
 from .wire import invoice_view, methods_view, plain, read_decimal, read_object
 
 
@@ -130,6 +132,25 @@ async def look_up_bolt11(text: Id, backend: TheBackend) -> dict[str, Any]:
     }
 
 
+# The wallet
+
+
+@get("/wallet")
+async def get_wallet(wallet: TheWallet) -> dict[str, Any]:
+    """The wallet: the URI that connects it, its balance, how it behaves, what it paid and what it was asked."""
+    return view(wallet)
+
+
+@post("/wallet", status_code=200)
+async def change_wallet(request: Call, wallet: TheWallet) -> dict[str, Any]:
+    """{"behaviour": pays, refuses, silent, loses_answer, answers_late, pays_late, answers_twice, wrong_preimage,
+    zero_preimage, lies, garbage; "methods": to which, default pay_invoice, for silent all; "code": of refuses;
+    "delay_seconds": of the late ones; "encryption": both, nip44_v2, nip04, untold; "balance_msat"; "budget_msat", null
+    for none; "relays": where it listens, default [] for the sandbox's own}; what is left out stays"""
+    await wallet.become(ordered(wallet.state, await request.body()))
+    return view(wallet)
+
+
 # The world around
 
 
@@ -213,6 +234,8 @@ router = Router(
         redeliver,
         pay_bolt11,
         look_up_bolt11,
+        get_wallet,
+        change_wallet,
         get_world,
         lose_events,
         go_down,

@@ -8,10 +8,12 @@ from litestar.params import FromPath
 
 from .backend import Backend
 from .outage import Outage
+from .wallet import Wallet
 
 Call: TypeAlias = Request[Any, Any, Any]
 TheBackend: TypeAlias = NamedDependency[Backend]
 TheOutage: TypeAlias = NamedDependency[Outage]
+TheWallet: TypeAlias = NamedDependency[Wallet]
 Id: TypeAlias = FromPath[str]
 
 

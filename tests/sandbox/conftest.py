@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from litestar import Litestar
 
 from app.sandbox.btcpay import SandboxConfig, create_sandbox
@@ -91,10 +93,10 @@ Opener = Callable[..., Any]
 
 
 def a_config(state: Path, **settings: Any) -> SandboxConfig:
-    defaults = {"webhook_url": HOOK_URL, "webhook_secret": SECRET, "time_scale": 0.0001}
-    return SandboxConfig(
-        state_dir=state, public_url="http://127.0.0.1:8777", store_id=STORE, api_key=KEY, **{**defaults, **settings}
-    )
+    defaults = {
+        "public_url": "http://127.0.0.1:8777", "webhook_url": HOOK_URL, "webhook_secret": SECRET, "time_scale": 0.0001,
+    }  # fmt: skip
+    return SandboxConfig(state_dir=state, store_id=STORE, api_key=KEY, **{**defaults, **settings})
 
 
 def a_sandbox(state: Path, receiver: Receiver, **settings: Any) -> Litestar:
@@ -119,6 +121,31 @@ async def living(app: Litestar) -> AsyncIterator[None]:
     finally:
         may_end.set()
         await life
+
+
+@asynccontextmanager
+async def on_a_port(state: Path, receiver: Receiver, **settings: Any) -> AsyncIterator[Shop]:
+    """A sandbox that a real server serves on a real socket of its own, as WebSockets need it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        app = a_sandbox(state, receiver, public_url=url, **settings)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        try:
+            async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+                yield Shop(client, receiver)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@pytest.fixture
+async def port(tmp_path: Path, receiver: Receiver) -> AsyncIterator[Shop]:
+    """A shop on a port."""
+    async with on_a_port(tmp_path / "sandbox", receiver) as shop:
+        yield shop
 
 
 @pytest.fixture
