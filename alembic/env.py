@@ -4,13 +4,16 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
+import app.activity.tables
 import app.admin.tables
+import app.autotopup.tables
 import app.keys.tables
 import app.ledger.tables
 import app.metering.tables
 import app.pricing.tables
 import app.topups.tables  # noqa: F401
 from alembic import context
+from app.migrations import is_described_by_models
 
 config = context.config
 
@@ -18,7 +21,12 @@ config = context.config
 def run() -> None:
     engine = create_engine("postgresql+psycopg://", creator=config.attributes["connect"], poolclass=NullPool)
     with engine.connect() as connection:
-        context.configure(connection=connection, target_metadata=SQLModel.metadata, compare_server_default=False)
+        context.configure(
+            connection=connection,
+            target_metadata=SQLModel.metadata,
+            compare_server_default=False,
+            include_name=is_described_by_models,
+        )
         with context.begin_transaction():
             context.run_migrations()
 

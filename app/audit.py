@@ -13,11 +13,17 @@ from sqlalchemy import CheckConstraint, ForeignKeyConstraint, PrimaryKeyConstrai
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
+from app.activity.archive import FINGERPRINT
+from app.activity.calendar import CALL, EDGE, IS_DROPPED, MOST, SUMS, day_of, first_id_of
+from app.activity.tables import UsageArchive, UsageDay, UsageDropped
+from app.autotopup.rules import OPEN
+from app.autotopup.tables import NwcAttempt, NwcConnection, states_sql
 from app.kernel.db import RUNTIME_ROLE, Database, row, rows
 from app.kernel.money import COIN_PLACES, CURRENCIES, usd_text
 from app.keys.tables import ApiKey, Credential
 from app.ledger.tables import Account, Entry
 from app.metering.tables import Hold, Usage
+from app.pricing.quote import AUSD_PER_NUSD
 from app.topups.methods import METHODS
 from app.topups.tables import Payment, Topup, TopupInvoice
 
@@ -107,6 +113,16 @@ def _values(given: Iterable[tuple[str | int | Decimal, ...]]) -> str:
     return ", ".join(f"({', '.join(line)})" for line in texts)
 
 
+_NET: Final = """
+    (SELECT u.account_id, u.key_id, u.window_start, u.cost_nusd - coalesce(r.amount_nusd, 0) AS net_nusd
+     FROM usage u LEFT JOIN entry r ON r.account_id = u.account_id AND r.kind = 'refund' AND r.reference = u.id::text
+     UNION ALL SELECT account_id, key_id, window_start, cost_nusd - refunded_nusd FROM usage_dropped)"""
+"""Calls with what they cost after a refund, and what is kept of those that were dropped."""
+
+_IS_OF_DROPPED_MONTH: Final = f"""
+    EXISTS (SELECT FROM usage_archive x WHERE x.dropped_at IS NOT NULL AND {{call}} >= {first_id_of("x.month")}
+                                          AND {{call}} < {first_id_of("(x.month + interval '1 month')::date")})"""
+
 _LEDGER: Final = (
     Check(
         "balance_is_sum_of_entries",
@@ -185,7 +201,8 @@ _LEDGER: Final = (
         "What the house earned is what all calls cost.",
         """SELECT 'revenue:usage' AS subject, recorded, recomputed
            FROM (SELECT coalesce(-sum(amount_nusd), 0) AS recorded FROM entry WHERE kind = 'usage') e,
-                (SELECT coalesce(sum(cost_nusd), 0) AS recomputed FROM usage) u
+                (SELECT coalesce(sum(cost_nusd), 0) AS recomputed
+                 FROM (SELECT cost_nusd FROM usage UNION ALL SELECT cost_nusd FROM usage_dropped) u) u
            WHERE recorded <> recomputed""",
         is_money=True,
     ),
@@ -213,19 +230,19 @@ _HOLDS_AND_KEYS: Final = (
     ),
     Check(
         "key_window_is_sum_of_its_usage",
-        "A key's usage in its window is the cost of the calls that count to this window, which may be an old one.",
-        """SELECT k.account_id || '/' || k.id AS subject, k.window_usage_nusd AS recorded, coalesce(u.total, 0) AS recomputed
+        "A key's usage in its window is what the calls that count to this window cost, less what was refunded of them.",
+        f"""SELECT k.account_id || '/' || k.id AS subject, k.window_usage_nusd AS recorded, coalesce(u.total, 0) AS recomputed
            FROM api_key k
-           LEFT JOIN (SELECT account_id, key_id, window_start, sum(cost_nusd) AS total FROM usage GROUP BY 1, 2, 3) u
+           LEFT JOIN (SELECT account_id, key_id, window_start, sum(net_nusd) AS total FROM {_NET} u GROUP BY 1, 2, 3) u
                   ON u.account_id = k.account_id AND u.key_id = k.id AND u.window_start = k.window_start
            WHERE k.window_usage_nusd <> coalesce(u.total, 0)""",
         is_money=True,
     ),
     Check(
         "key_lifetime_is_sum_of_usage",
-        "What a key ever spent is the cost of all its calls.",
-        """SELECT k.account_id || '/' || k.id AS subject, k.lifetime_nusd AS recorded, coalesce(u.total, 0) AS recomputed
-           FROM api_key k LEFT JOIN (SELECT account_id, key_id, sum(cost_nusd) AS total FROM usage GROUP BY 1, 2) u
+        "What a key ever spent is the cost of all its calls, less what was refunded of them.",
+        f"""SELECT k.account_id || '/' || k.id AS subject, k.lifetime_nusd AS recorded, coalesce(u.total, 0) AS recomputed
+           FROM api_key k LEFT JOIN (SELECT account_id, key_id, sum(net_nusd) AS total FROM {_NET} u GROUP BY 1, 2) u
                                  ON u.account_id = k.account_id AND u.key_id = k.id
            WHERE k.lifetime_nusd <> coalesce(u.total, 0)""",
         is_money=True,
@@ -234,9 +251,9 @@ _HOLDS_AND_KEYS: Final = (
         "hold_is_settled_by_its_usage",
         "A hold is settled if its call was charged, and only then.",
         """SELECT h.account_id || '/' || h.id AS subject, h.state AS recorded,
-                  CASE WHEN u.id IS NULL THEN 'never charged' ELSE 'settled' END AS recomputed
-           FROM hold h LEFT JOIN usage u ON u.account_id = h.account_id AND u.hold_id = h.id
-           WHERE (h.state = 'settled') <> (u.id IS NOT NULL)""",
+                  CASE WHEN e.id IS NULL THEN 'never charged' ELSE 'settled' END AS recomputed
+           FROM hold h LEFT JOIN entry e ON e.account_id = h.account_id AND e.kind = 'usage' AND e.reference = h.id::text
+           WHERE (h.state = 'settled') <> (e.id IS NOT NULL)""",
     ),
     Check(
         "usage_agrees_with_its_hold",
@@ -286,10 +303,11 @@ _USAGE: Final = (
     ),
     Check(
         "usage_entry_has_its_call",
-        "Every entry of usage has exactly one call behind it.",
-        """SELECT e.account_id || '/' || e.id AS subject, count(u.id) AS recorded, 1 AS recomputed
+        "Every entry of usage has exactly one call behind it, or is of a month whose calls were dropped.",
+        f"""SELECT e.account_id || '/' || e.id AS subject, count(u.id) AS recorded, 1 AS recomputed
            FROM entry e LEFT JOIN usage u ON u.account_id = e.account_id AND u.hold_id::text = e.reference
-           WHERE e.kind = 'usage' GROUP BY e.account_id, e.id, e.reference HAVING count(u.id) <> 1""",
+           WHERE e.kind = 'usage' AND NOT ({_IS_OF_DROPPED_MONTH.format(call="e.usage_id")}) IS TRUE
+           GROUP BY e.account_id, e.id, e.reference HAVING count(u.id) <> 1""",
     ),
     Check(
         "usage_entry_takes_the_cost",
@@ -315,10 +333,90 @@ _USAGE: Final = (
            WHERE u.created_at <> e.created_at""",
     ),
     Check(
+        "usage_entry_names_its_call",
+        "An entry of usage names the call whose hold it refers to.",
+        """SELECT e.account_id || '/' || e.id AS subject, e.usage_id AS recorded, u.id AS recomputed
+           FROM usage u JOIN entry e ON e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+           WHERE e.usage_id IS DISTINCT FROM u.id""",
+    ),
+    Check(
+        "refund_is_of_a_charge",
+        "A refund that is taken from revenue gives back at most what the call it names did cost.",
+        """SELECT e.account_id || '/' || e.id AS subject, e.amount_nusd AS recorded, coalesce(-c.amount_nusd, 0) AS recomputed
+           FROM entry e LEFT JOIN entry c ON c.account_id = e.account_id AND c.kind = 'usage' AND c.usage_id::text = e.reference
+           WHERE e.kind = 'refund' AND e.contra = 'revenue:usage' AND e.amount_nusd > coalesce(-c.amount_nusd, 0)""",
+        is_money=True,
+    ),
+    Check(
+        "lines_add_up_to_the_cost",
+        "What a call cost is its price lines added up and rounded up once; its figures by kind add up to it too.",
+        f"""SELECT u.account_id || '/' || u.id AS subject, u.cost_nusd AS recorded,
+                   CASE WHEN u.cost_nusd <> l.total THEN l.total ELSE p.total END AS recomputed
+            FROM usage u CROSS JOIN LATERAL (
+                SELECT ceil(coalesce(sum((line->>2)::numeric * (line->>3)::numeric * (line->>4)::numeric), 0) / {AUSD_PER_NUSD}) AS total
+                FROM jsonb_array_elements(u.lines->'lines') line) l
+            CROSS JOIN LATERAL (SELECT sum(part::bigint) AS total FROM jsonb_array_elements_text(u.lines->'parts') part) p
+            WHERE u.lines IS NOT NULL AND (u.cost_nusd <> l.total OR u.cost_nusd <> p.total)""",
+        is_money=True,
+    ),
+    Check(
         "request_is_charged_once",
         "No account was charged twice for one request of one service.",
         """SELECT account_id || '/' || service || '/' || request_id AS subject, count(*) AS recorded, 1 AS recomputed
            FROM usage GROUP BY account_id, service, request_id HAVING count(*) > 1""",
+    ),
+)
+
+_LATE: Final = "interval '2 hours'"
+"""So long after a day was summed, what came late may not be in its sum yet."""
+
+_DAYS: Final = (
+    Check(
+        "days_are_the_sum_of_their_calls",
+        "A day that is over says what its calls add up to, but for what came in the last two hours; no other day says anything.",
+        f"""WITH calls AS (SELECT {day_of("u.id")} AS day, {CALL}),
+                 fresh AS (SELECT account_id, day, key_id, model, {SUMS},
+                                  count(*) FILTER (WHERE created_at < now() - {_LATE}) AS old_requests,
+                                  least(coalesce(sum(input_tokens) FILTER (WHERE created_at < now() - {_LATE}), 0), {MOST}) AS old_input,
+                                  least(coalesce(sum(output_tokens) FILTER (WHERE created_at < now() - {_LATE}), 0), {MOST}) AS old_output,
+                                  coalesce(sum(cost_nusd) FILTER (WHERE created_at < now() - {_LATE}), 0) AS old_nusd,
+                                  coalesce(sum(refunded_nusd) FILTER (WHERE refunded_at < now() - {_LATE}), 0) AS old_refunded
+                           FROM calls WHERE day < (SELECT day FROM {EDGE} edge) GROUP BY 1, 2, 3, 4),
+                 kept AS (SELECT * FROM usage_day d WHERE NOT {IS_DROPPED.format(day="d.day")})
+            SELECT concat_ws('/', account_id, day, key_id, model) AS subject,
+                   coalesce(k.requests, 0) || ' calls: ' || concat_ws(' ', k.input_tokens, k.output_tokens, k.cost_nusd, k.refunded_nusd) AS recorded,
+                   coalesce(f.requests, 0) || ' calls: ' || concat_ws(' ', f.input_tokens, f.output_tokens, f.cost_nusd, f.refunded_nusd) AS recomputed
+            FROM kept k FULL JOIN fresh f USING (account_id, day, key_id, model)
+            WHERE NOT {IS_DROPPED.format(day="day")}
+              AND (NOT coalesce(k.requests, 0) BETWEEN coalesce(f.old_requests, 0) AND coalesce(f.requests, 0)
+               OR NOT coalesce(k.input_tokens, 0) BETWEEN coalesce(f.old_input, 0) AND coalesce(f.input_tokens, 0)
+               OR NOT coalesce(k.output_tokens, 0) BETWEEN coalesce(f.old_output, 0) AND coalesce(f.output_tokens, 0)
+               OR NOT coalesce(k.cost_nusd, 0) BETWEEN coalesce(f.old_nusd, 0) AND coalesce(f.cost_nusd, 0)
+               OR NOT coalesce(k.refunded_nusd, 0) BETWEEN coalesce(f.old_refunded, 0) AND coalesce(f.refunded_nusd, 0))""",
+    ),
+    Check(
+        "dropped_calls_are_in_their_entries",
+        "What is kept of an account's calls of a dropped month is what their entries took; one that came later is still there.",
+        f"""WITH dropped AS (SELECT month, {first_id_of("month")} AS first_id, {first_id_of("(month + interval '1 month')::date")} AS end_id
+                             FROM usage_archive WHERE dropped_at IS NOT NULL),
+                 taken AS (SELECT e.account_id, d.month, count(*) AS calls, -sum(e.amount_nusd) AS nusd
+                           FROM dropped d JOIN entry e ON e.kind = 'usage' AND e.usage_id >= d.first_id AND e.usage_id < d.end_id
+                           GROUP BY 1, 2),
+                 kept AS (SELECT account_id, month, sum(calls) AS calls, sum(cost_nusd) AS nusd
+                          FROM (SELECT account_id, month, calls, cost_nusd FROM usage_dropped
+                                UNION ALL SELECT u.account_id, d.month, 1, u.cost_nusd
+                                FROM dropped d JOIN usage u ON u.id >= d.first_id AND u.id < d.end_id) k GROUP BY 1, 2)
+            SELECT account_id || '/' || month AS subject, concat(coalesce(k.calls, 0), ' calls, ', coalesce(k.nusd, 0), ' nano-USD') AS recorded,
+                   concat(coalesce(t.calls, 0), ' calls, ', coalesce(t.nusd, 0), ' nano-USD') AS recomputed
+            FROM kept k FULL JOIN taken t USING (account_id, month)
+            WHERE (k.calls, k.nusd) IS DISTINCT FROM (t.calls, t.nusd)""",
+    ),
+    Check(
+        "days_of_dropped_months_stay",
+        "The days of a dropped month are as they were when its calls were dropped.",
+        f"""SELECT x.month::text AS subject, f.now AS recorded, x.fingerprint AS recomputed
+            FROM usage_archive x CROSS JOIN LATERAL ({FINGERPRINT.format(month="x.month")}) f (now)
+            WHERE x.dropped_at IS NOT NULL AND f.now <> x.fingerprint""",
     ),
 )
 
@@ -525,8 +623,53 @@ _TOPUPS: Final = (
     ),
 )
 
-_OWNED: Final = ("entry", "hold", "usage", "topup", "payment", "api_key", "credential", "topup_invoice")
-_BY_KEY: Final = ("hold", "usage", "topup")
+_AUTOTOPUP: Final = (
+    Check(
+        "attempt_has_its_topup",
+        "An attempt that has an invoice has its top-up, over Lightning, of its own account and for its amount.",
+        """SELECT n.account_id || '/' || n.id AS subject, concat_ws(' ', 'lightning', n.topup_id, n.amount_nusd) AS recorded,
+                  coalesce(t.account_id || ' ' || t.method || ' ' || t.currency || ' ' || t.amount_units, 'no top-up') AS recomputed
+           FROM nwc_attempt n LEFT JOIN topup t ON t.id = n.topup_id
+           WHERE (n.payment_hash IS NOT NULL OR t.id IS NOT NULL)
+             AND (t.account_id, t.method, t.currency, t.amount_units)
+                 IS DISTINCT FROM (n.account_id, 'btc-lightning', 'USD', n.amount_nusd)""",
+    ),
+    Check(
+        "account_has_one_open_attempt",
+        "No account has two open attempts: both invoices could be paid.",
+        f"""SELECT account_id::text AS subject, count(*) AS recorded, 1 AS recomputed FROM nwc_attempt
+            WHERE state IN ({states_sql(OPEN)}) GROUP BY account_id HAVING count(*) > 1""",
+    ),
+    Check(
+        "settled_attempt_is_credited",
+        "A settled attempt's top-up was credited; and an hour after a top-up was, its attempt is settled.",
+        """SELECT n.account_id || '/' || n.id AS subject, n.state AS recorded,
+                  CASE WHEN t.credited_nusd > 0 THEN 'settled' ELSE 'not credited' END AS recomputed
+           FROM nwc_attempt n LEFT JOIN topup t ON t.account_id = n.account_id AND t.id = n.topup_id
+           WHERE CASE WHEN n.state = 'settled' THEN coalesce(t.credited_nusd, 0) = 0
+                      ELSE t.credited_nusd > 0 AND t.settled_at < now() - interval '1 hour' END""",
+    ),
+    Check(
+        "payment_is_asked_for_by_one_attempt",
+        "No two attempts wait for one payment.",
+        """SELECT payment_hash AS subject, count(*) AS recorded, 1 AS recomputed FROM nwc_attempt
+           WHERE payment_hash IS NOT NULL GROUP BY payment_hash HAVING count(*) > 1""",
+    ),
+    Check(
+        "low_mark_is_the_threshold",
+        "An account's low mark is the threshold of its wallet while that is active, and absent otherwise.",
+        """SELECT a.id::text AS subject, a.low_nusd AS recorded, c.threshold_nusd AS recomputed
+           FROM account a LEFT JOIN nwc_connection c ON c.account_id = a.id AND c.pause IS NULL
+           WHERE a.low_nusd IS DISTINCT FROM c.threshold_nusd""",
+        is_money=True,
+    ),
+)
+
+_OWNED: Final = (
+    "entry", "hold", "usage", "usage_day", "usage_dropped", "topup", "payment", "api_key", "credential", "topup_invoice",
+    "nwc_connection", "nwc_attempt",
+)  # fmt: skip
+_BY_KEY: Final = ("hold", "usage", "usage_day", "usage_dropped", "topup")
 
 _OWNERS: Final = (
     Check(
@@ -617,8 +760,11 @@ _TIME: Final = (
 
 _BOOKS: Final = tuple(
     SQLModel.metadata.tables[str(model.__tablename__)]
-    for model in (Account, Entry, ApiKey, Credential, Hold, Usage, Topup, TopupInvoice, Payment)
-)
+    for model in (
+        Account, Entry, ApiKey, Credential, Hold, Usage, UsageDay, UsageDropped, UsageArchive, Topup, TopupInvoice, Payment,
+        NwcConnection, NwcAttempt,
+    )
+)  # fmt: skip
 _BOOK_NAMES: Final = _values((table.name,) for table in _BOOKS)
 _RULE_NAMES: Final = _values(
     (table.name, str(rule.name))
@@ -650,7 +796,7 @@ _LOCKS: Final = (
         "books_are_append_only",
         "The service's role may not change or delete what was written to the books.",
         f"""SELECT '{RUNTIME_ROLE} on ' || x.place AS subject, 'may change rows' AS recorded, 'may only add rows' AS recomputed
-            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('topup_invoice'), ('admin_log')) AS x (place)
+            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('usage_dropped'), ('usage_archive'), ('topup_invoice'), ('admin_log')) AS x (place)
             WHERE r.rolname = '{RUNTIME_ROLE}'
               AND (has_table_privilege(r.oid, to_regclass(x.place), 'UPDATE, DELETE, TRUNCATE, TRIGGER')
                    OR has_any_column_privilege(r.oid, to_regclass(x.place), 'UPDATE'))""",
@@ -670,5 +816,7 @@ _LOCKS: Final = (
     ),
 )
 
-CHECKS: Final[tuple[Check, ...]] = (*_LEDGER, *_HOLDS_AND_KEYS, *_USAGE, *_TOPUPS, *_OWNERS, *_TIME, *_LOCKS)
+CHECKS: Final[tuple[Check, ...]] = (
+    *_LEDGER, *_HOLDS_AND_KEYS, *_USAGE, *_DAYS, *_TOPUPS, *_AUTOTOPUP, *_OWNERS, *_TIME, *_LOCKS,
+)  # fmt: skip
 """Everything an audit looks at, in the order it looks."""

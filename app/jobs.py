@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from app.activity.archive import make_partitions
+from app.activity.rollup import recount, roll_up
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.idempotency import forget_old_answers
@@ -41,6 +44,11 @@ JOBS: Final = (
     Job("check top-ups", 2, lambda house: for_each_gateway(house, check_due)),
     Job("sweep invoices", 600, lambda house: for_each_gateway(house, sweep)),
     Job("expire holds", 5, lambda house: expire_holds(house.db)),
+    Job("drive auto top-ups", 3, lambda house: house.watcher.look_for_due()),
+    Job("look for low balances", 30, lambda house: house.watcher.look_for_low()),
+    Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
+    Job("sum the last days again", 3600, lambda house: recount(house.db)),
+    Job("make partitions", 3600, lambda house: make_partitions(house.db)),
     Job("forget old answers", 3600, lambda house: forget_old_answers(house.db)),
     Job("forget old counts", 3600, lambda house: forget_old_counts(house.db)),
 )

@@ -14,12 +14,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app import docs
 from app.accounts.api import ask_balance, create_account, read_balance
+from app.activity import api as activity
 from app.admin.api import AdminTopupsController
+from app.autotopup.api import AutoTopupController
 from app.kernel.db import Database, row
 from app.kernel.errors import AppError, DatabaseUnavailable
 from app.keys.api import KeysController
+from app.metering import ext_authz
 from app.metering.api import MeterController
 from app.metering.hot import Door, in_front_of
+from app.metering.reports import ReportsController
 from app.migrations import head
 from app.pricing import api as pricing
 from app.topups import api as topups
@@ -27,13 +31,17 @@ from app.topups.gateway import Gateways
 from app.web import (
     MAX_BODY_BYTES,
     JsonRequest,
+    account_for,
     around_requests,
     bearer,
+    headers_of_ours,
     on_app_error,
     on_defect,
     on_http_error,
     provide_admin,
     provide_caller,
+    provide_gateway,
+    provide_key,
     provide_once,
     provide_owner,
     provide_service,
@@ -84,17 +92,20 @@ def create_app(house: House) -> Litestar:
     parts = {
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
         "keyring": house.keyring, "meter": house.meter, "services": house.services,
-        "catalogues": house.catalogues,
+        "catalogues": house.catalogues, "pricer": house.pricer,
+        "wallets": house.wallets, "watcher": house.watcher,
     }  # fmt: skip
     callers: dict[str, Callable[..., Any]] = {
-        "caller": provide_caller, "owner": provide_owner, "service": provide_service, "admin": provide_admin,
-        "once": provide_once,
+        "caller": provide_caller, "owner": provide_owner, "key": provide_key, "service": provide_service, "admin": provide_admin,
+        "gateway": provide_gateway, "once": provide_once,
     }  # fmt: skip
     contract = docs.Contract(house.settings.public_url)
     app = Litestar(
         route_handlers=[
             live, ready, metrics, create_account, ask_balance, read_balance, KeysController, *topups.handlers,
-            MeterController,
+            *activity.handlers,
+            AutoTopupController,
+            MeterController, ReportsController, ext_authz.door(on_app_error),
             AdminTopupsController, *pricing.handlers, *docs.handlers,
         ],
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
@@ -109,8 +120,11 @@ def create_app(house: House) -> Litestar:
         debug=False,
     )  # fmt: skip
     # Around the router too: Litestar's own middleware would not see a path or a method that we do not have.
-    door = Door(read_json, lambda header: house.services.service(bearer(header)), send_refusal)
-    app.asgi_handler = around_requests(in_front_of(app.asgi_handler, parts, door))
+    door = Door(
+        MAX_BODY_BYTES, read_json, lambda header: house.services.service(bearer(header)), headers_of_ours, account_for,
+        send_refusal,
+    )  # fmt: skip
+    app.asgi_handler = in_front_of(around_requests(app.asgi_handler), parts, door)
     return app
 
 

@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import logging
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -17,10 +19,11 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Counter, Histogram
 
 from app.admin.tokens import ServiceTokens, verify_admin
-from app.kernel.db import Database, new_id
+from app.kernel.db import Database
 from app.kernel.errors import (
     AppError,
     BodyTooLarge,
+    InvalidApiKey,
     InvalidCreditId,
     InvalidField,
     InvalidToken,
@@ -30,12 +33,16 @@ from app.kernel.errors import (
     UnsupportedMediaType,
 )
 from app.kernel.idempotency import Once
-from app.kernel.logs import log, where_it_broke
+from app.kernel.logs import is_told, log, where_it_broke
+from app.kernel.reading import read
 from app.kernel.security import Admin, Caller, Service
 from app.kernel.settings import Settings
-from app.keys.verify import Verifier, authenticate
+from app.keys.verify import Verifier, authenticate, key_in
+from app.metering import reports
+from app.metering.ext_authz import GATEWAY_HEADER
 
 MAX_BODY_BYTES = 64 * 1024
+_LARGER_BODIES = dict.fromkeys(reports.ROUTES, reports.MAX_BODY_BYTES)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}", re.ASCII)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _VISIBLE = re.compile(r"[!#-~]{1,255}", re.ASCII)
@@ -43,8 +50,6 @@ _VISIBLE = re.compile(r"[!#-~]{1,255}", re.ASCII)
 _LENGTH = re.compile(rb"\d{1,18}")
 _DEFAULTS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-_PATH_IN_MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-_FIELD_IN_MESSAGE = re.compile(r"^Object (?:missing required|contains unknown) field `(?P<name>.*)`$", re.DOTALL)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """What is counted by its own name; callers may invent others, and each would be a new time series."""
 
@@ -73,24 +78,9 @@ def read_json(body: bytes, wanted: Any, content_type: str | None) -> Any:
         raise InvalidField("Text may not contain NUL characters")
     try:
         body.decode()  # msgspec looks into no text that it only skips or keeps raw
-        try:
-            return msgspec.json.decode(body, type=wanted)
-        except msgspec.ValidationError as error:
-            msgspec.json.decode(body, type=msgspec.Raw)  # it stops at the first wrong type, before what is no JSON
-            raise _invalid_body(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise MalformedJson(f"The body is not valid JSON: {error}") from None
-
-
-def _invalid_body(complaint: str) -> InvalidField:
-    """msgspec's complaint, such as "Expected `int`, got `str` - at `$.ttl_seconds`", naming its field."""
-    match = _PATH_IN_MESSAGE.match(complaint)
-    what, path = (match["what"], match["path"] or "") if match else ("not valid", "")
-    if field := _FIELD_IN_MESSAGE.match(what):
-        param = f"{path}.{field['name']}".lstrip(".")[:100]
-        problem = "is required" if "missing" in what else "is not a field of this request"
-        return InvalidField(f"{param} {problem}", param=param)
-    return InvalidField(f"{path or 'The body'}: {what[:300]}", param=path or None)
+    return read(body, wanted)
 
 
 # --- who is calling -------------------------------------------------------------------------------
@@ -108,6 +98,14 @@ async def provide_owner(request: Request[Any, Any, Any], verifier: NamedDependen
     return await verifier.credit_id(request.headers["x-credit-id"])
 
 
+async def provide_key(request: Request[Any, Any, Any], verifier: NamedDependency[Verifier]) -> Caller:
+    """By API key only: what is about the key itself."""
+    secret = key_in(request.headers)
+    if secret is None:
+        raise InvalidApiKey("This is about the calling API key: send it as 'Authorization: Bearer sk-…'")
+    return await verifier.api_key(secret)
+
+
 def bearer(header: str) -> str:
     """The token in an Authorization header. Raises InvalidToken."""
     scheme, _, token = header.partition(" ")
@@ -119,6 +117,11 @@ def bearer(header: str) -> str:
 async def provide_service(request: Request[Any, Any, Any], services: NamedDependency[ServiceTokens]) -> Service:
     """By service token."""
     return await services.service(bearer(request.headers.get("authorization", "")))
+
+
+async def provide_gateway(request: Request[Any, Any, Any], services: NamedDependency[ServiceTokens]) -> Service:
+    """By service token in a header of its own: in Authorization a gateway passes on its client's key."""
+    return await services.service(request.headers.get(GATEWAY_HEADER, "").partition(";")[0].strip())
 
 
 async def provide_admin(
@@ -227,9 +230,13 @@ def on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[Any
 
 async def send_refusal(scope: Scope, receive: Receive, send: Send, error: Exception) -> None:
     """What Litestar would answer for this error, for a route that does without it."""
-    request = JsonRequest(scope, receive, send)
-    answer = on_app_error(request, error) if isinstance(error, AppError) else on_defect(request, error)
-    await answer.to_asgi_response(app=None, request=request)(scope, receive, send)
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        request = JsonRequest(scope, receive, send)
+        answer = on_app_error(request, error) if isinstance(error, AppError) else on_defect(request, error)
+        await answer.to_asgi_response(app=None, request=request)(scope, receive, send)
+
+    await around_requests(refuse)(scope, receive, send)
 
 
 # --- around every request ---------------------------------------------------------------------------
@@ -237,11 +244,12 @@ async def send_refusal(scope: Scope, receive: Receive, send: Send, error: Except
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str:
     """The caller's own id if it is a sane one, else the trace's, else a new one."""
-    own = headers.get(b"x-request-id", b"").decode("latin-1")
-    if _REQUEST_ID.fullmatch(own):
-        return own
-    trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b"").decode("latin-1"))
-    return trace[1] if trace else new_id().hex
+    own, trace = headers.get(b"x-request-id"), headers.get(b"traceparent")
+    if own is not None and _REQUEST_ID.fullmatch(text := own.decode("latin-1")):
+        return text
+    if trace is not None and (found := _TRACEPARENT.fullmatch(trace.decode("latin-1"))):
+        return found[1]
+    return os.urandom(16).hex()
 
 
 def around_requests(app: ASGIApp) -> ASGIApp:
@@ -266,12 +274,12 @@ def around_requests(app: ASGIApp) -> ASGIApp:
             await send(message)
 
         try:
-            if _LENGTH.fullmatch(length) and int(length) > MAX_BODY_BYTES:
+            if _LENGTH.fullmatch(length) and int(length) > _LARGER_BODIES.get(scope["path"], MAX_BODY_BYTES):
                 await _too_large(sending)
             else:
                 await app(scope, _whole(receive), sending)
         finally:
-            _account_for(scope, status, time.perf_counter() - started)
+            account_for(scope, status, time.perf_counter() - started)
 
     return wrapped
 
@@ -304,6 +312,11 @@ def _whole(receive: Receive) -> Receive:
     return receiving
 
 
+def headers_of_ours(headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """The headers every answer bears, to a request with these `headers`."""
+    return [*_DEFAULTS, (b"x-request-id", request_id_of(headers).encode())]
+
+
 async def _too_large(send: Send) -> None:
     body = msgspec.json.encode(error_body(BodyTooLarge()))
     headers = [
@@ -321,14 +334,16 @@ def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
     return _requests.labels(method, route, status), _seconds.labels(route)
 
 
-def _account_for(scope: Scope, status: int, seconds: float) -> None:
+def account_for(scope: Scope, status: int, seconds: float) -> None:
+    """One request's place in the metrics, and its log line."""
     route, method = scope.get("path_template") or "unmatched", str(scope.get("method", ""))
     method = method if method in _METHODS else "other"
     count, clock = _series(method, route, status)
     count.inc()
     clock.observe(seconds)
-    log.info(
-        "request",
-        method=method, path=route, status=status, duration_ms=round(seconds * 1000, 2),
-        code=scope["state"].get("error_code"),
-    )  # fmt: skip
+    if is_told(logging.INFO):
+        log.info(
+            "request",
+            method=method, path=route, status=status, duration_ms=round(seconds * 1000, 2),
+            code=scope["state"].get("error_code"),
+        )  # fmt: skip

@@ -5,13 +5,18 @@ from decimal import Decimal
 
 from app.adapters.btcpay import BtcpayGateway
 from app.adapters.lnbits import LnbitsGateway, RateSource
+from app.adapters.nip47 import NwcWallets
 from app.adapters.rates import FixedRateSource, HttpRateSource
 from app.admin.tokens import ServiceTokens
+from app.autotopup.run import AutoTopup
+from app.autotopup.wallet import Wallets
+from app.autotopup.watch import Watcher
 from app.kernel.db import Database
 from app.kernel.settings import Settings, SettingsError
 from app.keys.issue import Keyring
 from app.keys.verify import Verifier
 from app.metering.holds import Meter
+from app.metering.priced import Pricer
 from app.pricing.catalogue import Catalogues
 from app.topups.gateway import Gateways, InvoiceGateway
 from app.topups.methods import METHODS
@@ -29,26 +34,53 @@ class House:
     meter: Meter
     services: ServiceTokens
     catalogues: Catalogues
+    pricer: Pricer
+    wallets: Wallets
+    autotopup: AutoTopup
+    watcher: Watcher
 
     async def close(self) -> None:
         """Give back every connection."""
+        await self.watcher.close()
         for gateway in self.gateways:
             await gateway.close()
         await self.db.close()
 
 
-def build(settings: Settings, database_url: str, gateway: InvoiceGateway | None = None) -> House:
+def build(
+    settings: Settings, database_url: str, gateway: InvoiceGateway | None = None, wallets: Wallets | None = None
+) -> House:
     """Put the parts together; nothing is opened or asked yet. One `gateway`, if given, takes every method."""
-    db = Database(database_url, pool_size=settings.database_pool)
-    return House(
+    db, catalogues = Database(database_url, pool_size=settings.database_pool), Catalogues()
+    takers = Gateways(dict.fromkeys(METHODS, gateway)) if gateway is not None else gateways(settings)
+    purses = wallets or nwc_wallets(settings)
+    autotopup = AutoTopup(
+        db, takers, purses, settings.sealer, network=settings.lightning_network, is_on=settings.nwc_auto_topup
+    )
+    house = House(
         settings=settings,
         db=db,
-        gateways=Gateways(dict.fromkeys(METHODS, gateway)) if gateway is not None else gateways(settings),
+        gateways=takers,
         verifier=Verifier(db, settings.pepper),
         keyring=Keyring(settings.pepper, settings.sealer, reveal=settings.key_reveal),
         meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit, batch=settings.meter_batch),
         services=ServiceTokens(db, settings.pepper),
-        catalogues=Catalogues(),
+        catalogues=catalogues,
+        pricer=Pricer(db, catalogues),
+        wallets=purses,
+        autotopup=autotopup,
+        watcher=Watcher(autotopup),
+    )
+    house.meter.on_low = house.watcher.notice
+    return house
+
+
+def nwc_wallets(settings: Settings) -> Wallets:
+    """Customers' wallets over Nostr relays."""
+    return NwcWallets(
+        # The sandbox's own relay is on loopback; and where money is none, there is none to steal with an address.
+        allow_private_relays=settings.nwc_allow_private_relays or settings.uses_sandbox,
+        lightning_network=settings.lightning_network,
     )
 
 

@@ -18,15 +18,16 @@ from app.kernel.settings import Settings, load
 from app.main import create_app
 from app.migrations import migrate
 from app.wiring import House, build
-from tests.rig import FakeBtcpay, Rig
+from tests.rig import Rig
+from tests.wallets import FakeLightning, FakeWallets
 
 # What the app has to say is for operators; a test that wants to read it configures the logs itself.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 _TABLES = (
-    "payment, topup_invoice, topup, usage, hold, entry, api_key, credential, account, idempotency, rate_count,"
+    "nwc_attempt, nwc_connection, payment, topup_invoice, topup, usage, hold, entry, api_key, credential, account, idempotency, rate_count,"
     " webhook_delivery, service_token, admin_token, admin_log, price_version, priced_model, price,"
-    " price_override, markup, fee"
+    " price_override, markup, fee, usage_day, usage_dropped, rollup_day, usage_archive"
 )
 
 
@@ -69,7 +70,8 @@ def clean(database_url: str) -> str:
 @pytest.fixture
 async def house(clean: str, settings: Settings) -> AsyncIterator[House]:
     """The real parts over a fake backend that behaves."""
-    made = build(settings, clean, gateway=FakeBtcpay())
+    btcpay = FakeLightning()
+    made = build(settings, clean, gateway=btcpay, wallets=FakeWallets(btcpay))
     await made.db.open()
     yield made
     await made.db.close()
@@ -78,10 +80,12 @@ async def house(clean: str, settings: Settings) -> AsyncIterator[House]:
 @pytest.fixture
 async def rig(clean: str, settings: Settings) -> AsyncIterator[Rig]:
     """The app over HTTP. After the test the books are audited: nothing may differ."""
-    made = build(settings, clean, gateway=FakeBtcpay())
+    btcpay = FakeLightning()
+    made = build(settings, clean, gateway=btcpay, wallets=FakeWallets(btcpay))
+    app = create_app(made)
     await made.db.open()
     # Litestar's own test client answers one request at a time; requests that race must really race.
-    transport = httpx.ASGITransport(create_app(made), raise_app_exceptions=False)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://testserver.local") as client:
         rig = Rig(client, made, clean)
         yield rig

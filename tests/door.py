@@ -18,7 +18,8 @@ from app.admin.tokens import create_token
 from app.kernel.settings import Settings
 from app.main import create_app
 from app.wiring import build
-from tests.rig import Customer, FakeBtcpay, Rig
+from tests.rig import Customer, Rig
+from tests.wallets import FakeLightning, FakeWallets
 
 JSON: Final = {"Content-Type": "application/json"}
 NOT_BOOKS: Final = ("alembic_version", "idempotency", "rate_count", "webhook_delivery")
@@ -126,7 +127,8 @@ class Door:
 @asynccontextmanager
 async def opened(url: str, settings: Settings) -> AsyncIterator[Door]:
     """The app over an empty database; afterwards the books are audited."""
-    house = build(settings, url, gateway=FakeBtcpay())
+    btcpay = FakeLightning()
+    house = build(settings, url, gateway=btcpay, wallets=FakeWallets(btcpay))
     app = create_app(house)
     transport = httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False)
     await house.db.open()

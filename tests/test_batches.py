@@ -5,7 +5,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +32,14 @@ class Side:
 
     meter: Meter
     owners: list[KeyOwner]
+    low: Counter[uuid.UUID] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.meter.on_low = lambda account_id: self.low.update([account_id])
+
+    def low_counts(self) -> list[int]:
+        """How often each of the accounts was said to be low."""
+        return [self.low[account_id] for account_id in dict.fromkeys(owner.account_id for owner in self.owners)]
 
 
 @pytest.fixture
@@ -85,8 +93,8 @@ async def outcome(call: Awaitable[Any]) -> Any:
     if isinstance(answer, Held):
         return answer
     if isinstance(answer, Charged):
-        return answer.cost_nusd, answer.balance_nusd, answer.held_nusd, answer.flags
-    return answer
+        return answer.cost_nusd, answer.balance_nusd, answer.held_nusd, answer.flags, answer.lines
+    return {name: value for name, value in answer.items() if name != "expires_at"}
 
 
 # --- the same stream, one by one and in batches -------------------------------------------------------
@@ -103,6 +111,7 @@ ACTS = {
     "expire key": "UPDATE api_key SET expire_at = now() WHERE {key}",
     "freeze": "UPDATE account SET status = 'frozen' WHERE {account}",
     "thaw": "UPDATE account SET status = 'active' WHERE {account}",
+    "watch": "UPDATE account SET low_nusd = 250 WHERE {account}",
     "lend": "UPDATE account SET floor_nusd = -500 WHERE {account}",
     "lapse": "UPDATE hold SET expires_at = now() - interval '1 second' WHERE {holds} AND state = 'open'",
     "yesterday": """WITH k AS (UPDATE api_key SET window_start = window_start - interval '1 day' WHERE {holds}),
@@ -112,6 +121,9 @@ ACTS = {
                      k AS (UPDATE api_key SET held_nusd = 0 WHERE {holds})
                 UPDATE account SET held_nusd = 0 WHERE {account}""",
 }
+
+
+VERBS = {"authorize": 35, "settle": 25, "charge": 20, "release": 8, "extend": 5, "act": 12}
 
 
 class Stream:
@@ -125,11 +137,11 @@ class Stream:
 
     async def run(self, rounds: int) -> None:
         for _ in range(rounds):
-            verb = self.choice.choices(("authorize", "settle", "charge", "release", "act"), (35, 25, 20, 8, 12))[0]
+            verb = self.choice.choices((*VERBS,), (*VERBS.values(),))[0]
             if verb == "act":
                 await self.act()
-            elif verb == "release":
-                await self.together(self.release, one_by_one=True)
+            elif verb in ("release", "extend"):
+                await self.together(getattr(self, verb), one_by_one=True)
             else:
                 await self.together(getattr(self, verb))
 
@@ -151,7 +163,11 @@ class Stream:
 
     def authorize(self) -> Any:
         number, request_id = self.choice.randrange(len(self.sides[0].owners)), self._request_id()
-        ask = Ask(request_id, self._amount(), self.choice.choice((None, "m", "x")), self.choice.choice((None, "/chat")))
+        amount_nusd, pick = self._amount(), self.choice.choice
+        min_nusd = pick((None, None, min(amount_nusd, self._amount())))
+        ask = Ask(
+            request_id, amount_nusd, pick((None, "m", "x")), pick((None, "/chat")), 900, min_nusd, pick((None, 3))
+        )
         return (number // len(KEYS), request_id), lambda side, _: side.meter.authorize(
             SERVICE, side.owners[number], ask
         )
@@ -177,6 +193,12 @@ class Stream:
         tickets = self.choice.choice(self.tickets)
         return tickets[0], lambda side, place: side.meter.release(SERVICE, tickets[place])
 
+    def extend(self) -> Any:
+        if not self.tickets:
+            return None
+        tickets, captured_nusd = self.choice.choice(self.tickets), self._amount()
+        return tickets[0], lambda side, place: side.meter.extend(SERVICE, tickets[place], 60, captured_nusd)
+
     async def act(self) -> None:
         number, name = self.choice.randrange(len(self.sides[0].owners)), self.choice.choice((*ACTS, *["yesterday"] * 6))
         for side in self.sides:
@@ -199,9 +221,12 @@ class Stream:
 
     def _work(self) -> Work:
         pick = self.choice.choice
+        cost_nusd = self._amount()
+        lines = {"parts": [cost_nusd, 0, 0, 0, 0], "lines": [["input", "input", cost_nusd, 1_000, 1_000_000]]}
         return Work(
-            self._amount(), pick(("completed", "partial")), pick((None, 'served "by" \\ {us}, NULL')), pick((None, "NULL", "")), pick((None, "u\n1")),
-            pick((None, 5)), pick((None, 2**31 - 1)), pick((None, {"input_tokens": 3})), pick((None, "usage_estimated")),
+            cost_nusd, pick(("completed", "partial")), pick((None, 'served "by" \\ {us}, NULL')), pick((None, "NULL", "")), pick((None, "u\n1")),
+            pick((None, 5)), pick((None, 2**31 - 1)), pick((None, {"input_tokens": 3})), pick((None, 7)), pick((None, lines)),
+            pick((None, "usage_estimated")),
         )  # fmt: skip
 
 
@@ -216,16 +241,17 @@ def _in_waves(calls: list[Any]) -> Iterable[int]:
 
 
 ROWS = {
-    "account": "SELECT posted_nusd, held_nusd, floor_nusd, entry_count, status FROM account WHERE id = %(account_id)s",
+    "account": "SELECT posted_nusd, held_nusd, floor_nusd, low_nusd, entry_count, status FROM account WHERE id = %(account_id)s",
     "api_key": """SELECT limit_nusd, held_nusd, window_start, window_usage_nusd, lifetime_nusd, deleted_at IS NULL FROM api_key
                   WHERE account_id = %(account_id)s AND id = %(key_id)s""",
-    "hold": """SELECT service, request_id, window_start, amount_nusd, state, model, endpoint,
+    "hold": """SELECT service, request_id, window_start, amount_nusd, state, model, endpoint, price_version,
                       CASE WHEN expires_at - created_at > interval '5 minutes' THEN expires_at - created_at END, id
                FROM hold WHERE account_id = %(account_id)s AND key_id = %(key_id)s ORDER BY id""",
-    "entry": """SELECT id, kind, reference, contra, amount_nusd, balance_after_nusd FROM entry
-                WHERE account_id = %(account_id)s ORDER BY id""",
+    "entry": """SELECT e.id, kind, reference, contra, amount_nusd, e.balance_after_nusd, u.hold_id FROM entry e
+                LEFT JOIN usage u ON u.account_id = e.account_id AND u.id = e.usage_id
+                WHERE e.account_id = %(account_id)s ORDER BY id""",
     "usage": """SELECT hold_id, service, request_id, window_start, model, served_model, provider, endpoint, outcome, upstream_id,
-                       cost_nusd, balance_after_nusd, held_after_nusd, latency_ms, ttft_ms, units, flags FROM usage
+                       cost_nusd, balance_after_nusd, held_after_nusd, latency_ms, ttft_ms, units, price_version, lines, flags FROM usage
                 WHERE account_id = %(account_id)s AND key_id = %(key_id)s ORDER BY hold_id""",
 }
 
@@ -248,6 +274,8 @@ async def test_a_random_stream_leaves_the_same_answers_and_rows_batched_and_not(
     batched = Side(meter(db, batch=True), plant(owner_conn, BALANCES, KEYS))
     await Stream(seed, single, batched, owner_conn, db).run(60)
     same_rows(owner_conn, single, batched)
+    assert single.low_counts() == batched.low_counts()
+    owner_conn.execute("UPDATE account SET low_nusd = NULL")  # nobody keeps these filled
 
 
 @pytest.mark.slow
@@ -259,6 +287,9 @@ async def test_a_long_random_stream_leaves_the_same_answers_and_rows_batched_and
     batched = Side(meter(db, batch=True), plant(owner_conn, BALANCES, KEYS))
     await Stream(seed, single, batched, owner_conn, db).run(400)
     same_rows(owner_conn, single, batched)
+    assert single.low_counts() == batched.low_counts()
+    owner_conn.execute("UPDATE account SET low_nusd = NULL")  # nobody keeps these filled
+    assert sum(single.low_counts()) > 0, "no charge of this stream left a balance low"
 
 
 # --- races --------------------------------------------------------------------------------------------
@@ -450,7 +481,8 @@ async def test_one_call_with_another_keys_request_id_is_refused(
 def test_holds_are_as_durable_as_the_setting_says(owner_conn: psycopg.Connection[Any], durability: str) -> None:
     with owner_conn.transaction():
         owner_conn.execute(
-            "SELECT authorize_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', %s)", [durability]
+            "SELECT authorize_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', %s)",
+            [durability],
         )
         assert owner_conn.execute("SHOW synchronous_commit").fetchone() == (durability,)
     assert owner_conn.execute("SHOW synchronous_commit").fetchone() == ("on",)

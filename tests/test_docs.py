@@ -21,7 +21,8 @@ from app.docs.schema import every_error
 from app.docs.words import BODIES, FIELDS, NAMES, REFUSALS, VERDICTS
 from app.kernel.money import JsonNumber
 from app.main import create_app
-from tests.rig import Rig
+from tests.rig import Customer, Rig
+from tests.wallets import NWC_URL
 
 ANYBODY = ["API key", "credit id"]
 
@@ -142,6 +143,7 @@ async def test_every_operation_says_who_may_call_it_what_it_means_and_how_it_ref
     assert who["POST /topup/create/{method}"] == who["POST /credits/balance"] == ANYBODY
     assert who["POST /keys"] == ["credit id"]
     assert who["POST /v1/meter/settle"] == ["service token"]
+    assert who["GET /v1/meter/ext-authz"] == ["service token", "API key"]
     assert who["GET /admin/topups"] == ["admin token"]
 
 
@@ -212,6 +214,12 @@ async def test_every_example_body_is_one_that_its_own_schema_takes(rig: Rig) -> 
             assert relaxed == [], f"{method} {path}"
 
 
+async def charge_id(rig: Rig, customer: Customer) -> str:
+    """Of a new charge."""
+    made = await rig.meter("charge", request_id="explained", api_key=customer.api_key, model="m", cost_usd="0.01")
+    return str(made.json()["charge_id"])
+
+
 async def test_what_the_app_answers_is_what_the_contract_says(rig: Rig) -> None:
     contract = await _contract(rig)
     ask, customer = rig.client, await rig.customer("10")
@@ -251,8 +259,23 @@ async def test_what_the_app_answers_is_what_the_contract_says(rig: Rig) -> None:
         await rig.meter("settle", hold_id="none", cost_usd=1),
         await rig.meter("charge", request_id="c", api_key=customer.api_key, cost_usd="0.25"),
         await rig.meter("charge", request_id="d", api_key="sk-none", cost_usd="0.25"),
+        await ask.get("/queries/history", headers=customer.key),
+        await ask.get("/queries/history?from=never", headers=customer.key),
+        await ask.get("/activity", headers=customer.owner),
+        await ask.get(f"/activity/{await charge_id(rig, customer)}/explain", headers=customer.key),
+        await ask.get("/activity/none/explain", headers=customer.key),
+        await ask.get("/api/v1/credits", headers=customer.owner),
+        await ask.get("/api/v1/key", headers=customer.key),
+        await ask.get("/api/v1/key", headers=customer.owner),
         await ask.get("/admin/topups", headers=admin),
         await ask.get("/admin/topups"),
+        await ask.post("/nwc-auto-topup/connect", headers=customer.owner, json={"nwc_url": NWC_URL}),
+        await ask.post("/nwc-auto-topup/connect", headers=customer.owner, json={"nwc_url": "x"}),
+        await ask.get("/nwc-auto-topup", headers=customer.owner),
+        await ask.get("/nwc-auto-topup/attempts", headers=customer.owner),
+        await ask.delete("/nwc-auto-topup/connection", headers=customer.owner),
+        await ask.delete("/nwc-auto-topup/connection", headers=customer.owner),
+        await ask.get("/nwc-auto-topup", headers=customer.owner),
         await ask.get("/health/live"),
         await ask.get("/health/ready"),
         await ask.post("/webhooks/btcpay", content=b"{}"),

@@ -264,6 +264,9 @@ async def test_service_tokens_are_needed_and_refused_within_a_second_of_being_re
 
 async def test_an_estimate_without_a_price_is_refused_never_free(rig: Rig) -> None:
     customer = await rig.customer("10")
-    response = await rig.meter("authorize", request_id=uuid.uuid4().hex, api_key=customer.api_key, model="gpt-4o")
+    response = await rig.meter(
+        "authorize", request_id=uuid.uuid4().hex, api_key=customer.api_key, model="nobody/sells-this",
+        estimate={"input_tokens": 10},
+    )  # fmt: skip
     denied = exact(response)
     assert (denied["decision"], denied["status"], denied["error"]["code"]) == ("deny", 422, "model_not_priced")

@@ -81,14 +81,38 @@ def _wait_for(output: Path, text: str, process: subprocess.Popen[bytes]) -> str:
 
 
 def test_make_run_ends_with_a_funded_account_and_three_commands_that_work(running: Running) -> None:
-    commands = [line.strip() for line in running.printed.splitlines() if line.strip().startswith("curl ")]
+    commands = curls(_printed_parts(running)[0])
     assert len(commands) == 3
     balance, charge, topup = (json.loads(running.paste(command), parse_float=Decimal) for command in commands)
     assert balance["balance"] == Decimal("5.25")
     assert charge["decision"] == "allow"
     assert charge["balance_usd"] == Decimal("5.249955")
+    assert charge["cost"]["output_cost_usd"] == Decimal("0.00003")
     assert topup["lightning_invoice"].startswith("lnbcrt")
     assert topup["checkout_url"].startswith(running.environ["SANDBOX"])
+
+
+def test_make_run_prints_what_connects_a_wallet_that_refills_the_balance(running: Running) -> None:
+    first, second = _printed_parts(running)
+    (balance, charge, _), (connect,) = curls(first), curls(second)
+    assert json.loads(running.paste(connect))["data"]["state"] == "active"
+    before = json.loads(running.paste(balance), parse_float=Decimal)["balance"]
+    charge_more = re.sub(r'"usage": {.*?}', '"cost_usd": 1', charge).replace('"try-', '"more-')
+    assert json.loads(running.paste(charge_more))["decision"] == "allow"
+    deadline = time.monotonic() + 30
+    while json.loads(running.paste(balance), parse_float=Decimal)["balance"] != before - 1 + Decimal("10.5"):
+        assert time.monotonic() < deadline, running.paste(balance)
+        time.sleep(0.2)
+
+
+def _printed_parts(running: Running) -> tuple[str, str]:
+    """What is there to paste, and what may be pasted after it."""
+    first, _, second = running.printed.partition("Or connect the sandbox's own Lightning wallet:")
+    return first, second
+
+
+def curls(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip().startswith("curl ")]
 
 
 def test_every_command_block_of_the_readme_works_pasted_one_after_the_other(running: Running) -> None:
@@ -96,7 +120,13 @@ def test_every_command_block_of_the_readme_works_pasted_one_after_the_other(runn
     printed = running.paste("\n".join(blocks))
     assert '"status":"Settled"' in printed
     assert '"balance":6.825' in printed  # 10,000 sat at the sandbox's 65,000 USD, and 5 %
-    assert '"total_cost_usd":0.000045' in printed
+    assert '"total_cost_usd":0.000045,"input_cost_usd":0.000015,"output_cost_usd":0.00003' in printed
+    assert '"state":"active"' in printed
+    assert '"balance":15.324955' in printed  # 2 spent, 10 and 5 % of it paid by the wallet
+    assert '"state":"settled"' in printed
+    assert '"charged_usd":0.000045,"refunded_usd":0,"net_usd":0.000045' in printed
+    assert "id,timestamp,model,provider,endpoint,input_count" in printed
+    assert '"total_usage":' in printed
     assert "nothing differs" in printed
 
 

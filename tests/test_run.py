@@ -96,6 +96,8 @@ def test_demo_prints_seven_names_and_they_work(program: Program, demo: dict[str,
     names = ["base_url", "sandbox_url", "credit_id", "api_key", "service_token", "admin_token", "nwc_url"]
     assert list(demo) == names
     assert demo["base_url"] == program.base_url
+    assert demo["nwc_url"].startswith("nostr+walletconnect://")
+    assert f"127.0.0.1%3A{program.sandbox_port}%2Frelay" in demo["nwc_url"]
 
     fresh = dict(program.answer("demo"))
     assert balance(fresh) == Decimal("5.25")
@@ -166,8 +168,12 @@ def test_ctrl_c_stops_everything_and_a_second_run_finds_the_balance() -> None:
         assert is_free(program.sandbox_port)
         assert "Traceback" not in program.printed + program.logged
 
-        program.run()
+        assert demo["nwc_url"] is not None
+        as_an_earlier_version_left_it = json.dumps(demo | {"nwc_url": None})
+        (program.data_dir / "demo.json").write_text(as_an_earlier_version_left_it)
+        program.run("--demo")
         assert balance(demo) == Decimal("4.00")
+        eventually(lambda: json.loads((program.data_dir / "demo.json").read_text()) == demo)
         assert program.answer("audit")["findings"] == []
         assert program.interrupt() == 0
 

@@ -1,23 +1,28 @@
 """How HTTP asks for accounts: open one, and ask for its balance in three ways."""
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import msgspec
 from litestar import Request, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.accounts import open_account
+from app.accounts.runway import Runway, read_runway
 from app.kernel.db import Database
 from app.kernel.errors import MalformedHeader
 from app.kernel.idempotency import Once
-from app.kernel.money import JsonNumber, usd
+from app.kernel.money import JsonNumber, number, usd, usd_or_null
 from app.kernel.ratelimit import block_of, count_or_refuse
 from app.kernel.security import Caller
 from app.kernel.settings import Settings
 from app.keys.issue import Keyring
 from app.keys.verify import Verifier, authenticate, require_scope
 from app.ledger.statement import Balance, balance
+
+_NULL: Final = msgspec.Raw(b"null")
 
 
 class NewAccount(msgspec.Struct, frozen=True):
@@ -34,16 +39,23 @@ class BalanceRequest(msgspec.Struct, frozen=True):
 
 
 class BalanceView(msgspec.Struct, frozen=True):
-    """USD: what is on the account, what calls in flight hold of it, and what may be spent now."""
+    """USD: what is on the account, what calls in flight hold of it, and what may be spent now; and how long it lasts."""
 
     balance: JsonNumber
     held: JsonNumber
     available: JsonNumber
     currency: str
+    burn_usd_per_day: JsonNumber
+    runway_days: JsonNumber
+    low: bool | None
 
     @classmethod
-    def of(cls, found: Balance) -> "BalanceView":
-        return cls(usd(found.posted_nusd), usd(found.held_nusd), usd(found.available_nusd), "USD")
+    def of(cls, found: Balance, lasts: Runway) -> "BalanceView":
+        tenths = lasts.tenths_of_days
+        return cls(
+            usd(found.posted_nusd), usd(found.held_nusd), usd(found.available_nusd), "USD",
+            usd_or_null(lasts.burn_nusd_per_day), _NULL if tenths is None else number(tenths, 1), lasts.is_low,
+        )  # fmt: skip
 
 
 @post("/accounts/create", tags=["Accounts"], summary="Open an account")
@@ -98,4 +110,9 @@ async def read_balance(caller: NamedDependency[Caller], db: NamedDependency[Data
 
 async def _balance(db: Database, caller: Caller) -> BalanceView:
     require_scope(caller, "balance")
-    return BalanceView.of(await db.transaction(lambda session: balance(session, caller.account_id)))
+
+    async def work(session: AsyncSession) -> BalanceView:
+        found = await balance(session, caller.account_id)
+        return BalanceView.of(found, await read_runway(session, caller.account_id, found, datetime.now(UTC)))
+
+    return await db.transaction(work)

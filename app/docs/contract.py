@@ -6,6 +6,7 @@ Who may call, and which errors can come, is read from the names of the handler's
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -138,7 +139,8 @@ def _complete_request(operation: Json, handler: HTTPRouteHandler, schemas: Schem
         operation["parameters"].append(ONCE | {"schema": ONCE["schema"] | guarded})
     data = handler.parsed_fn_signature.parameters.get("data")
     if data is not None:
-        schema = schemas.of(data.annotation, is_read=True)
+        # Litestar takes off what is annotated to a type: what a raw body holds.
+        schema = schemas.of(data.raw if data.annotation is msgspec.Raw else data.annotation, is_read=True)
         kinds = [one for one in schema.get("oneOf", [schema]) if one != _NULL]
         shown = BODIES.get(operation["operationId"]) or example(kinds[0], schemas.found)
         media = {"schema": kinds[0] if len(kinds) == 1 else {"oneOf": kinds}, "example": shown}
@@ -160,12 +162,15 @@ def _complete_answers(operation: Json, handler: HTTPRouteHandler, schemas: Schem
     status, answer = next(one for one in operation["responses"].items() if one[0].startswith("2"))
     good = {
         "description": "Created" if status == "201" else "OK",
-        "headers": always | (_headers("Idempotent-Replayed") if "once" in needs else {}),
+        "headers": always
+        | dict(sorted(answer.get("headers", {}).items()))
+        | (_headers("Idempotent-Replayed") if "once" in needs else {}),
     }
     if media_type := next(iter(answer.get("content", ())), None):
         told = handler.parsed_fn_signature.return_type
         told = told.inner_types[0] if told.is_subclass_of(Response) and told.inner_types else told
-        good["content"] = {media_type: {"schema": schemas.of(told.annotation, is_read=False)}}
+        if told.annotation is not NoneType:
+            good["content"] = {media_type: {"schema": schemas.of(told.annotation, is_read=False)}}
     operation["responses"] = {status: good}
     errors = list(dict.fromkeys(refusals(operation, needs, schemas)))
     for bad in sorted({error.status for error in errors}):

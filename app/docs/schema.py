@@ -42,6 +42,8 @@ class Schemas:
 
     def _of(self, kind: mi.Type, *, is_read: bool) -> Json:
         match kind:
+            case mi.Metadata(extra={"holds": held}):  # read as it is, and looked into later
+                return self.of(held, is_read=is_read)
             case mi.Metadata(type=inner):
                 return self._of(inner, is_read=is_read)
             case mi.StructType(cls=cls):
@@ -51,9 +53,10 @@ class Schemas:
                 return {"$ref": f"#/components/schemas/{cls.__name__}"}
             case mi.UnionType(types=types):
                 return _union([self._of(one, is_read=is_read) for one in types])
-            case mi.CollectionType(item_type=item, max_length=most):
+            case mi.CollectionType(item_type=item, min_length=least, max_length=most):
                 items = {"type": "array", "items": self._of(item, is_read=is_read)}
-                return items | ({} if most is None else {"maxItems": most})
+                limits = {"minItems": least, "maxItems": most}
+                return items | {word: limit for word, limit in limits.items() if limit is not None}
             case mi.DictType(value_type=value):
                 return {"type": "object", "additionalProperties": self._of(value, is_read=is_read) or True}
             case mi.LiteralType(values=values):

@@ -7,10 +7,10 @@
     ├─ MissingScope, ModelNotAllowed, AccountFrozen                     403
     ├─ NotFound, InvoiceNotFound, KeyNotFound, HoldNotFound             404
     ├─ IdempotencyKeyReuse, IdempotencyInProgress, RequestIdReuse,
-    │  HoldClosed, NameTaken                                            409
+    │  HoldClosed, AlreadyRefunded, NameTaken                           409
     ├─ BodyTooLarge 413, UnsupportedMediaType                           415
     ├─ InvalidField, AmountOutOfRange, UnsupportedCurrency,
-    │  UnknownMethod, ModelNotPriced                                    422
+    │  UnknownMethod, ModelNotPriced, WalletSilent, WalletNotUsable     422
     ├─ RateLimitExceeded, FundsHeld                                     429
     └─ PaymentBackendUnavailable, DatabaseUnavailable                   503
 
@@ -166,6 +166,12 @@ class HoldClosed(AppError):
     status, code, type = 409, "hold_closed", "invalid_request_error"
 
 
+class AlreadyRefunded(AppError):
+    """This charge was refunded before, with another amount; a charge is refunded once."""
+
+    status, code, type = 409, "already_refunded", "invalid_request_error"
+
+
 class NameTaken(AppError):
     """Another live key of this account has that name."""
 
@@ -173,7 +179,7 @@ class NameTaken(AppError):
 
 
 class BodyTooLarge(AppError):
-    """The request body is larger than 64 KiB."""
+    """The request body is larger than this route takes: 64 KiB, or 1 MiB for reports of many calls."""
 
     status, code, type = 413, "body_too_large", "invalid_request_error"
 
@@ -212,6 +218,18 @@ class ModelNotPriced(AppError):
     """This model has no price, so it is not sold."""
 
     status, code, type = 422, "model_not_priced", "invalid_request_error"
+
+
+class WalletSilent(AppError):
+    """The wallet could not be reached over this connection, or did not answer; is it running, and is the URL whole?"""
+
+    status, code, type = 422, "wallet_unreachable", "invalid_request_error"
+
+
+class WalletNotUsable(AppError):
+    """The wallet cannot be used over this connection."""
+
+    status, code, type = 422, "wallet_unsuitable", "invalid_request_error"
 
 
 class RateLimitExceeded(AppError):

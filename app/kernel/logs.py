@@ -17,6 +17,9 @@ ALLOWED_FIELDS = frozenset(
 )  # fmt: skip
 
 
+_least = logging.NOTSET
+
+
 def only_allowed_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Drop what is not on the list and say that something was dropped."""
     dropped = [name for name in event if name not in ALLOWED_FIELDS]
@@ -29,6 +32,8 @@ def only_allowed_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> Mut
 
 def configure(level: str) -> None:
     """Send our events, and warnings of libraries, to stderr as one JSON object a line."""
+    global _least
+    _least = logging.getLevelNamesMapping()[level]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -37,13 +42,18 @@ def configure(level: str) -> None:
             only_allowed_fields,
             structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(_least),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format='{"event":"library.warning","where":"%(name)s"}', force=True
     )
+
+
+def is_told(level: int) -> bool:
+    """Whether events of this level are written: asked where even putting one together would cost too much."""
+    return level >= _least
 
 
 def where_it_broke(error: BaseException) -> str:

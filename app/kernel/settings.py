@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from app.kernel.errors import InvalidField
+from app.kernel.money import parse_usd
 from app.kernel.security import Pepper, Sealer
 
 PLACEHOLDER = "change-me"
@@ -58,9 +60,12 @@ class Settings:
     sandbox_port: int
     sandbox_litecoin_rpc: str | None = field(repr=False)
     sandbox_monero_wallet_rpc: str | None = field(repr=False)
+    nwc_auto_topup: bool
     nwc_allow_private_relays: bool
+    lightning_network: str
     meter_batch: bool
     hold_sync_commit: bool
+    ext_authz_hold_usd: str
     accounts_per_hour: int
     accounts_per_hour_per_block: int
     trusted_proxies: str
@@ -82,6 +87,10 @@ class Settings:
     @property
     def sandbox_url(self) -> str:
         return f"http://127.0.0.1:{self.sandbox_port}"
+
+    @property
+    def ext_authz_hold_nusd(self) -> int:
+        return parse_usd(self.ext_authz_hold_usd.encode(), "EXT_AUTHZ_HOLD_USD")
 
     @property
     def pepper(self) -> Pepper:
@@ -140,9 +149,12 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         sandbox_port=read.number("SANDBOX_PORT", min(port + 1, 65535), 1, 65535),
         sandbox_litecoin_rpc=_node_url(read.text("SANDBOX_LITECOIN_RPC", ""), "SANDBOX_LITECOIN_RPC"),
         sandbox_monero_wallet_rpc=_node_url(read.text("SANDBOX_MONERO_WALLET_RPC", ""), "SANDBOX_MONERO_WALLET_RPC"),
+        nwc_auto_topup=read.switch("NWC_AUTO_TOPUP", True),
         nwc_allow_private_relays=read.switch("NWC_ALLOW_PRIVATE_RELAYS", False),
+        lightning_network=read.choice("LIGHTNING_NETWORK", _network(read, methods), ("bc", "tb", "tbs", "bcrt")),
         meter_batch=read.switch("METER_BATCH", True),
         hold_sync_commit=read.switch("HOLD_SYNC_COMMIT", True),
+        ext_authz_hold_usd=_positive_usd(read.text("EXT_AUTHZ_HOLD_USD", "0.01"), "EXT_AUTHZ_HOLD_USD"),
         accounts_per_hour=read.number("ACCOUNTS_PER_HOUR", 10_000 if production else 1_000_000, 1, 10**9),
         accounts_per_hour_per_block=read.number("ACCOUNTS_PER_HOUR_PER_BLOCK", 30 if production else 100_000, 1, 10**9),
         trusted_proxies=_networks(read.text("TRUSTED_PROXIES", "")),
@@ -278,6 +290,22 @@ def _pairs(text: str, name: str, left: re.Pattern[str], right: re.Pattern[str]) 
             raise SettingsError(f"{name}: {item!r} is not a pair it takes, or stands twice; see deploy/.env.example")
         pairs.append((key, value))
     return tuple(pairs)
+
+
+def _network(read: _Reader, methods: tuple[tuple[str, str], ...]) -> str:
+    """The sandbox's Lightning is regtest's; whatever else is given is taken for the real one."""
+    return "bc" if read.text("BTCPAY_URL", "") or ("btc-lightning", "btcpay") not in methods else "bcrt"
+
+
+def _positive_usd(text: str, name: str) -> str:
+    """With a hold of nothing, an account that has nothing would be let through."""
+    try:
+        is_positive = text.isascii() and parse_usd(text.encode(), name) > 0
+    except InvalidField:
+        is_positive = False
+    if not is_positive:
+        raise SettingsError(f"{name}={text!r} is not an amount in USD above 0, such as 0.01")
+    return text
 
 
 def _url(text: str, name: str) -> str:

@@ -50,14 +50,14 @@ class Verifier:
     async def owner_of(self, *, secret: str | None = None, sha256: bytes | None = None) -> KeyOwner | None:
         """The account and key a secret (or its SHA-256) was issued for; says nothing of what it may do now."""
         if secret is not None:
-            if not is_wellformed(secret, "sk"):
-                return None
             sha256 = hashlib.sha256(secret.encode()).digest()
         assert sha256 is not None
         cached = self._owners.get(sha256)
         if cached is not None:
             self._owners.move_to_end(sha256)
             return cached
+        if secret is not None and not is_wellformed(secret, "sk"):
+            return None
         return await self._look_up(sha256)
 
     async def _look_up(self, sha256: bytes) -> KeyOwner | None:

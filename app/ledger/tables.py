@@ -4,11 +4,11 @@ import uuid
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import BigInteger, CheckConstraint, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, Index, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import UUID
 from sqlmodel import Field, SQLModel
 
-from app.kernel.tables import account_key, money, when, words
+from app.kernel.tables import account_key_of_calls, money, when, words
 
 
 class AccountStatus(StrEnum):
@@ -29,7 +29,8 @@ class EntryKind(StrEnum):
 class Account(SQLModel, table=True):
     """A customer's balance: `posted` is the sum of its entries, `held` the sum of its open holds.
 
-    There is no CHECK on posted: a settle records what was used, even below the floor.
+    There is no CHECK on posted: a settle records what was used, even below the floor. A charge that leaves less
+    than `low_nusd` says so, for those who keep the balance filled; null where nobody does.
     """
 
     __table_args__ = (
@@ -44,6 +45,7 @@ class Account(SQLModel, table=True):
     held_nusd: int = money()
     floor_nusd: int = money()
     entry_count: int = money()
+    low_nusd: int | None = money(nullable=True)
     status: str = words(default="active", sa_column_kwargs={"server_default": "active"})
     created_at: datetime = when()
     updated_at: datetime = when()
@@ -53,19 +55,23 @@ class Entry(SQLModel, table=True):
     """One movement between an account and a house account (`contra`), double entry in one row.
 
     `id` counts 1, 2, 3 … within its account without a gap, so a missing entry shows. Append-only: the
-    runtime role may not UPDATE or DELETE here; a mistake is corrected by another entry.
+    runtime role may not UPDATE or DELETE here; a mistake is corrected by another entry. `usage_id` is the call
+    behind an entry of usage.
     """
 
     __table_args__ = (
         UniqueConstraint("account_id", "kind", "reference", name="entry_once"),
         CheckConstraint("kind IN ('topup', 'bonus', 'usage', 'refund', 'adjustment')", name="entry_kind_known"),
+        CheckConstraint("(kind = 'usage') = (usage_id IS NOT NULL)", name="entry_of_usage_has_its_call"),
+        Index("entry_refund", "created_at", postgresql_where=text("kind = 'refund'")),
     )
 
-    account_id: uuid.UUID = account_key()
+    account_id: uuid.UUID = account_key_of_calls()
     id: int = Field(sa_type=BigInteger, primary_key=True, sa_column_kwargs={"autoincrement": False})
     kind: str = words()
     reference: str = words()
     contra: str = words()
     amount_nusd: int = money(default=None)
     balance_after_nusd: int = money(default=None)
+    usage_id: uuid.UUID | None = Field(default=None, sa_type=UUID)
     created_at: datetime = when()

@@ -1,8 +1,9 @@
 """How a proxy asks for metering. A verdict against the caller is a 200 that says `deny`, so that a proxy
 never blames its user for a failure of ours."""
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -10,11 +11,18 @@ from litestar import Controller, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from app.kernel.errors import AppError, InvalidApiKey, InvalidField, ModelNotPriced, RequestIdReuse
+from app.kernel.db import Database
+from app.kernel.errors import AppError, InvalidApiKey, InvalidField, RequestIdReuse
+from app.kernel.logs import log
 from app.kernel.money import JsonNumber, is_given, parse_usd, usd
 from app.kernel.security import Service
 from app.keys.verify import KeyOwner, Verifier
-from app.metering.holds import Ask, Charged, Meter, Work
+from app.ledger.charge import ChargeId
+from app.metering.holds import Ask, Charged, HoldTicket, Meter, Work
+from app.metering.priced import Cost, Limits, Pricer
+from app.metering.refund import refund
+from app.pricing import quote
+from app.pricing.rows import Usage
 
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+\Z")]
 Sha256Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
@@ -26,33 +34,75 @@ NOT_GIVEN = msgspec.Raw(b"")
 
 
 class UsageUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a call used; `input_tokens` includes the cached ones."""
+    """What a call used; `input_tokens` includes the cached ones. Seconds are whole, rounded up."""
 
     input_tokens: Count | None = None
     output_tokens: Count | None = None
     cache_read_tokens: Count | None = None
     cache_write_tokens: Count | None = None
+    cache_write_1h_tokens: Count | None = None
     reasoning_tokens: Count | None = None
+    audio_input_tokens: Count | None = None
+    audio_output_tokens: Count | None = None
+    image_input_tokens: Count | None = None
+    image_output_tokens: Count | None = None
     images: Count | None = None
     characters: Count | None = None
     audio_seconds: Count | None = None
     video_seconds: Count | None = None
+    pixels: Count | None = None
+    queries: Count | None = None
+
+    def counted(self) -> Usage:
+        return Usage(**{name: count for name in self.__struct_fields__ if (count := getattr(self, name)) is not None})
+
+
+class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a call about to be made is known to need, and how it is made. Without `max_output_tokens`, what the model can
+    answer at most is held for, or 16,384 tokens."""
+
+    input_tokens: Count | None = None
+    max_output_tokens: Count | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=128)] = 1
+    characters: Count | None = None
+    audio_seconds: Count | None = None
+    images: Count | None = None
+    size: Word | None = None
+    quality: Word | None = None
+    video_seconds: Count | None = None
+    resolution: Word | None = None
+    service_tier: Word | None = None
+
+    def usage(self) -> Usage:
+        return Usage(**{name: getattr(self, name) or 0 for name in _ESTIMATED})
+
+    def attributes(self) -> dict[str, str]:
+        return {name: value for name in _ATTRIBUTES if (value := getattr(self, name)) is not None}
+
+
+_ESTIMATED: Final = ("input_tokens", "characters", "audio_seconds", "images", "video_seconds")
+_ATTRIBUTES: Final = ("quality", "resolution", "service_tier", "size")
+Features = Annotated[list[Word], msgspec.Meta(max_length=16)]
 
 
 class AuthorizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """May this key spend up to `max_cost_usd` on a call?"""
+    """May this key make a call like this one, or one of up to `max_cost_usd`? Give one of the two."""
 
     request_id: RequestId
     api_key: str | None = None
     api_key_hash: Sha256Hex | None = None
     endpoint: Word | None = None
     model: Word | None = None
+    estimate: Estimate | None = None
     max_cost_usd: JsonNumber = NOT_GIVEN
+    features: Features = msgspec.field(default_factory=list)
+    mode: Literal["strict", "clamp"] = "strict"
+    min_output_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**12)] | None = None
     ttl_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 900
 
 
 class WorkDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is told of a call after it was made."""
+    """What is told of a call after it was made: what it used, or what it cost. A cost decides if both are given."""
 
     cost_usd: JsonNumber = NOT_GIVEN
     outcome: Outcome = "completed"
@@ -60,13 +110,14 @@ class WorkDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     usage_estimated: bool = False
     served_model: Word | None = None
     provider: Word | None = None
+    features_used: Features = msgspec.field(default_factory=list)
     upstream_id: Word | None = None
     latency_ms: Milliseconds | None = None
     ttft_ms: Milliseconds | None = None
 
 
 class SettleRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a call that was held for has cost."""
+    """What a call that was held for has used or cost."""
 
     hold_id: str
 
@@ -78,8 +129,24 @@ class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Word | None = None
 
 
+class ExtendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The call takes longer; `captured_usd` is what it has cost so far."""
+
+    hold_id: str
+    ttl_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 900
+    captured_usd: JsonNumber = NOT_GIVEN
+
+
+class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Without `amount_usd`, all that was charged."""
+
+    charge_id: str
+    amount_usd: JsonNumber = NOT_GIVEN
+    reason: Word | None = None
+
+
 class ChargeRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Work already priced; refused above `max_cost_usd`, if that is given."""
+    """A call that was made already; refused if it costs more than `max_cost_usd`, where that is given."""
 
     request_id: RequestId
     api_key: str | None = None
@@ -114,7 +181,7 @@ class Allowed(msgspec.Struct, frozen=True):
 
 
 class CostView(msgspec.Struct, frozen=True):
-    """The cost by line; lines are null where the call came already priced."""
+    """The cost by line, which add up to the total; lines are null where the call came already priced."""
 
     total_cost_usd: JsonNumber
     input_cost_usd: JsonNumber = msgspec.Raw(b"null")
@@ -123,11 +190,16 @@ class CostView(msgspec.Struct, frozen=True):
     media_cost_usd: JsonNumber = msgspec.Raw(b"null")
     fees_usd: JsonNumber = msgspec.Raw(b"null")
 
+    @classmethod
+    def of(cls, charged: Charged) -> "CostView":
+        parts = charged.lines["parts"] if charged.lines else ()
+        return cls(usd(charged.cost_nusd), *(usd(part_nusd) for part_nusd in parts))
+
 
 class ChargeView(msgspec.Struct, frozen=True, omit_defaults=True):
     """A charge as it was recorded, also for every repeat."""
 
-    charge_id: UUID
+    charge_id: str
     cost: CostView
     balance_usd: JsonNumber
     held_usd: JsonNumber
@@ -137,10 +209,10 @@ class ChargeView(msgspec.Struct, frozen=True, omit_defaults=True):
     key_id: UUID | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
-    def of(cls, charged: Charged, **more: Any) -> "ChargeView":
+    def of(cls, charged: Charged, charged_account: UUID, **more: Any) -> "ChargeView":
         return cls(
-            charged.charge_id,
-            CostView(usd(charged.cost_nusd)),
+            str(ChargeId(charged_account, charged.charge_id)),
+            CostView.of(charged),
             usd(charged.balance_nusd),
             usd(charged.held_nusd),
             [flag for flag in charged.flags.split(",") if flag],
@@ -152,6 +224,22 @@ class Released(msgspec.Struct, frozen=True):
     balance_usd: JsonNumber
     held_usd: JsonNumber
     status: str = "released"
+
+
+class Extended(msgspec.Struct, frozen=True):
+    hold_usd: JsonNumber
+    expires_at: datetime
+    balance_usd: JsonNumber
+    held_usd: JsonNumber
+    available_usd: JsonNumber
+    status: str = "extended"
+
+
+class RefundView(msgspec.Struct, frozen=True):
+    charge_id: str
+    refunded_usd: JsonNumber
+    balance_usd: JsonNumber
+    status: str = "refunded"
 
 
 class MeterController(Controller):
@@ -166,31 +254,44 @@ class MeterController(Controller):
         service: NamedDependency[Service],
         verifier: NamedDependency[Verifier],
         meter: NamedDependency[Meter],
+        pricer: NamedDependency[Pricer],
         data: JSONBody[AuthorizeRequest],
     ) -> Allowed | Denied:
-        """Holds `max_cost_usd`. The same request_id again answers the same hold, also after it was settled."""
+        """Holds what the call may cost: by the catalogue for an `estimate`, or `max_cost_usd`. With `mode: clamp` it
+        holds what there is, if that pays for an answer of `min_output_tokens`, and grants as many tokens as that pays for.
+        The same request_id again answers the same hold, also after it was settled."""
+        estimated = _estimated(data)
         try:
-            if not is_given(data.max_cost_usd):
-                raise ModelNotPriced(
-                    "max_cost_usd is required: calls are not priced from the catalogue yet; send the most this one may cost",
-                    param="max_cost_usd",
-                )
-            amount_nusd = parse_usd(data.max_cost_usd, "max_cost_usd")
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
-            ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint, data.ttl_seconds)
-            held = await meter.authorize(service.name, owner, ask)
+            if estimated is None:
+                amount_nusd = parse_usd(data.max_cost_usd, "max_cost_usd")
+                limits = Limits(amount_nusd, amount_nusd, await pricer.version())
+            else:
+                estimated = quote.by_account(estimated, str(owner.account_id))
+                limits = await pricer.limits(estimated, _least_tokens(data))
+            held = await meter.authorize(service.name, owner, _ask(data, limits))
+            granted = None
+            if estimated is not None and held.price_version is not None:
+                granted = await pricer.granted_output_tokens(
+                    estimated, held.price_version, held.amount_nusd, held.made_at
+                )
         except AppError as error:
             return _verdict(error)
         return Allowed(
-            held.hold_id, held.account_id, held.key_id, usd(held.amount_nusd), usd(held.available_nusd), held.expires_at
-        )
+            held.hold_id, held.account_id, held.key_id, usd(held.amount_nusd), usd(held.available_nusd), held.expires_at,
+            granted, held.price_version,
+        )  # fmt: skip
 
-    @post("/settle", status_code=200, summary="What the call cost")
+    @post("/settle", status_code=200, summary="What the call used or cost")
     async def settle(
-        self, service: NamedDependency[Service], meter: NamedDependency[Meter], data: JSONBody[SettleRequest]
+        self,
+        service: NamedDependency[Service],
+        meter: NamedDependency[Meter],
+        pricer: NamedDependency[Pricer],
+        data: JSONBody[SettleRequest],
     ) -> ChargeView:
         """Always charges what was used. The first settle wins; a repeat gets the same answer."""
-        return ChargeView.of(await meter.settle(service.name, data.hold_id, _work(data)))
+        return await settled(service, meter, pricer, data)
 
     @post("/release", status_code=200, summary="The call was not made")
     async def release(
@@ -200,26 +301,72 @@ class MeterController(Controller):
         found = await meter.release(service.name, data.hold_id)
         return Released(usd(found["posted_nusd"]), usd(found["held_nusd"]))
 
+    @post("/extend", status_code=200, summary="The call takes longer")
+    async def extend(
+        self, service: NamedDependency[Service], meter: NamedDependency[Meter], data: JSONBody[ExtendRequest]
+    ) -> Extended:
+        """Keeps the hold for `ttl_seconds` from now at least. It grows to `captured_usd`, what the call has cost so far,
+        also beyond the balance: see `available_usd` before going on. For a hold that is not open: 409 `hold_closed`."""
+        captured_nusd = parse_usd(data.captured_usd, "captured_usd") if is_given(data.captured_usd) else 0
+        found = await meter.extend(service.name, data.hold_id, data.ttl_seconds, captured_nusd)
+        posted_nusd, held_nusd = found["posted_nusd"], found["held_nusd"]
+        available = max(0, posted_nusd - held_nusd - found["floor_nusd"])
+        return Extended(
+            usd(found["amount_nusd"]), found["expires_at"], usd(posted_nusd), usd(held_nusd), usd(available)
+        )
+
     @post("/charge", status_code=200, summary="Authorize and settle in one")
     async def charge(
         self,
         service: NamedDependency[Service],
         verifier: NamedDependency[Verifier],
         meter: NamedDependency[Meter],
+        pricer: NamedDependency[Pricer],
         data: JSONBody[ChargeRequest],
     ) -> ChargeView | Denied:
-        """For work already priced. The same request_id again answers the same charge."""
-        work = _work(data)
-        amount_nusd = parse_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
-        if work.cost_nusd > amount_nusd:
-            raise InvalidField("cost_usd is above max_cost_usd", param="cost_usd")
+        """For work already done: what it used, by today's prices, or what it cost. The same request_id again answers the
+        same charge."""
+        must_tell_what_it_cost(data)
         try:
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
+            call = quote.Call(data.model or "", account=str(owner.account_id))
+            work = await _work(data, pricer, call, None)
+            amount_nusd = (
+                parse_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
+            )
+            if work.cost_nusd > amount_nusd:
+                raise InvalidField("the call cost more than max_cost_usd", param="max_cost_usd")
             ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint)
             charged = await meter.charge(service.name, owner, ask, work)
         except AppError as error:
             return _verdict(error)
-        return ChargeView.of(charged, decision="allow", account_id=owner.account_id, key_id=owner.key_id)
+        return ChargeView.of(
+            charged, owner.account_id, decision="allow", account_id=owner.account_id, key_id=owner.key_id
+        )
+
+    @post("/refund", status_code=200, summary="Money back for a charge")
+    async def refund(
+        self, service: NamedDependency[Service], db: NamedDependency[Database], data: JSONBody[RefundRequest]
+    ) -> RefundView:
+        """Once for each charge: a repeat gets the first answer, another amount 409 `already_refunded`. The key's limit is
+        given back too."""
+        amount_nusd = parse_usd(data.amount_usd, "amount_usd") if is_given(data.amount_usd) else None
+        done = await refund(db, service.name, data.charge_id, amount_nusd)
+        log.info("meter.refunded", amount_nusd=done.amount_nusd, reason=data.reason)
+        return RefundView(data.charge_id, usd(done.amount_nusd), usd(done.balance_nusd))
+
+
+async def settled(service: Service, meter: Meter, pricer: Pricer, data: SettleRequest) -> ChargeView:
+    """Settle one call. Raises HoldNotFound, and InvalidField for work that cannot be told the price of."""
+    return await charged_for(service, meter, pricer, meter.opened(service.name, data.hold_id), data)
+
+
+async def charged_for(service: Service, meter: Meter, pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> ChargeView:
+    """Charge work that was done under a ticket, at the prices that it was authorized by."""
+    must_tell_what_it_cost(data)
+    call = quote.Call(ticket.model or "", account=str(ticket.account_id), attributes=ticket.attributes or {})
+    work = await _work(data, pricer, call, ticket)
+    return ChargeView.of(await meter.settle(service.name, ticket, work), ticket.account_id)
 
 
 def _verdict(error: AppError) -> Denied:
@@ -239,14 +386,48 @@ async def _owner(verifier: Verifier, secret: str | None, sha256_hex: str | None)
     return owner
 
 
-def _work(data: WorkDone) -> Work:
-    if not is_given(data.cost_usd):
-        raise InvalidField(
-            "cost_usd is required: calls are not priced from the catalogue yet; send what this one cost",
-            param="cost_usd",
-        )
+def _estimated(data: AuthorizeRequest) -> quote.Ask | None:
+    """What the catalogue is asked, None where the proxy says itself what the call may cost."""
+    if is_given(data.max_cost_usd) == (data.estimate is not None):
+        raise InvalidField("give either estimate or max_cost_usd", param="max_cost_usd")
+    if data.estimate is None:
+        if data.mode == "clamp":
+            raise InvalidField("mode clamp needs an estimate, to know what a token costs", param="mode")
+        return None
+    if data.model is None:
+        raise InvalidField("model is required to price an estimate", param="model")
+    call = quote.Call(data.model, attributes=data.estimate.attributes(), features=tuple(data.features))
+    return quote.Ask(call, data.estimate.usage(), data.estimate.max_output_tokens, data.estimate.n)
+
+
+def _least_tokens(data: AuthorizeRequest) -> int | None:
+    return (data.min_output_tokens or 1) if data.mode == "clamp" else None
+
+
+def _ask(data: AuthorizeRequest, limits: Limits) -> Ask:
+    asked = None
+    if data.estimate is not None:
+        asked = msgspec.json.encode((data.estimate, data.features, data.mode, data.min_output_tokens))
+    return Ask(
+        data.request_id, limits.amount_nusd, data.model, data.endpoint, data.ttl_seconds, limits.min_nusd,
+        limits.price_version, asked, data.estimate.attributes() if data.estimate else None,
+    )  # fmt: skip
+
+
+def must_tell_what_it_cost(data: WorkDone) -> None:
+    """Raises InvalidField."""
+    if not is_given(data.cost_usd) and data.usage is None:
+        raise InvalidField("give usage, to be priced from the catalogue, or cost_usd", param="usage")
+
+
+async def _work(data: WorkDone, pricer: Pricer, asked: quote.Call, ticket: HoldTicket | None) -> Work:
+    cost = (
+        Cost(parse_usd(data.cost_usd, "cost_usd"))
+        if is_given(data.cost_usd)
+        else await _priced(data, pricer, asked, ticket)
+    )
     return Work(
-        cost_nusd=parse_usd(data.cost_usd, "cost_usd"),
+        cost_nusd=cost.cost_nusd,
         outcome=data.outcome,
         served_model=data.served_model,
         provider=data.provider,
@@ -254,5 +435,29 @@ def _work(data: WorkDone) -> Work:
         latency_ms=data.latency_ms,
         ttft_ms=data.ttft_ms,
         units=msgspec.to_builtins(data.usage) if data.usage else None,
-        flags="usage_estimated" if data.usage_estimated else None,
+        price_version=cost.price_version,
+        lines=cost.lines,
+        flags=_joined((*cost.flags, *(("usage_estimated",) if data.usage_estimated else ()))),
     )
+
+
+async def _priced(data: WorkDone, pricer: Pricer, asked: quote.Call, ticket: HoldTicket | None) -> Cost:
+    assert data.usage is not None
+    served = quote.Call(
+        data.served_model or asked.model,
+        data.provider or "",
+        asked.account,
+        asked.attributes,
+        tuple(data.features_used),
+    )
+    if not served.model:
+        raise InvalidField("a call without a model has no price: give served_model, or cost_usd", param="served_model")
+    if ticket is None:
+        return await pricer.cost(None, asked, served, data.usage.counted(), None, None)
+    return await pricer.cost(
+        ticket.price_version, asked, served, data.usage.counted(), ticket.made_at, ticket.amount_nusd
+    )
+
+
+def _joined(flags: Iterable[str]) -> str | None:
+    return ",".join(flags) or None

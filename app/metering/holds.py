@@ -4,11 +4,12 @@ import base64
 import binascii
 import hashlib
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import msgspec
 from psycopg.types.json import Jsonb
 
 from app.kernel.db import Database, Row, new_id
@@ -36,20 +37,51 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ATTEMPTS: Final = 4
 
 
+class _Carried(msgspec.Struct, frozen=True, array_like=True):
+    """What a ticket carries besides ids: times are microseconds since 1970."""
+
+    request_id: str
+    window_start: int
+    made_at: int
+    amount_nusd: int | None
+    price_version: int | None
+    model: str | None
+    endpoint: str | None
+    attributes: dict[str, str] | None
+
+
+_pack: Final = msgspec.msgpack.Encoder().encode
+_unpack: Final = msgspec.msgpack.Decoder(_Carried).decode
+
+
 @dataclass(frozen=True, slots=True)
 class HoldTicket:
-    """What an opaque `hold_id` carries, so that a settle needs no look-up, and works when the hold's row is gone."""
+    """What an opaque `hold_id` carries, so that a settle needs no look-up, and works when the hold's row is gone.
+
+    `amount_nusd` is what was held at first, None for a call that nothing was held for; `window_start` is None where
+    the call counts to the key's window of the moment it is settled.
+    """
 
     account_id: uuid.UUID
     key_id: uuid.UUID
     hold_id: uuid.UUID
-    window_start: datetime
     request_id: str
+    window_start: datetime | None
+    made_at: datetime
+    amount_nusd: int | None
+    price_version: int | None = None
+    model: str | None = None
+    endpoint: str | None = None
+    attributes: Mapping[str, str] | None = None
 
     def sealed(self, pepper: Pepper, service: str) -> str:
         """The wire form, which only the service it was made for can use."""
-        body = self.account_id.bytes + self.key_id.bytes + self.hold_id.bytes
-        body += _microseconds(self.window_start).to_bytes(8) + self.request_id.encode()
+        assert self.window_start is not None
+        carried = _Carried(
+            self.request_id, _microseconds(self.window_start), _microseconds(self.made_at), self.amount_nusd,
+            self.price_version, self.model, self.endpoint, dict(self.attributes) if self.attributes else None,
+        )  # fmt: skip
+        body = self.account_id.bytes + self.key_id.bytes + self.hold_id.bytes + _pack(carried)
         return _base64(pepper.tag(b"hold", service.encode(), body) + body)
 
     @classmethod
@@ -63,23 +95,46 @@ class HoldTicket:
         # Base64 reads several spellings alike; only the one we gave out is ours.
         if len(body) < 57 or _base64(data) != text or not equal(tag, pepper.tag(b"hold", service.encode(), body)):
             raise HoldNotFound
-        ids = [uuid.UUID(bytes=body[start : start + 16]) for start in (0, 16, 32)]
-        return cls(ids[0], ids[1], ids[2], _from_microseconds(int.from_bytes(body[48:56])), body[56:].decode())
+        account_id, key_id, hold_id = (uuid.UUID(bytes=body[start : start + 16]) for start in (0, 16, 32))
+        it = _carried(body[48:])
+        return cls(
+            account_id, key_id, hold_id, it.request_id, _from_microseconds(it.window_start), _from_microseconds(it.made_at),
+            it.amount_nusd, it.price_version, it.model, it.endpoint, it.attributes,
+        )  # fmt: skip
+
+
+def _carried(data: bytes) -> _Carried:
+    """Also from a ticket that was given out before tickets carried prices: its call must be charged too."""
+    try:
+        return _unpack(data)
+    except msgspec.MsgspecError:
+        window_start = int.from_bytes(data[:8])
+        return _Carried(data[8:].decode(), window_start, _microseconds(datetime.now(UTC)), None, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a proxy asks to hold for a call about to be made."""
+    """What a proxy asks to hold for a call about to be made: `amount_nusd`, or what there is of it from `min_nusd` up.
+
+    `asked` tells apart requests whose amount follows from prices: the same one again may come to another amount.
+    `attributes` (quality, size, …) are kept for pricing the call when it is settled.
+    """
 
     request_id: str
     amount_nusd: int
     model: str | None
     endpoint: str | None
     ttl_seconds: int = 900
+    min_nusd: int | None = None
+    price_version: int | None = None
+    asked: bytes | None = None
+    attributes: Mapping[str, str] | None = None
 
     def fingerprint(self, owner: KeyOwner) -> bytes:
         """Tells a repeat of this request from another one, or another key's, under the same request_id."""
-        return hashlib.sha256(repr((owner.key_id, self)).encode()).digest()
+        asked = (self.amount_nusd, self.min_nusd) if self.asked is None else self.asked
+        told = (owner.key_id.hex, self.request_id, self.model, self.endpoint, self.ttl_seconds, asked)
+        return hashlib.sha256(repr(told).encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +146,14 @@ class Held:
     key_id: uuid.UUID
     amount_nusd: int
     available_nusd: int
+    made_at: datetime
     expires_at: datetime
+    price_version: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a call turned out to be: its cost, and what explains it."""
+    """What a call turned out to be: its cost, and what explains it (priced.py has `lines`)."""
 
     cost_nusd: int
     outcome: str = "completed"
@@ -105,11 +162,18 @@ class Work:
     upstream_id: str | None = None
     latency_ms: int | None = None
     ttft_ms: int | None = None
-    units: Mapping[str, Any] | None = field(default=None)
+    units: Mapping[str, Any] | None = None
+    price_version: int | None = None
+    lines: Mapping[str, Any] | None = None
     flags: str | None = None
 
     def params(self) -> dict[str, Any]:
-        return _fields(self) | {"units": Jsonb(self.units) if self.units is not None else None}
+        return {
+            "cost_nusd": self.cost_nusd, "outcome": self.outcome, "served_model": self.served_model, "provider": self.provider,
+            "upstream_id": self.upstream_id, "latency_ms": self.latency_ms, "ttft_ms": self.ttft_ms,
+            "units": None if self.units is None else Jsonb(self.units), "price_version": self.price_version,
+            "lines": None if self.lines is None else Jsonb(self.lines), "flags": self.flags,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +185,7 @@ class Charged:
     balance_nusd: int
     held_nusd: int
     flags: str
+    lines: Mapping[str, Any] | None
 
 
 def hold_id_for(service: str, request_id: str) -> uuid.UUID:
@@ -132,6 +197,7 @@ class Meter:
     """The metering verbs. A verdict against the caller is raised as an AppError.
 
     Each is one statement; with `batch`, the calls in flight at one moment are decided in one together.
+    `on_low` is told of an account whose balance a charge took below its `low_nusd`; it must not take long.
     """
 
     def __init__(self, db: Database, pepper: Pepper, *, hold_sync_commit: bool, batch: bool) -> None:
@@ -140,6 +206,7 @@ class Meter:
         self._authorize = decider(db, statements.AUTHORIZE, statements.AUTHORIZE_BATCH if batch else None)
         self._settle = decider(db, statements.SETTLE, statements.SETTLE_BATCH if batch else None)
         self._charge = decider(db, statements.CHARGE, statements.CHARGE_BATCH if batch else None)
+        self.on_low: Callable[[uuid.UUID], None] = lambda _: None
 
     async def authorize(self, service: str, owner: KeyOwner, ask: Ask) -> Held:
         """Hold money for a call, or raise why not. The same request again gets the same hold.
@@ -147,37 +214,53 @@ class Meter:
         Raises the refusals of `_refusal`, and RequestIdReuse for another request under the same id.
         """
         hold_id, fingerprint = hold_id_for(service, ask.request_id), ask.fingerprint(owner)
-        found = await self._authorize(
-            _fields(ask) | _fields(owner) | {
-                "hold_id": hold_id, "service": service, "request_hash": fingerprint,
-                "synchronous_commit": self._synchronous_commit,
-            },
-        )  # fmt: skip
+        min_nusd = ask.amount_nusd if ask.min_nusd is None else ask.min_nusd
+        found = await self._authorize({
+            "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id, "service": service,
+            "request_id": ask.request_id, "request_hash": fingerprint, "amount_nusd": ask.amount_nusd, "min_nusd": min_nusd,
+            "model": ask.model, "endpoint": ask.endpoint, "price_version": ask.price_version, "ttl_seconds": ask.ttl_seconds,
+            "synchronous_commit": self._synchronous_commit,
+        })  # fmt: skip
         if found is None:
             raise InvalidApiKey
         if found["verdict"] == "repeat" and bytes(found["request_hash"]) != fingerprint:
             raise RequestIdReuse
         if found["verdict"] not in ("allow", "repeat"):
-            raise _refusal(found, ask.amount_nusd, ask.model)
-        ticket = HoldTicket(owner.account_id, owner.key_id, hold_id, found["window_start"], ask.request_id)
-        newly_held = ask.amount_nusd if found["verdict"] == "allow" else 0
+            raise _refusal(found, min_nusd, ask.model)
+        ticket = HoldTicket(
+            owner.account_id, owner.key_id, hold_id, ask.request_id, found["window_start"], found["created_at"],
+            found["amount_nusd"], found["price_version"], ask.model, ask.endpoint, ask.attributes,
+        )  # fmt: skip
+        newly_held = found["amount_nusd"] if found["verdict"] == "allow" else 0
         available = found["posted_nusd"] - found["held_nusd"] - found["floor_nusd"] - newly_held
         return Held(
-            ticket.sealed(self._pepper, service), owner.account_id, owner.key_id, ask.amount_nusd, max(0, available),
-            found["expires_at"],
+            ticket.sealed(self._pepper, service), owner.account_id, owner.key_id, found["amount_nusd"], max(0, available),
+            found["created_at"], found["expires_at"], found["price_version"],
         )  # fmt: skip
 
-    async def settle(self, service: str, hold_id: str, work: Work) -> Charged:
+    def opened(self, service: str, hold_id: str) -> HoldTicket:
+        """Raises HoldNotFound for a hold_id that is not this service's."""
+        return HoldTicket.opened(hold_id, self._pepper, service)
+
+    async def settle(self, service: str, hold: HoldTicket | str, work: Work) -> Charged:
         """Charge what was used, whatever the hold said; the first settle wins, a repeat gets its answer.
 
         Raises HoldNotFound for a hold_id that is not this service's.
         """
-        ticket = HoldTicket.opened(hold_id, self._pepper, service)
-        params = _fields(ticket) | work.params() | {"charge_id": new_id(), "service": service}
+        ticket = self.opened(service, hold) if isinstance(hold, str) else hold
+        params = work.params() | {
+            "account_id": ticket.account_id, "key_id": ticket.key_id, "hold_id": ticket.hold_id, "service": service,
+            "request_id": ticket.request_id, "window_start": ticket.window_start, "model": ticket.model,
+            "endpoint": ticket.endpoint, "charge_id": new_id(),
+        }  # fmt: skip
         for _ in range(_ATTEMPTS):
             found = await self._settle(params)
             if found is not None:
-                return _charged(found)
+                return (
+                    _told_again(await self._earlier(params))
+                    if found["is_repeat"]
+                    else self._charged(found, ticket.account_id, work)
+                )
         raise HoldNotFound
 
     async def release(self, service: str, hold_id: str) -> Row:
@@ -185,30 +268,59 @@ class Meter:
 
         Returns posted_nusd and held_nusd. Raises HoldNotFound, and HoldClosed after a settle.
         """
-        ticket = HoldTicket.opened(hold_id, self._pepper, service)
-        found = await decide_one(self._db, statements.RELEASE, _fields(ticket))
+        found = await decide_one(self._db, statements.RELEASE, _place(self.opened(service, hold_id)))
         if found is None:
             raise HoldNotFound
         if found["state_before"] == "settled":
             raise HoldClosed("This hold was settled: the call was made, and its cost is charged")
         return found
 
+    async def extend(self, service: str, hold_id: str, ttl_seconds: int, captured_nusd: int) -> Row:
+        """Keep a hold for `ttl_seconds` from now at least, and let it grow to `captured_nusd`, what the call cost so far.
+
+        Returns amount_nusd, expires_at, posted_nusd, held_nusd and floor_nusd. It grows beyond the balance too: that
+        money is spent already. Raises HoldNotFound, and HoldClosed for one that is no longer open.
+        """
+        params = {"ttl_seconds": ttl_seconds, "captured_nusd": captured_nusd}
+        found = await decide_one(self._db, statements.EXTEND, _place(self.opened(service, hold_id)) | params)
+        if found is None:
+            raise HoldNotFound
+        if found["state"] != "open":
+            after = "its cost is charged" if found["state"] == "settled" else "a settle still charges what was used"
+            raise HoldClosed(f"This hold is {found['state']} and cannot be extended; {after}")
+        return found
+
     async def charge(self, service: str, owner: KeyOwner, ask: Ask, work: Work) -> Charged:
-        """Authorize and settle in one: for work already priced. The same request again gets the same charge.
+        """Authorize and settle in one: for work already done. The same request again gets the same charge.
 
         `ask.amount_nusd` must be there to be spent; `work.cost_nusd` is taken. Raises as `authorize` does.
         """
-        params = _fields(ask) | _fields(owner) | work.params() | {
-            "hold_id": hold_id_for(service, ask.request_id), "service": service, "charge_id": new_id()
+        params = work.params() | {
+            "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id_for(service, ask.request_id),
+            "service": service, "request_id": ask.request_id, "amount_nusd": ask.amount_nusd, "min_nusd": ask.amount_nusd,
+            "model": ask.model, "endpoint": ask.endpoint, "charge_id": new_id(),
         }  # fmt: skip
         found = await self._charge(params)
         if found is None:
             raise InvalidApiKey
-        if found["verdict"] == "repeat" and not _is_same_charge(found, owner, ask, work):
-            raise RequestIdReuse
-        if found["verdict"] not in ("allow", "repeat"):
+        if found["verdict"] == "repeat":
+            earlier = await self._earlier(params)
+            if not _is_same_charge(earlier, owner, ask, work):
+                raise RequestIdReuse
+            return _told_again(earlier)
+        if found["verdict"] != "allow":
             raise _refusal(found, ask.amount_nusd, ask.model)
-        return _charged(found)
+        return self._charged(found, owner.account_id, work)
+
+    def _charged(self, found: Row, account_id: uuid.UUID, work: Work) -> Charged:
+        if found["is_low"]:
+            self.on_low(account_id)
+        return _told_again(found | {"lines": work.lines})
+
+    async def _earlier(self, params: Mapping[str, Any]) -> Row:
+        found = await self._db.one(statements.EARLIER_CHARGE, params)
+        assert found is not None, "an entry is never removed"
+        return found
 
 
 async def expire_holds(db: Database) -> int:
@@ -222,15 +334,20 @@ async def expire_holds(db: Database) -> int:
     return total
 
 
-def _charged(found: Row) -> Charged:
+def _told_again(found: Row) -> Charged:
     return Charged(
-        found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"]
-    )
+        found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"],
+        found["lines"],
+    )  # fmt: skip
 
 
 def _is_same_charge(found: Row, owner: KeyOwner, ask: Ask, work: Work) -> bool:
-    before = (found["earlier_key_id"], found["cost_nusd"], found["earlier_model"], found["earlier_endpoint"])
-    return before == (owner.key_id, work.cost_nusd, ask.model, ask.endpoint)
+    """Prices may have changed since: what was used must be the same then, and what it cost where it came priced."""
+    if found["key_id"] is None:  # that month's calls were dropped
+        return bool(found["cost_nusd"] == work.cost_nusd)
+    before = (found["key_id"], found["model"], found["endpoint"], found["units"])
+    is_same = before == (owner.key_id, ask.model, ask.endpoint, work.units)
+    return is_same and (found["cost_nusd"] == work.cost_nusd or work.lines is not None)
 
 
 def _refusal(found: Row, amount_nusd: int, model: str | None) -> AppError:
@@ -278,9 +395,9 @@ def _over_key_limit(found: Row, amount_nusd: int) -> AppError:
     return KeyLimitExceeded(f"This API key has reached its spending limit: {needs}", metadata=metadata)
 
 
-def _fields(value: Ask | KeyOwner | HoldTicket | Work) -> dict[str, Any]:
-    """Its fields as parameters; `dataclasses.asdict` would copy every one of them deeply, which takes longer than PostgreSQL."""
-    return {name: getattr(value, name) for name in value.__slots__}
+def _place(ticket: HoldTicket) -> dict[str, Any]:
+    """Where its hold is."""
+    return {"account_id": ticket.account_id, "hold_id": ticket.hold_id}
 
 
 def _base64(data: bytes) -> str:

@@ -1,10 +1,11 @@
-"""authorize and settle with nothing between ASGI and their handlers: these two are asked on every call of every model.
+"""authorize, settle and charge with nothing between ASGI and their handlers: they are asked on every call of every model.
 
-What is ordinary is answered here, in front of Litestar's router; everything else about their requests goes on to
-Litestar. Both ways run the same handlers of api.py, read bodies and render refusals with the same functions, so
+What is ordinary is answered here, in front of everything else; whatever else there is about a request goes on to where
+all requests go. Both ways run the same handlers of api.py, read bodies and render refusals with the same functions, so
 that an answer never tells which way it came.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,10 @@ import msgspec
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from app.kernel.errors import AppError
 from app.kernel.security import Service
 from app.metering.api import MeterController
 
-_HOT: Final = (MeterController.authorize, MeterController.settle)
+_HOT: Final = (MeterController.authorize, MeterController.settle, MeterController.charge)
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -27,15 +27,21 @@ _encode: Final = msgspec.json.Encoder().encode
 class Door:
     """What the HTTP door does alike for every route."""
 
+    max_body_bytes: int
     read_json: Callable[[bytes, Any, str | None], Any]
     service_of: Callable[[str], Awaitable[Service]]
     """From the Authorization header."""
+    headers: Callable[[Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]
+    """What every answer bears, to a request with these."""
+    answered: Callable[[Scope, int, float], None]
+    """Counts a request by its status and seconds."""
     refuse: Callable[[Scope, Receive, Send, Exception], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Route:
     wanted: Any
+    decode: Callable[[bytes], Any]
     handler: Callable[..., Awaitable[msgspec.Struct]]
 
     @classmethod
@@ -43,50 +49,52 @@ class _Route:
         """The typed handler with the parts it depends on; only the caller and the body are a request's own."""
         names = [name for name in signature(handler.fn).parameters if name not in ("self", "service", "data")]
         bound = partial(handler.fn, None, **{name: parts[name] for name in names})  # a controller keeps nothing in self
-        return cls(get_type_hints(handler.fn)["data"], bound)
+        wanted = get_type_hints(handler.fn)["data"]
+        return cls(wanted, msgspec.json.Decoder(wanted).decode, bound)
 
 
 def in_front_of(app: ASGIApp, parts: Mapping[str, object], door: Door) -> ASGIApp:
-    """An application that answers the two hot routes, and asks `app` for the rest."""
+    """An application that answers the hot routes, and asks `app` for the rest."""
     routes = {MeterController.path + path: _Route.of(handler, parts) for handler in _HOT for path in handler.paths}
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        route = routes.get(scope["path"])
+        route = routes.get(scope.get("path", ""))
         if route is None or scope.get("method") != "POST":
             await app(scope, receive, send)
             return
-        lines = list(scope["headers"])
+        started, lines = time.perf_counter(), list(scope["headers"])
         headers = dict(lines)
-        try:
-            message: Any = await receive()
-        except AppError as error:
-            await door.refuse(scope, receive, send, error)
-            return
+        message: Any = await receive()
         body = message.get("body", b"")
         is_whole = not message.get("more_body", False) and headers.get(b"content-length") == b"%d" % len(body)
-        if not is_whole or len(headers) != len(lines):
+        if not is_whole or len(headers) != len(lines) or len(body) > door.max_body_bytes:
             await app(scope, _again(message, receive), send)
             return
         scope["path_template"] = scope["path"]
-        await _answer(route, door, headers, body, (scope, receive, send))
+        try:
+            data = _read(route, door, headers, body)
+            service = await door.service_of(headers.get(b"authorization", b"").decode("latin-1"))
+            answered = _encode(await route.handler(service=service, data=data))
+        except Exception as error:  # noqa: BLE001 - this is a door: what is no refusal is rendered as our defect
+            await door.refuse(scope, receive, send, error)
+            return
+        own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answered))]
+        await send({"type": "http.response.start", "status": 200, "headers": own + door.headers(headers)})
+        await send({"type": "http.response.body", "body": answered, "more_body": False})
+        door.answered(scope, 200, time.perf_counter() - started)
 
     return answer
 
 
-async def _answer(
-    route: _Route, door: Door, headers: dict[bytes, bytes], body: bytes, asgi: tuple[Scope, Receive, Send]
-) -> None:
-    try:
-        data = door.read_json(body, route.wanted, headers.get(b"content-type", b"").decode("latin-1"))
-        service = await door.service_of(headers.get(b"authorization", b"").decode("latin-1"))
-        answer = _encode(await route.handler(service=service, data=data))
-    except Exception as error:  # noqa: BLE001 - this is a door: what is no refusal is rendered as our defect
-        await door.refuse(*asgi, error)
-        return
-    send = asgi[2]
-    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
-    await send({"type": "http.response.start", "status": 200, "headers": lines})
-    await send({"type": "http.response.body", "body": answer, "more_body": False})
+def _read(route: _Route, door: Door, headers: Mapping[bytes, bytes], body: bytes) -> Any:
+    """What `read_json` reads. What it would look for and refuse is not in such a body, so that it need not be asked."""
+    content_type = headers.get(b"content-type", b"")
+    if content_type == b"application/json" and body.isascii() and b"\\u0000" not in body:
+        try:
+            return route.decode(body)
+        except msgspec.MsgspecError:
+            pass  # it says what is wrong
+    return door.read_json(body, route.wanted, content_type.decode("latin-1"))
 
 
 def _again(first: Any, receive: Receive) -> Receive:

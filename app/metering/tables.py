@@ -4,11 +4,11 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Index, Integer, LargeBinary, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, Index, Integer, LargeBinary, text
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlmodel import Field, SQLModel
 
-from app.kernel.tables import account_key, money, when, words
+from app.kernel.tables import account_key_of_calls, money, when, words
 
 
 class Hold(SQLModel, table=True):
@@ -23,10 +23,9 @@ class Hold(SQLModel, table=True):
         CheckConstraint("state IN ('open', 'settled', 'released', 'expired')", name="hold_state_known"),
         CheckConstraint("(state = 'open') = (closed_at IS NULL)", name="hold_closed_at_when_closed"),
         Index("hold_open", "expires_at", "account_id", postgresql_where=text("state = 'open'")),
-        Index("hold_open_of_account", "account_id", postgresql_where=text("state = 'open'")),
     )
 
-    account_id: uuid.UUID = account_key()
+    account_id: uuid.UUID = account_key_of_calls()
     id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
     service: str = words()
     request_id: str = words()
@@ -37,21 +36,28 @@ class Hold(SQLModel, table=True):
     state: str = words(default="open", sa_column_kwargs={"server_default": "open"})
     model: str | None = words(default=None)
     endpoint: str | None = words(default=None)
+    price_version: int | None = Field(default=None, sa_type=Integer)
     created_at: datetime = when()
     expires_at: datetime = when()
     closed_at: datetime | None = when(nullable=True)
 
 
 class Usage(SQLModel, table=True):
-    """One call that was charged; its id is the charge id. `hold_id` is the same for a call without a hold."""
+    """One call that was charged; its id is the charge id, a UUIDv7, and tells the month whose partition it is in.
+
+    `hold_id` is the hold's, and derived from (service, request_id) also for a call without one. That a call is
+    charged once is the promise of its entry, which is kept when a month of calls is dropped. `units` are what was
+    used, as the proxy told it; `lines` are what it cost by the catalogue (quote.py), null where the call came priced.
+    """
 
     __table_args__ = (
-        UniqueConstraint("account_id", "hold_id", name="usage_once"),
         CheckConstraint("cost_nusd >= 0", name="usage_cost_not_negative"),
-        Index("usage_of_key", "account_id", "key_id", "window_start"),
+        Index("usage_of_key", "account_id", "key_id", "id"),
+        Index("usage_by_time", "id", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
+        {"postgresql_partition_by": "RANGE (id)"},
     )
 
-    account_id: uuid.UUID = account_key()
+    account_id: uuid.UUID = account_key_of_calls()
     id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
     hold_id: uuid.UUID = Field(sa_type=UUID)
     service: str = words()
@@ -69,6 +75,8 @@ class Usage(SQLModel, table=True):
     held_after_nusd: int = money(default=None)
     latency_ms: int | None = Field(default=None, sa_type=Integer)
     ttft_ms: int | None = Field(default=None, sa_type=Integer)
-    units: dict[str, Any] | None = Field(default=None, sa_type=JSONB)
+    units: dict[str, Any] | None = Field(default=None, sa_type=JSONB(none_as_null=True))
+    price_version: int | None = Field(default=None, sa_type=Integer)
+    lines: dict[str, Any] | None = Field(default=None, sa_type=JSONB(none_as_null=True))
     flags: str = words(default="", sa_column_kwargs={"server_default": ""})
     created_at: datetime = when()

@@ -58,6 +58,11 @@ class Ask:
     n: int = 1
 
 
+def by_account(ask: Ask, account: str) -> Ask:
+    """The same ask, at what this account pays."""
+    return replace(ask, call=replace(ask.call, account=account))
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One price line of a quote, exact: `units` × `list_price_pusd` × `markup_ppm`."""
@@ -154,13 +159,20 @@ class Catalogue:
         Raises ModelNotPriced for a model, a used dimension or a feature without a price.
         """
         prices = self._prices(call, usage.input_tokens, now)
-        return self._quoted(prices, self._lines(call, prices, usage))
+        return self._quoted(prices, self._lines(call, prices, usage), "usage")
 
     def estimate(self, ask: Ask, now: datetime) -> Quote:
         """What a call may cost at most, for its hold. Raises ModelNotPriced like `price`."""
         prices = self._prices(ask.call, ask.usage.input_tokens, now)
         usage = _with_output(prices, ask, self._answer_tokens(prices, ask))
-        return self._quoted(prices, self._lines(ask.call, prices, usage))
+        return self._quoted(prices, self._lines(ask.call, prices, usage), "estimate")
+
+    def answer_tokens(self, ask: Ask, now: datetime) -> int:
+        """How long each of the `n` answers may be: what was asked or the default, and never more than the model can.
+
+        0 for a model that answers in something else. Raises ModelNotPriced.
+        """
+        return self._answer_tokens(self._prices(ask.call, ask.usage.input_tokens, now), ask)
 
     def affordable_output_tokens(self, available_nusd: int, ask: Ask, now: datetime) -> int:
         """How long each of the `n` answers may be for this money, at most as long as was asked.
@@ -308,12 +320,14 @@ class Catalogue:
                 return markup
         return _NO_MARKUP
 
-    def _quoted(self, prices: Prices, lines: tuple[Line, ...]) -> Quote:
+    def _quoted(self, prices: Prices, lines: tuple[Line, ...], param: str) -> Quote:
         total_ausd = sum(line.amount_ausd for line in lines)
         # Rounding up to pico first and to nano then is rounding up once: the ceiling of a ceiling is the ceiling.
         cost_nusd = charge_nusd([(1, -(-total_ausd // PPM))])
         if cost_nusd > MAX_NUSD:
-            raise InvalidField(f"the call would cost {usd_text(cost_nusd)} USD, more than the books can hold")
+            raise InvalidField(
+                f"the call would cost {usd_text(cost_nusd)} USD, more than the books can hold", param=param
+            )
         parts = _rounded(_by_kind(lines), cost_nusd)
         return Quote(
             self.version_id, prices.model, prices.provider, lines, cost_nusd,
@@ -353,8 +367,13 @@ def _media(prices: Prices, usage: Usage) -> Iterator[_Used]:
         price_pusd = prices.find(dimension)
         if price_pusd is not None:
             yield Kind.MEDIA, dimension, units, price_pusd
-        elif dimension is D.IMAGES and (pixels := _pixels_of_one(prices.attributes)) and not usage.pixels:
-            yield Kind.MEDIA, D.PIXELS, units * pixels, prices.must(D.PIXELS)
+        elif (
+            dimension is D.IMAGES
+            and not usage.pixels
+            and (pixels := _pixels_of_one(prices.attributes))
+            and (each_pusd := prices.find(D.PIXELS)) is not None
+        ):
+            yield Kind.MEDIA, D.PIXELS, units * pixels, each_pusd
         elif not any(usage.of(part) for part in _MADE_OF.get(dimension, ())):
             raise prices.missing(dimension)
 

@@ -263,7 +263,7 @@ async def _hold(session: Any, account_id: uuid.UUID, hold_id: uuid.UUID) -> None
 async def _settle(session: Any, account_id: uuid.UUID, hold_id: uuid.UUID) -> None:
     account, key = await _rows(session, account_id)
     hold = (await session.execute(select(Hold).where(Hold.account_id == account_id, Hold.id == hold_id))).scalar_one()
-    hold.state, hold.closed_at = "settled", datetime.now(UTC)
+    hold.state, hold.closed_at, usage_id = "settled", datetime.now(UTC), new_id()
     account.held_nusd -= hold.amount_nusd
     account.posted_nusd -= 45_000
     account.entry_count += 1
@@ -273,12 +273,12 @@ async def _settle(session: Any, account_id: uuid.UUID, hold_id: uuid.UUID) -> No
     session.add(
         Entry(
             account_id=account_id, id=account.entry_count, kind="usage", reference=str(hold_id), contra="revenue:usage",
-            amount_nusd=-45_000, balance_after_nusd=account.posted_nusd,
+            amount_nusd=-45_000, balance_after_nusd=account.posted_nusd, usage_id=usage_id,
         )
     )  # fmt: skip
     session.add(
         Usage(
-            account_id=account_id, id=new_id(), hold_id=hold_id, service="orm", request_id=hold_id.hex, key_id=key.id,
+            account_id=account_id, id=usage_id, hold_id=hold_id, service="orm", request_id=hold_id.hex, key_id=key.id,
             window_start=key.window_start, outcome="completed", cost_nusd=45_000, balance_after_nusd=account.posted_nusd,
             held_after_nusd=account.held_nusd,
         )
@@ -318,12 +318,12 @@ _PLANTING: Final = (
     f"""INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd)
         SELECT account_id, 1, 'adjustment', 'opening', 'adjustment', {_OPENING}, {_OPENING} FROM planted""",
     """CREATE TEMP TABLE called AS
-       SELECT p.account_id, p.key_id, i, gen_random_uuid() AS hold_id FROM generate_series(1, %(each)s) i CROSS JOIN planted p""",
-    f"""INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd)
-        SELECT account_id, 1 + i, 'usage', hold_id::text, 'revenue:usage', -45000, {_OPENING} - 45000 * i::bigint FROM called""",
+       SELECT p.account_id, p.key_id, i, gen_random_uuid() AS hold_id, uuidv7() AS usage_id FROM generate_series(1, %(each)s) i CROSS JOIN planted p""",
+    f"""INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd, usage_id)
+        SELECT account_id, 1 + i, 'usage', hold_id::text, 'revenue:usage', -45000, {_OPENING} - 45000 * i::bigint, usage_id FROM called""",
     f"""INSERT INTO usage (account_id, id, hold_id, service, request_id, key_id, window_start, outcome, cost_nusd, balance_after_nusd,
                            held_after_nusd)
-        SELECT c.account_id, gen_random_uuid(), c.hold_id, 'past', c.hold_id::text, c.key_id, k.window_start, 'completed', 45000,
+        SELECT c.account_id, c.usage_id, c.hold_id, 'past', c.hold_id::text, c.key_id, k.window_start, 'completed', 45000,
                {_OPENING} - 45000 * c.i::bigint, 0
         FROM called c JOIN api_key k ON k.account_id = c.account_id""",
 )

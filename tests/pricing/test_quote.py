@@ -232,6 +232,14 @@ def test_images_of_a_model_that_is_priced_by_the_pixel_are_counted_by_their_size
     assert quote.cost_nusd == 2 * 256 * 256
 
 
+def test_a_size_that_is_said_makes_no_pixels_of_images_that_are_priced_otherwise() -> None:
+    sized = replace(CALL, attributes={"size": "1024x1024"})
+    by_token = catalogue(row(D.IMAGE_OUTPUT, 1000), row(D.OUTPUT, 1))
+    assert by_token.price(sized, Usage(images=1, output_tokens=7, image_output_tokens=7), NOW).cost_nusd == 7
+    with pytest.raises(ModelNotPriced, match="no price for images"):
+        by_token.price(sized, Usage(images=1), NOW)
+
+
 def test_what_is_counted_twice_is_charged_once() -> None:
     both = catalogue(row(D.IMAGES, 5000), row(D.IMAGE_OUTPUT, 40), row(D.INPUT, 5))
     usage = Usage(input_tokens=1000, images=1, output_tokens=1056, image_output_tokens=1056)

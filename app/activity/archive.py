@@ -1,0 +1,292 @@
+"""Months of calls put away: exported as gzipped CSV, then dropped, with all that balances and keys are audited by kept.
+
+These are for the database's owner: the service's own role may not drop a table, nor write what is kept of a drop.
+"""
+
+import csv
+import functools
+import gzip
+import hashlib
+import io
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.activity.calendar import CALL, DAY, day_of, first_id, is_call_id, midnight, month_after
+from app.activity.rollup import sum_days
+from app.kernel.db import Database, Row, row, rows
+from app.kernel.errors import InvalidField, NotFound
+
+MONTHS_AHEAD: Final = 3
+LEAST_AGE: Final = 60 * DAY
+_ROWS_AT_ONCE: Final = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    calls: int
+    cost_nusd: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    calls: int
+    cost_nusd: int
+    freed_bytes: int
+
+
+async def make_partitions(db: Database) -> int:
+    """Make the partitions of the months to come, so that no call waits for one. Returns how many were made."""
+    found = await db.transaction(
+        lambda session: row(session, "SELECT make_usage_partitions(:ahead) AS made", ahead=MONTHS_AHEAD)
+    )
+    assert found is not None
+    return int(found["made"])
+
+
+async def months(db: Database) -> Sequence[Row]:
+    """The months there are calls of or were: name, month (None for the default partition), calls, bytes, exported_at, dropped_at."""
+    return await db.transaction(_months)
+
+
+async def _months(session: AsyncSession) -> Sequence[Row]:
+    await row(session, "SET LOCAL statement_timeout = 0")
+    parts = await rows(
+        session,
+        """SELECT c.relname AS name, pg_total_relation_size(c.oid) AS bytes,
+                  CASE WHEN c.relname ~ '^usage_[0-9]{4}_[0-9]{2}$' THEN to_date(right(c.relname, 7), 'YYYY_MM') END AS month
+           FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'usage'::regclass ORDER BY 1""",
+    )
+    counted = await rows(session, "SELECT tableoid::regclass::text AS name, count(*) AS calls FROM usage GROUP BY 1")
+    calls = {each["name"]: each["calls"] for each in counted}
+    archived = {each["month"]: each for each in await rows(session, "SELECT * FROM usage_archive")}
+    found = [each | {"calls": calls.get(each["name"], 0)} for each in parts]
+    found += [
+        {"name": f"usage_{month:%Y_%m}", "month": month, "bytes": 0, "calls": 0}
+        for month, each in archived.items()
+        if each["dropped_at"] is not None and month not in {part["month"] for part in parts}
+    ]
+    none = {"exported_at": None, "dropped_at": None}
+    known = [each | {name: (archived.get(each["month"]) or none)[name] for name in none} for each in found]
+    return sorted(known, key=lambda each: str(each["name"]))
+
+
+async def export(db: Database, month: date, path: Path, now: datetime) -> Exported:
+    """Write every call of a month that is over to `path`, which must not be there yet, and remember that it was done.
+
+    The cells are as the database has them, so that the file can be loaded again. A call is never changed, and none is
+    added to a month that is over; if one was all the same while this went on, nothing is remembered.
+    Raises InvalidField, NotFound for a month without calls.
+    """
+    _must_be_over(month, now)
+    await make_partitions(db)  # what came before its month's partition was there moves to where it belongs
+    after: tuple[uuid.UUID, uuid.UUID] | None = None
+    with CallsFile(path) as file:
+        while some := await db.transaction(functools.partial(_some_calls, month=month, after=after)):
+            file.write(some)
+            after = some[-1]["account_id"], some[-1]["id"]
+            if len(some) < _ROWS_AT_ONCE:
+                break
+        done = Exported(file.calls, file.cost_nusd, file.finish())
+        await db.transaction(lambda session: _remember_export(session, month, done))
+        file.keep()
+    return done
+
+
+async def drop(db: Database, month: date, now: datetime, *, force: bool = False) -> Dropped:
+    """Drop the calls of an exported month. Balances, keys, entries and days stay, and are still audited.
+
+    Raises InvalidField for a month that is not over, not exported, or younger than LEAST_AGE unless `force`.
+    Raises DatabaseUnavailable when somebody read those calls for too long; nothing has changed then.
+    """
+    _must_be_over(month, now)
+    if not force and now - midnight(month_after(month)) < LEAST_AGE:
+        raise InvalidField(
+            f"{month:%Y-%m} ended less than {LEAST_AGE.days} days ago: refunds may still come", param="month"
+        )
+    return await db.transaction(lambda session: _drop(session, month))
+
+
+def _must_be_over(month: date, now: datetime) -> None:
+    if midnight(month_after(month)) > now:
+        raise InvalidField(f"{month:%Y-%m} is not over yet", param="month")
+
+
+def _ids(month: date) -> dict[str, uuid.UUID]:
+    return {"first_id": first_id(midnight(month)), "end_id": first_id(midnight(month_after(month)))}
+
+
+# --- exporting --------------------------------------------------------------------------------------
+
+
+class CallsFile:
+    """A gzipped CSV of calls being written; it is gone again unless it was kept. Only its owner may read it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.calls = self.cost_nusd = 0
+        self._is_kept = False
+
+    def __enter__(self) -> "CallsFile":
+        try:
+            self._file = self._path.open("xb")
+        except OSError as error:
+            raise InvalidField(f"{self._path} cannot be written: {error.strerror}", param="out") from error
+        self._path.chmod(0o600)
+        self._zip = gzip.GzipFile(filename="", fileobj=self._file, mode="wb", mtime=0)
+        self._text = io.TextIOWrapper(self._zip, encoding="utf-8", newline="")
+        self._csv = csv.writer(self._text)
+        return self
+
+    def write(self, calls: Sequence[Row]) -> None:
+        if not self.calls:
+            self._csv.writerow(calls[0])
+        self._csv.writerows([_cell(value) for value in call.values()] for call in calls)
+        self.calls += len(calls)
+        self.cost_nusd += sum(call["cost_nusd"] for call in calls)
+
+    def finish(self) -> str:
+        """Everything is in the file; returns its SHA-256 in hex."""
+        self._text.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def keep(self) -> None:
+        self._is_kept = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._text.close()
+        self._file.close()
+        if not self._is_kept:
+            self._path.unlink(missing_ok=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return msgspec.json.encode(value).decode() if isinstance(value, dict) else str(value)
+
+
+async def _some_calls(session: AsyncSession, month: date, after: tuple[uuid.UUID, uuid.UUID] | None) -> Sequence[Row]:
+    account_id, call_id = after or (uuid.UUID(int=0), uuid.UUID(int=0))
+    return await rows(
+        session,
+        """SELECT * FROM usage WHERE id >= :first_id AND id < :end_id AND (account_id, id) > (:account_id, :call_id)
+           ORDER BY account_id, id LIMIT :limit""",
+        account_id=account_id, call_id=call_id, limit=_ROWS_AT_ONCE, **_ids(month),
+    )  # fmt: skip
+
+
+async def _remember_export(session: AsyncSession, month: date, done: Exported) -> None:
+    if not done.calls:
+        raise NotFound(f"There are no calls of {month:%Y-%m}")
+    if await _counted(session, month) != (done.calls, done.cost_nusd):
+        raise InvalidField("calls were added while they were exported: export again", param="month")
+    await row(
+        session,
+        """INSERT INTO usage_archive (month, calls, cost_nusd, sha256) VALUES (:month, :calls, :cost_nusd, :sha256)
+           ON CONFLICT (month) DO UPDATE SET calls = excluded.calls, cost_nusd = excluded.cost_nusd, sha256 = excluded.sha256,
+                                             exported_at = now()""",
+        month=month, calls=done.calls, cost_nusd=done.cost_nusd, sha256=done.sha256,
+    )  # fmt: skip
+
+
+async def _counted(session: AsyncSession, month: date) -> tuple[int, int]:
+    await row(session, "SET LOCAL statement_timeout = 0")
+    found = await row(
+        session,
+        """SELECT count(*) AS calls, coalesce(sum(cost_nusd), 0)::bigint AS cost_nusd FROM usage
+           WHERE id >= :first_id AND id < :end_id""",
+        **_ids(month),
+    )
+    assert found is not None
+    return found["calls"], found["cost_nusd"]
+
+
+# --- dropping ---------------------------------------------------------------------------------------
+
+
+async def _drop(session: AsyncSession, month: date) -> Dropped:
+    name = f"usage_{month:%Y_%m}"
+    await row(session, "SET LOCAL statement_timeout = 0")
+    await row(session, "SET LOCAL lock_timeout = '3s'")  # whoever waits for us would make others' calls wait, too
+    archive = await row(session, "SELECT * FROM usage_archive WHERE month = :month FOR UPDATE", month=month)
+    part = await row(session, "SELECT pg_total_relation_size(to_regclass(:name)) AS bytes", name=name)
+    assert part is not None
+    if archive is not None and archive["dropped_at"] is not None:
+        raise InvalidField(f"{month:%Y-%m} was dropped before", param="month")
+    if archive is None or part["bytes"] is None:
+        raise InvalidField(f"{month:%Y-%m} was not exported: `usage export` first", param="month")
+    await row(session, f"LOCK TABLE {name} IN SHARE MODE")
+    if await _counted(session, month) != (archive["calls"], archive["cost_nusd"]):
+        raise InvalidField(f"calls of {month:%Y-%m} were added since it was exported: export again", param="month")
+    await _sum_for_good(session, month)
+    # A refund that has read its call already is waited for here; one that comes later finds no call.
+    await row(session, f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
+    await _refuse_late_refund(session, month)
+    await row(session, f"DROP TABLE {name}")
+    await row(
+        session,
+        f"UPDATE usage_archive SET dropped_at = now(), fingerprint = ({FINGERPRINT.format(month=':month')}) WHERE month = :month",
+        month=month,
+    )
+    return Dropped(archive["calls"], archive["cost_nusd"], part["bytes"])
+
+
+async def _sum_for_good(session: AsyncSession, month: date) -> None:
+    days = [month + n * DAY for n in range((month_after(month) - month).days)]
+    held = await rows(session, "SELECT day FROM rollup_day WHERE day = ANY (:days) ORDER BY day FOR UPDATE", days=days)
+    first = await row(
+        session,
+        f"SELECT {day_of('id')} AS day FROM usage WHERE id >= :first_id ORDER BY id LIMIT 1",
+        first_id=_ids(month)["first_id"],
+    )
+    assert first is not None
+    if {day for day in days if day >= first["day"]} - {each["day"] for each in held}:
+        raise InvalidField(f"not every day of {month:%Y-%m} is summed yet: `usage rebuild` first", param="month")
+    await sum_days(session, [each["day"] for each in held])
+    await row(
+        session,
+        f"""INSERT INTO usage_dropped (account_id, month, key_id, window_start, calls, cost_nusd, refunded_nusd)
+            SELECT account_id, :month, key_id, window_start, count(*), sum(cost_nusd), sum(refunded_nusd)
+            FROM (SELECT {CALL} WHERE u.id >= :first_id AND u.id < :end_id) calls GROUP BY account_id, key_id, window_start""",
+        month=month, **_ids(month),
+    )  # fmt: skip
+
+
+async def _refuse_late_refund(session: AsyncSession, month: date) -> None:
+    found = await row(
+        session,
+        f"""SELECT (SELECT coalesce(sum(refunded_nusd), 0) FROM usage_dropped WHERE month = :month) AS kept,
+                   (SELECT coalesce(sum(amount_nusd), 0) FROM entry
+                    WHERE kind = 'refund' AND contra = 'revenue:usage' AND created_at >= :month
+                      AND CASE WHEN {is_call_id("reference")} THEN {day_of("reference")} END BETWEEN :month AND :last) AS refunded""",
+        month=month, last=month_after(month) - DAY,
+    )  # fmt: skip
+    assert found is not None
+    if found["kept"] != found["refunded"]:
+        raise InvalidField(f"a call of {month:%Y-%m} was refunded just now: drop it again", param="month")
+
+
+_PRINTED: Final = """concat_ws('|', d.account_id, to_char(d.day, 'YYYY-MM-DD'), d.key_id, d.model, d.requests, d.input_tokens,
+                                 d.output_tokens, d.cost_nusd, d.refunded_nusd)"""
+FINGERPRINT: Final = f"""
+    SELECT coalesce(sum(('x' || left(md5({_PRINTED}), 15))::bit(60)::bigint), 0)::text FROM usage_day d
+    WHERE d.day >= {{month}} AND d.day < ({{month}} + interval '1 month')::date"""
+"""SQL: a number that is another one if any of a month's rows of usage_day is; in any order, so that it needs no memory."""

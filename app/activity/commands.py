@@ -1,0 +1,79 @@
+"""The operator's usage commands: usage months | export | drop | rebuild. Each returns text and data, prints nothing."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.activity.archive import LEAST_AGE, drop, export, months
+from app.activity.calendar import read_month
+from app.activity.rollup import rebuild, roll_up
+from app.kernel.db import Database
+from app.kernel.money import usd_text
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command says: to a person, and as one JSON object."""
+
+    text: str
+    data: dict[str, Any]
+
+
+def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Declare the verbs; `add(verb, help)` makes a parser that has --json already."""
+    add("months", "the months of calls, with rows and bytes")
+    save = add(
+        "export", "write a month's calls to a gzipped CSV file, cells as they are: to load again, not for a spreadsheet"
+    )
+    save.add_argument("--month", required=True, metavar="YYYY-MM")
+    save.add_argument("--out", required=True, metavar="FILE.csv.gz")
+    gone = add("drop", "drop an exported month's calls; balances, keys and days stay")
+    gone.add_argument("--month", required=True, metavar="YYYY-MM")
+    gone.add_argument(
+        "--force", action="store_true", help=f"also a month that ended less than {LEAST_AGE.days} days ago"
+    )
+    add("rebuild", "sum every day's calls again")
+
+
+async def run(db: Database, verb: str, args: argparse.Namespace) -> Answer:
+    """One verb, with the owner's connection. Raises AppError with what is wrong."""
+    now = datetime.now(UTC)
+    if verb == "months":
+        return await _months(db)
+    if verb == "rebuild":
+        await roll_up(db, now)
+        changed = await rebuild(db)
+        return Answer(f"Every day was summed again: {changed} sums changed.", {"changed": changed})
+    month = read_month(args.month)
+    if verb == "export":
+        saved = await export(db, month, Path(args.out), now)
+        text = f"{saved.calls} calls, {usd_text(saved.cost_nusd)} USD, SHA-256 {saved.sha256}"
+        data = {"calls": saved.calls, "cost_usd": usd_text(saved.cost_nusd), "sha256": saved.sha256}
+        return Answer(f"Exported {args.month}: {text}", {"month": args.month, **data})
+    await roll_up(db, now)
+    gone = await drop(db, month, now, force=args.force)
+    data = {"calls": gone.calls, "cost_usd": usd_text(gone.cost_nusd), "freed_bytes": gone.freed_bytes}
+    return Answer(
+        f"Dropped {args.month}: {gone.calls} calls, {gone.freed_bytes:,} bytes.", {"month": args.month, **data}
+    )
+
+
+async def _months(db: Database) -> Answer:
+    found = await months(db)
+    lines = [f"{each['month']:%Y-%m}" if each["month"] else "other  " for each in found]
+    texts = [
+        f"{name}  {each['calls']:>12,} calls  {each['bytes']:>15,} bytes  {_state(each)}".rstrip()
+        for name, each in zip(lines, found, strict=True)
+    ]
+    return Answer("\n".join(texts), {"months": [msgspec.to_builtins(each) for each in found]})
+
+
+def _state(month: dict[str, Any]) -> str:
+    if month["dropped_at"] is not None:
+        return f"dropped {month['dropped_at']:%Y-%m-%d}"
+    return f"exported {month['exported_at']:%Y-%m-%d}" if month["exported_at"] is not None else ""

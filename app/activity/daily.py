@@ -1,0 +1,77 @@
+"""What was called per day, key and model: from the days that are summed, and from the calls of the days that are not."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.activity.calendar import CALL, DAY, EDGE, EPOCH, SUMS, day_of, first_id, first_id_of, midnight
+from app.kernel.db import Row, rows
+
+_FIRST: Final = EPOCH.date()
+_LAST: Final = date(9999, 12, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Days:
+    """Which days are asked for, both ends included, and of which key and model; None is all of them."""
+
+    first: date | None = None
+    last: date | None = None
+    key_id: uuid.UUID | None = None
+    model: str | None = None
+
+    def params(self) -> dict[str, Any]:
+        """Also as ids, so that of the calls only those days are looked at."""
+        first, last = max(self.first or _FIRST, _FIRST), min(self.last or _LAST, _LAST)
+        return {
+            "first": first, "last": last, "key_id": self.key_id, "model": self.model,
+            "first_id": first_id(midnight(first)), "end_id": first_id(midnight(last) + DAY),
+        }  # fmt: skip
+
+
+Position = tuple[date, uuid.UUID, str]
+"""Where a page ended: day, key and model."""
+
+
+async def daily(
+    session: AsyncSession, account_id: uuid.UUID, wanted: Days, *, limit: int, after: Position | None = None
+) -> Sequence[Row]:
+    """A page of days, newest first: day, key_id, model, requests, input_tokens, output_tokens, cost_nusd, refunded_nusd."""
+    after_day, after_key, after_model = after or (None, None, None)
+    return await rows(
+        session,
+        f"""SELECT * FROM ({_LINES}) lines
+            WHERE CAST(:after_day AS date) IS NULL OR day < :after_day
+               OR (day = :after_day AND (key_id, model COLLATE "C") > (CAST(:after_key AS uuid), CAST(:after_model AS text)))
+            ORDER BY day DESC, key_id, model COLLATE "C" LIMIT :limit""",
+        account_id=account_id, limit=limit, after_day=after_day, after_key=after_key, after_model=after_model,
+        **wanted.params(),
+    )  # fmt: skip
+
+
+async def spent_by_day(session: AsyncSession, account_id: uuid.UUID, wanted: Days) -> dict[date, int]:
+    """Nano-USD a day, less what was refunded; days without a call are not there."""
+    found = await rows(
+        session,
+        f"SELECT day, sum(cost_nusd - refunded_nusd)::bigint AS nusd FROM ({_LINES}) lines GROUP BY day",
+        account_id=account_id, **wanted.params(),
+    )  # fmt: skip
+    return {each["day"]: each["nusd"] for each in found}
+
+
+_IS_WANTED: Final = """
+    (CAST(:key_id AS uuid) IS NULL OR key_id = :key_id) AND (CAST(:model AS text) IS NULL OR model = :model)"""
+_LINES: Final = f"""
+    SELECT d.day, key_id, model, requests, input_tokens, output_tokens, cost_nusd, refunded_nusd
+    FROM usage_day d, {EDGE} edge
+    WHERE account_id = :account_id AND d.day >= :first AND d.day <= :last AND d.day < edge.day AND {_IS_WANTED}
+    UNION ALL
+    SELECT day, key_id, model, {SUMS}
+    FROM (SELECT {day_of("u.id")} AS day, {CALL}
+          WHERE u.account_id = :account_id AND u.id >= :first_id AND u.id < :end_id
+            AND u.id >= (SELECT {first_id_of("edge.day")} FROM {EDGE} edge)) calls
+    WHERE {_IS_WANTED} GROUP BY 1, 2, 3"""

@@ -1,0 +1,76 @@
+"""What activity remembers: calls summed by day, and what is kept of months whose calls were dropped."""
+
+import uuid
+from datetime import date, datetime
+
+from sqlalchemy import CheckConstraint, Date, DateTime, Index
+from sqlalchemy.dialects.postgresql import UUID
+from sqlmodel import Field, SQLModel
+
+from app.kernel.tables import account_key, money, when, words
+
+
+class UsageDay(SQLModel, table=True):
+    """The calls of one account, UTC day, key and model, summed; `model` is '' where none was named.
+
+    A refund counts to the day of its call. The balance answer and the auditor read this table too.
+    """
+
+    __tablename__ = "usage_day"
+    __table_args__ = (
+        CheckConstraint("requests > 0 AND cost_nusd >= refunded_nusd AND refunded_nusd >= 0", name="usage_day_adds_up"),
+        Index("usage_day_by_day", "day"),
+    )
+
+    account_id: uuid.UUID = account_key()
+    day: date = Field(sa_type=Date, primary_key=True)
+    key_id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    model: str = words(primary_key=True)
+    requests: int = money(default=None)
+    input_tokens: int = money(default=None)
+    output_tokens: int = money(default=None)
+    cost_nusd: int = money(default=None)
+    refunded_nusd: int = money(default=None)
+
+
+class RollupDay(SQLModel, table=True):
+    """A UTC day that is over and summed in usage_day. They have no gap: calls of later days are summed when asked for."""
+
+    __tablename__ = "rollup_day"
+
+    day: date = Field(sa_type=Date, primary_key=True)
+    rolled_at: datetime = when()
+
+
+class UsageDropped(SQLModel, table=True):
+    """What a key's calls of a dropped month cost, by the window they counted to: what key and entries are audited by."""
+
+    __tablename__ = "usage_dropped"
+
+    account_id: uuid.UUID = account_key()
+    month: date = Field(sa_type=Date, primary_key=True)
+    key_id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    window_start: datetime = Field(sa_type=DateTime(timezone=True), primary_key=True)
+    calls: int = money(default=None)
+    cost_nusd: int = money(default=None)
+    refunded_nusd: int = money(default=None)
+
+
+class UsageArchive(SQLModel, table=True):
+    """A month of calls that was exported, and perhaps dropped; `month` is its first day.
+
+    `sha256` is the exported file's; `fingerprint` tells whether the month's rows of usage_day are those of the drop.
+    """
+
+    __tablename__ = "usage_archive"
+    __table_args__ = (
+        CheckConstraint("(dropped_at IS NULL) = (fingerprint IS NULL)", name="usage_archive_fingerprint_when_dropped"),
+    )
+
+    month: date = Field(sa_type=Date, primary_key=True)
+    calls: int = money(default=None)
+    cost_nusd: int = money(default=None)
+    sha256: str = words()
+    exported_at: datetime = when()
+    dropped_at: datetime | None = when(nullable=True)
+    fingerprint: str | None = words(default=None)

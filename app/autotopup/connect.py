@@ -1,0 +1,278 @@
+"""A wallet's connection: made after a probe, read, paused, resumed, removed; its secret kept sealed."""
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.autotopup.rules import (
+    LIFTED_BY_A_TOPUP,
+    PAUSES,
+    REFUSALS_TO_PAUSE,
+    SILENCE_TO_PAUSE,
+    after_silence,
+    back_off,
+)
+from app.autotopup.wallet import (
+    Connection,
+    Encryption,
+    Probe,
+    Wallets,
+    WalletUnreachable,
+    WalletUnsuitable,
+    WalletUri,
+)
+from app.kernel.db import Database, Row, new_id, row, rows
+from app.kernel.errors import NotFound, WalletNotUsable, WalletSilent
+from app.kernel.logs import log
+from app.kernel.security import Sealer
+
+_RESEAL_AT_ONCE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """When to top up, by how much, and the most in any 24 hours (None: the number of attempts alone limits it)."""
+
+    threshold_nusd: int
+    topup_amount_nusd: int
+    max_per_day_nusd: int | None
+
+
+async def probe(wallets: Wallets, uri: WalletUri) -> Probe:
+    """Ask the wallet what it is. Raises WalletSilent, WalletNotUsable."""
+    try:
+        found = await wallets.probe(uri)
+    except WalletUnreachable:
+        raise WalletSilent(param="nwc_url") from None
+    except WalletUnsuitable as error:
+        raise WalletNotUsable(str(error), param="nwc_url") from None
+    if "pay_invoice" not in found.methods:
+        raise WalletNotUsable("The wallet does not offer pay_invoice over this connection", param="nwc_url")
+    return found
+
+
+async def connect(
+    session: AsyncSession,
+    sealer: Sealer,
+    account_id: uuid.UUID,
+    uri: WalletUri,
+    found: Probe,
+    wish: Wish,
+    now: datetime,
+) -> Row:
+    """Store a probed wallet, in place of another if there is one, and have charges tell when the balance is low.
+
+    An attempt that the other wallet was asked to pay stays open, and is waited for; one that it was not asked to pay
+    is given up by its driver, who sees another connection.
+    """
+    made = await row(
+        session,
+        """INSERT INTO nwc_connection (account_id, id, wallet_pubkey, relays, lud16, encryption, can_look_up, sealed_secret,
+                                       threshold_nusd, topup_amount_nusd, max_per_day_nusd, created_at)
+           VALUES (:account_id, :id, :pubkey, :relays, :lud16, :encryption, :can_look_up, :sealed,
+                   :threshold_nusd, :topup_amount_nusd, :max_per_day_nusd, :now)
+           ON CONFLICT (account_id) DO UPDATE SET id = EXCLUDED.id, wallet_pubkey = EXCLUDED.wallet_pubkey,
+               relays = EXCLUDED.relays, lud16 = EXCLUDED.lud16, encryption = EXCLUDED.encryption,
+               can_look_up = EXCLUDED.can_look_up, sealed_secret = EXCLUDED.sealed_secret,
+               threshold_nusd = EXCLUDED.threshold_nusd, topup_amount_nusd = EXCLUDED.topup_amount_nusd,
+               max_per_day_nusd = EXCLUDED.max_per_day_nusd, created_at = EXCLUDED.created_at, pause = NULL, refusals = 0,
+               refused_at = NULL, silent_since = NULL, not_before = NULL
+           RETURNING *""",
+        account_id=account_id, id=new_id(), pubkey=uri.pubkey, relays=list(uri.relays), lud16=uri.lud16,
+        encryption=found.encryption.value, can_look_up="lookup_invoice" in found.methods,
+        sealed=sealer.seal(uri.secret.encode(), _row_name(account_id)), threshold_nusd=wish.threshold_nusd,
+        topup_amount_nusd=wish.topup_amount_nusd, max_per_day_nusd=wish.max_per_day_nusd, now=now,
+    )  # fmt: skip
+    assert made is not None
+    await _tell_when_low(session, account_id, wish.threshold_nusd)
+    return made
+
+
+async def disconnect(session: AsyncSession, account_id: uuid.UUID) -> None:
+    """Forget the wallet and its secret at once; what it was asked to pay is waited for at the payment backend alone.
+
+    Raises NotFound without a connection.
+    """
+    gone = await row(
+        session, "DELETE FROM nwc_connection WHERE account_id = :account_id RETURNING 1 AS gone", account_id=account_id
+    )
+    if gone is None:
+        raise NotFound("No wallet is connected")
+    await _tell_when_low(session, account_id, None)
+
+
+async def find(session: AsyncSession, account_id: uuid.UUID) -> Row | None:
+    return await row(session, "SELECT * FROM nwc_connection WHERE account_id = :account_id", account_id=account_id)
+
+
+async def lock(session: AsyncSession, account_id: uuid.UUID) -> Row | None:
+    """The connection, ours until the transaction ends. It is locked before attempts and the account, by everybody."""
+    return await row(
+        session, "SELECT * FROM nwc_connection WHERE account_id = :account_id FOR UPDATE", account_id=account_id
+    )
+
+
+async def low_accounts(session: AsyncSession, now: datetime, limit: int = 500) -> list[uuid.UUID]:
+    """Accounts below their threshold that may be topped up: the safety net under what charges tell."""
+    found = await rows(
+        session,
+        """SELECT c.account_id FROM nwc_connection c JOIN account a ON a.id = c.account_id
+           WHERE c.pause IS NULL AND a.posted_nusd < c.threshold_nusd AND a.status = 'active'
+             AND (c.not_before IS NULL OR c.not_before <= :now)
+             AND NOT EXISTS (SELECT 1 FROM nwc_attempt n WHERE n.account_id = c.account_id AND n.closed_at IS NULL)
+           LIMIT :limit""",
+        now=now, limit=limit,
+    )  # fmt: skip
+    return [each["account_id"] for each in found]
+
+
+# --- what attempts tell about a wallet --------------------------------------------------------------
+# Each takes the connection as `lock` gave it, and is called for the connection that the attempt was made with.
+
+
+async def note_refusal(session: AsyncSession, connection: Row, pause: str | None, now: datetime) -> None:
+    """One more refusal in a row: leave the wallet alone for a while, or altogether."""
+    refusals = connection["refusals"] + 1
+    if pause is None and refusals >= REFUSALS_TO_PAUSE:
+        pause = "refusals"
+    await row(
+        session,
+        """UPDATE nwc_connection SET refusals = :refusals, refused_at = :now, not_before = :not_before, silent_since = NULL
+           WHERE account_id = :account_id""",
+        refusals=refusals, now=now, not_before=now + back_off(refusals), account_id=connection["account_id"],
+    )  # fmt: skip
+    log.warning("autotopup.refused", account_id=str(connection["account_id"]), attempts=refusals)
+    if pause is not None:
+        await stop(session, connection, pause, now)
+
+
+async def note_silence(session: AsyncSession, connection: Row, since: datetime, now: datetime) -> None:
+    """An attempt without any answer: no refusal, but a day of it is enough."""
+    since = min(connection["silent_since"] or since, since)
+    await row(
+        session,
+        """UPDATE nwc_connection SET silent_since = :since, not_before = :not_before WHERE account_id = :account_id""",
+        since=since, not_before=now + after_silence(now - since), account_id=connection["account_id"],
+    )  # fmt: skip
+    if now - since >= SILENCE_TO_PAUSE:
+        await stop(session, connection, "silence", now)
+
+
+async def note_answer(session: AsyncSession, connection: Row) -> None:
+    await row(
+        session,
+        "UPDATE nwc_connection SET silent_since = NULL WHERE account_id = :account_id AND silent_since IS NOT NULL",
+        account_id=connection["account_id"],
+    )
+
+
+async def wait(session: AsyncSession, connection: Row, until: datetime) -> None:
+    """Begin no attempt before then."""
+    await row(
+        session,
+        "UPDATE nwc_connection SET not_before = :until WHERE account_id = :account_id",
+        until=until, account_id=connection["account_id"],
+    )  # fmt: skip
+
+
+async def learn_encryption(session: AsyncSession, connection: Row, encryption: Encryption) -> None:
+    await row(
+        session,
+        "UPDATE nwc_connection SET encryption = :encryption WHERE account_id = :account_id AND id = :id",
+        encryption=encryption.value, account_id=connection["account_id"], id=connection["id"],
+    )  # fmt: skip
+
+
+async def stop(session: AsyncSession, connection: Row, pause: str, now: datetime) -> None:
+    """Make no more attempts, for a reason of PAUSES that the owner can read."""
+    assert pause in PAUSES
+    await row(
+        session,
+        "UPDATE nwc_connection SET pause = :pause, refused_at = :now WHERE account_id = :account_id",
+        pause=pause, now=now, account_id=connection["account_id"],
+    )  # fmt: skip
+    await _tell_when_low(session, connection["account_id"], None)
+    log.warning("autotopup.paused", account_id=str(connection["account_id"]), code=pause)
+
+
+async def resume(session: AsyncSession, connection: Row) -> None:
+    """A top-up settled: whatever was counted against the wallet is forgotten."""
+    await row(
+        session,
+        """UPDATE nwc_connection SET pause = NULL, refusals = 0, refused_at = NULL, silent_since = NULL, not_before = NULL
+           WHERE account_id = :account_id""",
+        account_id=connection["account_id"],
+    )
+    await _tell_when_low(session, connection["account_id"], connection["threshold_nusd"])
+
+
+async def resumable(session: AsyncSession) -> list[uuid.UUID]:
+    """Accounts that were topped up, by whatever means, since their wallet refused or fell silent."""
+    found = await rows(session, f"SELECT account_id FROM nwc_connection c WHERE {_IS_RESUMABLE}")
+    return [each["account_id"] for each in found]
+
+
+async def is_resumable(session: AsyncSession, connection: Row) -> bool:
+    """The same for one connection, as `lock` gave it."""
+    found = await row(
+        session,
+        f"SELECT 1 AS is_so FROM nwc_connection c WHERE account_id = :account_id AND {_IS_RESUMABLE}",
+        account_id=connection["account_id"],
+    )
+    return found is not None
+
+
+_IS_RESUMABLE: Final = f"""(c.pause IS NULL AND c.refused_at IS NOT NULL
+                            OR c.pause IN ({", ".join(f"'{name}'" for name in sorted(LIFTED_BY_A_TOPUP))}))
+    AND EXISTS (SELECT 1 FROM topup t WHERE t.account_id = c.account_id AND t.credited_nusd > 0 AND t.settled_at > c.refused_at)"""
+
+
+async def _tell_when_low(session: AsyncSession, account_id: uuid.UUID, threshold_nusd: int | None) -> None:
+    """Have every charge compare the balance after it with this; the hot path reads nothing but its own row."""
+    await row(
+        session, "UPDATE account SET low_nusd = :low WHERE id = :id", low=threshold_nusd, id=account_id
+    )  # fmt: skip
+
+
+# --- the secret -------------------------------------------------------------------------------------
+
+
+def opened(sealer: Sealer, connection: Row) -> Connection:
+    """The connection ready for use. Raises UnsealError."""
+    secret = sealer.open(connection["sealed_secret"], _row_name(connection["account_id"])).decode()
+    uri = WalletUri(connection["wallet_pubkey"], tuple(connection["relays"]), secret, connection["lud16"])
+    return Connection(uri, Encryption(connection["encryption"]))
+
+
+async def reseal_all(db: Database, sealer: Sealer) -> int:
+    """Seal every wallet's secret under the newest key. Returns how many were sealed anew."""
+    total = 0
+    while count := await db.transaction(lambda session: _reseal_some(session, sealer)):
+        total += count
+    return total
+
+
+async def _reseal_some(session: AsyncSession, sealer: Sealer) -> int:
+    stale = await rows(
+        session,
+        f"""SELECT account_id, sealed_secret FROM nwc_connection
+            WHERE NOT starts_with(sealed_secret, :current) LIMIT {_RESEAL_AT_ONCE}""",
+        current=f"{sealer.current_id}.",
+    )
+    for each in stale:
+        name = _row_name(each["account_id"])
+        await row(
+            session,
+            """UPDATE nwc_connection SET sealed_secret = :sealed
+               WHERE account_id = :account_id AND sealed_secret = :before""",
+            sealed=sealer.seal(sealer.open(each["sealed_secret"], name), name), account_id=each["account_id"],
+            before=each["sealed_secret"],
+        )  # fmt: skip
+    return len(stale)
+
+
+def _row_name(account_id: uuid.UUID) -> str:
+    return f"nwc/{account_id}"

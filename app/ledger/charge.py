@@ -1,0 +1,31 @@
+"""The name of a charge on the wire: opaque, and enough to find the call with its account."""
+
+import base64
+import binascii
+import uuid
+from dataclasses import dataclass
+
+from app.kernel.errors import NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeId:
+    """What the wire's opaque charge_id carries, so that a charge is found with its account."""
+
+    account_id: uuid.UUID
+    usage_id: uuid.UUID
+
+    def __str__(self) -> str:
+        return base64.urlsafe_b64encode(self.account_id.bytes + self.usage_id.bytes).decode().rstrip("=")
+
+    @classmethod
+    def read(cls, text: str) -> "ChargeId":
+        """Raises NotFound for anything that is none of ours."""
+        try:
+            data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            found = cls(uuid.UUID(bytes=data[:16]), uuid.UUID(bytes=data[16:]))
+        except (binascii.Error, ValueError):
+            raise NotFound("No such charge") from None
+        if str(found) != text:
+            raise NotFound("No such charge")
+        return found

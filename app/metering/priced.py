@@ -1,0 +1,113 @@
+"""What a call may cost and what it did cost: the catalogue's prices, frozen when the call was authorized."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from app.kernel.db import Database
+from app.kernel.errors import ModelNotPriced
+from app.pricing.catalogue import Catalogues, NoActiveVersion
+from app.pricing.quote import Ask, Call, Quote
+from app.pricing.rows import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is held for a call: `amount_nusd` if it is there, and `min_nusd` at least; what price_version says so."""
+
+    amount_nusd: int
+    min_nusd: int
+    price_version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a call cost. `lines` are kept with it, to tell it again and to explain it; None where it came priced."""
+
+    cost_nusd: int
+    price_version: int | None = None
+    lines: Mapping[str, Any] | None = None
+    flags: tuple[str, ...] = ()
+
+
+class Pricer:
+    """Asks the catalogue for the metering verbs; one object for the process."""
+
+    def __init__(self, db: Database, catalogues: Catalogues) -> None:
+        self._db, self._catalogues = db, catalogues
+
+    async def version(self) -> int | None:
+        """The version that a call authorized now is priced by, None while nothing is sold."""
+        try:
+            return (await self._catalogues.current(self._db)).version_id
+        except NoActiveVersion:
+            return None
+
+    async def limits(self, ask: Ask, min_output_tokens: int | None) -> Limits:
+        """What an estimated call may cost at most, and with the shortest answer that is still of use.
+
+        Without `min_output_tokens` only the whole will do. Raises ModelNotPriced.
+        """
+        catalogue = await self._catalogues.current(self._db)
+        now = datetime.now(UTC)
+        most = catalogue.estimate(ask, now).cost_nusd
+        if min_output_tokens is None:
+            return Limits(most, most, catalogue.version_id)
+        shortest = replace(ask, max_output_tokens=min(min_output_tokens, catalogue.answer_tokens(ask, now)))
+        return Limits(most, catalogue.estimate(shortest, now).cost_nusd, catalogue.version_id)
+
+    async def granted_output_tokens(self, ask: Ask, version_id: int, held_nusd: int, made_at: datetime) -> int | None:
+        """How long each answer may be for what is held; None for a call that answers in no tokens."""
+        catalogue = await self._catalogues.at(self._db, version_id)
+        asked = catalogue.answer_tokens(ask, made_at)
+        return catalogue.affordable_output_tokens(held_nusd, ask, made_at) if asked else None
+
+    async def cost(
+        self,
+        version_id: int | None,
+        asked: Call,
+        served: Call,
+        used: Usage,
+        moment: datetime | None,
+        held_nusd: int | None,
+    ) -> Cost:
+        """What a call cost at the prices it was authorized by, or at today's if there were none.
+
+        It is priced as the model that was served; where that has no price, as the model that was asked for, and where
+        that has none for what was used either, it costs what was held for it. Both are flagged: a call is never free
+        for want of a price. Raises ModelNotPriced where nothing was held.
+        """
+        if version_id is None:
+            version_id = await self.version()
+        if version_id is None:
+            if held_nusd is None:
+                raise NoActiveVersion
+            return Cost(held_nusd, flags=("not_priced",))
+        catalogue, moment = await self._catalogues.at(self._db, version_id), moment or datetime.now(UTC)
+        try:
+            return _cost(catalogue.price(served, used, moment))
+        except ModelNotPriced:
+            pass
+        try:
+            return _cost(catalogue.price(replace(asked, features=served.features), used, moment), "priced_as_asked")
+        except ModelNotPriced:
+            if held_nusd is None:
+                raise
+            return Cost(held_nusd, version_id, flags=("not_priced",))
+
+
+def _cost(quote: Quote, *flags: str) -> Cost:
+    return Cost(quote.cost_nusd, quote.version_id, lines_of(quote), flags)
+
+
+def lines_of(quote: Quote) -> dict[str, Any]:
+    """A quote as it is kept: its five figures in nano-USD, and its lines: kind, name, units, list price in pico-USD, markup in ppm."""
+    return {
+        "model": quote.model,
+        "provider": quote.provider,
+        "parts": [quote.input_nusd, quote.output_nusd, quote.cache_input_nusd, quote.media_nusd, quote.fees_nusd],
+        "lines": [
+            [line.kind.value, line.name, line.units, line.list_price_pusd, line.markup_ppm] for line in quote.lines
+        ],
+    }

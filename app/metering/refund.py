@@ -1,0 +1,70 @@
+"""Refunds: money back for a call that was charged, once for each charge."""
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import Database, Row, row, rows
+from app.kernel.errors import AlreadyRefunded, InvalidField, NotFound
+from app.kernel.money import usd_text
+from app.ledger.charge import ChargeId
+from app.ledger.post import PostingMismatch, post
+from app.ledger.tables import EntryKind
+
+
+@dataclass(frozen=True, slots=True)
+class Refunded:
+    """A refund as it was made, also for every repeat."""
+
+    amount_nusd: int
+    balance_nusd: int
+
+
+async def refund(db: Database, service: str, charge_id: str, amount_nusd: int | None) -> Refunded:
+    """Give back `amount_nusd` of a charge (all of it, if None), once; the key may spend it again.
+
+    A repeat changes nothing and gets the first answer. Raises NotFound for a charge that is not this service's,
+    InvalidField for more than it cost, and AlreadyRefunded if another amount was given back before.
+    """
+    wanted = ChargeId.read(charge_id)
+    return await db.transaction(lambda session: _refund(session, service, wanted, amount_nusd))
+
+
+async def _refund(session: AsyncSession, service: str, wanted: ChargeId, amount_nusd: int | None) -> Refunded:
+    charge = await row(
+        session,
+        """SELECT u.key_id, u.window_start, u.cost_nusd, u.service FROM usage u
+           WHERE u.account_id = :account_id AND u.id = :usage_id""",
+        account_id=wanted.account_id, usage_id=wanted.usage_id,
+    )  # fmt: skip
+    if charge is None or charge["service"] != service:
+        raise NotFound("No such charge")
+    due_nusd = charge["cost_nusd"] if amount_nusd is None else amount_nusd
+    if not 0 < due_nusd <= charge["cost_nusd"]:
+        raise InvalidField(
+            f"this charge was ${usd_text(charge['cost_nusd'])}; a refund is more than nothing and at most that",
+            param="amount_usd",
+        )
+    try:
+        posted = await post(
+            session, wanted.account_id, EntryKind.REFUND, str(wanted.usage_id), "revenue:usage", due_nusd
+        )
+    except PostingMismatch as error:
+        raise AlreadyRefunded from error
+    if posted.is_new:
+        await _let_the_key_spend_it_again(session, wanted.account_id, charge, due_nusd)
+    return Refunded(due_nusd, posted.balance_after_nusd)
+
+
+async def _let_the_key_spend_it_again(
+    session: AsyncSession, account_id: uuid.UUID, charge: Row, amount_nusd: int
+) -> None:
+    """The account's row is locked by the posting, so no charge of this key comes between."""
+    await rows(
+        session,
+        """UPDATE api_key SET lifetime_nusd = lifetime_nusd - :amount,
+                  window_usage_nusd = window_usage_nusd - CASE WHEN window_start = :window_start THEN :amount ELSE 0 END
+           WHERE account_id = :account_id AND id = :key_id""",
+        account_id=account_id, key_id=charge["key_id"], window_start=charge["window_start"], amount=amount_nusd,
+    )  # fmt: skip

@@ -1,0 +1,232 @@
+"""Days of calls: exact under traffic, whole at every moment, and the same however often they are summed."""
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from app.activity.archive import make_partitions
+from app.activity.rollup import rebuild, recount, roll_up
+from app.audit import audit
+from app.ledger.charge import ChargeId
+from tests.activity.conftest import Past
+from tests.rig import Customer
+
+D = Decimal
+TODAY = datetime.now(UTC).date
+
+
+def days_ago(days: int) -> str:
+    return str(TODAY() - timedelta(days=days))
+
+
+async def some_calls(past: Past, customer: Customer, key: str = "") -> None:
+    for model, usd, tokens in (("a", "0.01", 10), ("b", "0.002", 7), ("a", "0.0000003", 5)):
+        await past.charge(customer, usd, key, model=model, usage={"input_tokens": tokens, "output_tokens": 1})
+
+
+def in_all(answer: Any) -> dict[str, Any]:
+    lines = answer["data"]
+    return {
+        name: sum(line[name] for line in lines) for name in ("requests", "input_tokens", "output_tokens", "cost_usd")
+    }
+
+
+async def test_today_is_in_the_answer_without_any_job(past: Past) -> None:
+    customer = await past.rig.customer("10")
+    await some_calls(past, customer)
+    answer = await past.ask("/activity", customer)
+    key_id = (await past.ask("/keys", customer))["data"][0]["_id"]
+    same = {"day": days_ago(0), "api_key_id": key_id, "refunded_usd": 0}
+    assert answer == {
+        "data": [
+            {**same, "model": "a", "requests": 2, "input_tokens": 15, "output_tokens": 2, "cost_usd": D("0.0100003")},
+            {**same, "model": "b", "requests": 1, "input_tokens": 7, "output_tokens": 1, "cost_usd": D("0.002")},
+        ],
+        "next_cursor": None,
+    }
+    assert past.kept() == []
+
+
+async def test_days_that_are_over_are_summed_and_the_answer_stays_the_same(past: Past) -> None:
+    customer = await past.rig.customer("10")
+    other = await past.rig.new_key(customer)
+    for days in (40, 2, 1, 0):
+        await some_calls(past, customer, other["api_key"] if days == 2 else "")
+        before = days
+        if before:
+            await past.back({40: 38, 2: 1, 1: 1}[days])
+    answers = await past.ask("/activity", customer)
+    assert [line["day"] for line in answers["data"]] == [days_ago(n) for n in (0, 0, 1, 1, 2, 2, 40, 40)]
+    assert await past.roll_up() > 38
+    assert await past.ask("/activity", customer) == answers
+    assert len(past.kept()) == 6
+    assert past.kept() == [line for line in past.fresh() if line[1] < TODAY()]
+    assert await past.roll_up() == 0
+
+
+async def test_a_day_is_summed_an_hour_after_it_ended_and_not_before(past: Past) -> None:
+    customer = await past.rig.customer("10")
+    await some_calls(past, customer)
+    tomorrow = datetime.combine(TODAY() + timedelta(days=1), datetime.min.time(), UTC)
+    assert await past.roll_up(tomorrow + timedelta(minutes=59)) <= 1
+    assert past.kept() == []
+    assert await past.roll_up(tomorrow + timedelta(minutes=60)) == 1
+    assert past.kept() == past.fresh()
+
+
+async def test_days_are_exact_while_charges_race_them_in_several_processes(past: Past) -> None:
+    """The day is closed in the middle of its traffic, by many at once: the worst a wrong clock could do."""
+    customers = [await past.rig.customer("100") for _ in range(3)]
+    tomorrow = datetime.now(UTC) + timedelta(days=1, hours=2)
+    dice = random.Random(5)
+
+    async def call(number: int) -> None:
+        await asyncio.sleep(dice.random() / 5)
+        customer = customers[number % 3]
+        await past.charge(
+            customer, f"0.{dice.randrange(1, 999):06}", request_id=f"race-{number}", model=f"m{number % 4}",
+            usage={"input_tokens": number},
+        )  # fmt: skip
+
+    async def roll() -> None:
+        await asyncio.sleep(dice.random() / 5)
+        await asyncio.gather(roll_up(past.rig.house.db, tomorrow), recount(past.rig.house.db))
+
+    async def look() -> None:
+        await asyncio.sleep(dice.random() / 5)
+        assert (await audit(past.rig.house.db)).findings == ()
+
+    await asyncio.gather(*(call(n) for n in range(90)), *(roll() for _ in range(8)), *(look() for _ in range(3)))
+    await asyncio.gather(*(recount(past.rig.house.db) for _ in range(3)))
+    assert sum(line[4] for line in past.kept()) == 90
+    assert past.kept() == past.fresh()
+
+
+async def test_a_call_that_comes_late_is_found_by_counting_again(past: Past) -> None:
+    customer = await past.rig.customer("10")
+    await some_calls(past, customer)
+    await past.back(1)
+    await past.roll_up()
+    await past.charge(customer, "0.5", model="late")
+    past.rig.sql(
+        """UPDATE usage SET id = rpad(lpad(to_hex(('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint - 86400000), 12, '0')
+                  || right(translate(id::text, '-', ''), 20), 32, '0')::uuid WHERE model = 'late'"""
+    )
+    past.rig.sql("UPDATE entry e SET usage_id = u.id FROM usage u WHERE e.reference = u.hold_id::text")
+    assert in_all(await past.ask("/activity", customer))["requests"] == 3
+    assert (await audit(past.rig.house.db)).is_clean
+    assert await recount(past.rig.house.db) == 1
+    assert in_all(await past.ask("/activity", customer)) == {
+        "requests": 4, "input_tokens": 22, "output_tokens": 3, "cost_usd": D("0.5120003")
+    }  # fmt: skip
+    assert past.kept() == past.fresh()
+
+
+async def test_a_refund_counts_to_the_day_of_its_call_however_late(past: Past) -> None:
+    customer = await past.rig.customer("10")
+    made = await past.charge(customer, "0.5", model="a")
+    await past.rig.meter("refund", charge_id=made["charge_id"], amount_usd="0.1")
+    assert (await past.ask("/activity", customer))["data"][0]["refunded_usd"] == D("0.1")
+    second = await past.charge(customer, "0.25", model="a")
+    await past.back(9)
+    await past.roll_up()
+    [(call_id,)] = past.rig.sql("SELECT id FROM usage WHERE cost_nusd = 250000000")
+    [(account_id,)] = past.rig.sql("SELECT id FROM account")
+    assert second["charge_id"] != str(ChargeId(account_id, call_id))
+    refund = await past.rig.meter("refund", charge_id=str(ChargeId(account_id, call_id)))
+    assert refund.status_code == 200
+    await asyncio.gather(*(past.roll_up() for _ in range(3)))
+    [line] = (await past.ask("/activity", customer))["data"]
+    assert (line["day"], line["cost_usd"], line["refunded_usd"]) == (days_ago(9), D("0.75"), D("0.35"))
+    assert past.kept() == past.fresh()
+
+
+async def test_rebuild_makes_every_day_what_its_calls_say(past: Past) -> None:
+    customer, other = await past.rig.customer("10"), await past.rig.customer("10")
+    await some_calls(past, customer)
+    await past.back(70)
+    await some_calls(past, other)
+    await past.back(1)
+    await past.roll_up()
+    right = past.kept()
+    assert right == past.fresh()
+    past.rig.sql("UPDATE usage_day SET cost_nusd = cost_nusd + 1, requests = 9 WHERE model = 'a'")
+    past.rig.sql(
+        "DELETE FROM usage_day WHERE model = 'b' AND account_id = (SELECT min(account_id::text)::uuid FROM usage_day)"
+    )
+    past.rig.sql(
+        "INSERT INTO usage_day SELECT account_id, day, gen_random_uuid(), 'x', 1, 1, 1, 1, 0 FROM usage_day LIMIT 1"
+    )
+    assert not (await audit(past.rig.house.db)).is_clean
+    assert await rebuild(past.rig.house.db) == 4
+    assert past.kept() == right
+    assert await rebuild(past.rig.house.db) == 0
+
+
+async def test_pages_of_days_lose_none_and_filters_hold_for_summed_and_open_days(past: Past) -> None:
+    customer = await past.rig.customer("10")
+    keys = [(await past.rig.new_key(customer))["api_key"] for _ in range(2)]
+    for days in range(3):
+        for key in keys:
+            await some_calls(past, customer, key)
+        if days < 2:
+            await past.back(1)
+    await past.roll_up()
+    whole = (await past.ask("/activity", customer, limit=100))["data"]
+    assert len(whole) == 3 * 2 * 2
+    seen: list[Any] = []
+    cursor: str | None = None
+    while cursor is not None or not seen:
+        page = await past.ask("/activity", customer, limit=5, **({"cursor": cursor} if cursor else {}))
+        seen, cursor = seen + page["data"], page["next_cursor"]
+    assert seen == whole
+    some = await past.ask("/activity", customer, **{"from": days_ago(1), "to": days_ago(1), "model": "b"})
+    assert [(line["day"], line["model"]) for line in some["data"]] == [(days_ago(1), "b")] * 2
+    some = await past.ask("/activity", customer, api_key_id=whole[0]["api_key_id"], **{"from": days_ago(1)})
+    assert [
+        line for line in whole if line["api_key_id"] == whole[0]["api_key_id"] and line["day"] >= days_ago(1)
+    ] == some["data"]
+
+
+async def test_history_adds_up_to_activity(past: Past) -> None:
+    customer = await past.rig.customer("10")
+    await some_calls(past, customer)
+    await past.back(1)
+    await some_calls(past, customer)
+    await past.roll_up()
+    calls = (await past.ask("/queries/history", customer))["data"]
+    assert in_all(await past.ask("/activity", customer)) == {
+        "requests": len(calls), "input_tokens": sum(c["input_count"] for c in calls),
+        "output_tokens": sum(c["output_count"] for c in calls), "cost_usd": sum(c["price_in_usd"] for c in calls),
+    }  # fmt: skip
+
+
+async def test_partitions_are_made_ahead_and_calls_find_them(past: Past) -> None:
+    await make_partitions(past.rig.house.db)
+    assert await make_partitions(past.rig.house.db) == 0
+    names = {
+        name
+        for (name,) in past.rig.sql(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'usage'::regclass"
+        )
+    }
+    month = TODAY().replace(day=1)
+    for _ in range(4):
+        assert f"usage_{month:%Y_%m}" in names
+        month = (month + timedelta(days=31)).replace(day=1)
+    customer = await past.rig.customer("10")
+    await past.charge(customer, "0.01")
+    assert past.rig.sql("SELECT tableoid::regclass::text FROM usage") == [(f"usage_{TODAY():%Y_%m}",)]
+
+
+async def test_numbers_beyond_any_sum_do_not_stop_the_rollup(past: Past) -> None:
+    customer = await past.rig.customer("10")
+    await past.charge(customer, "0.01", usage={"input_tokens": 10**12})
+    past.rig.sql("UPDATE usage SET units = jsonb_build_object('input_tokens', 9223372036854775807)")
+    await past.charge(customer, "0.01", usage={"input_tokens": 10**12})
+    await past.back(1)
+    await past.roll_up()
+    [line] = (await past.ask("/activity", customer))["data"]
+    assert (line["input_tokens"], line["requests"]) == (2**63 - 1, 2)

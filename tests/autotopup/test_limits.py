@@ -1,0 +1,333 @@
+"""Caps, back-off, pauses and what lifts them, the kill switch, and connections that come and go."""
+
+import asyncio
+import uuid
+from datetime import timedelta
+
+import pytest
+
+from app.autotopup import connect
+from app.autotopup.rules import MAX_ATTEMPTS_A_DAY
+from app.kernel.errors import NotFound
+from app.kernel.security import Caller, Kind, Sealer
+from app.topups.create import Wish, create_topup
+from app.topups.credit import TopupRef, credit_if_paid
+from app.topups.methods import METHODS
+from tests.autotopup.conftest import Street
+from tests.wallets import SECRET
+
+
+async def begins(street: Street) -> bool:
+    """Whether an attempt may begin now; if it does, it is taken to its end with what the wallet does by default."""
+    begun = await street.autotopup.begin(street.account_id)
+    if begun.ref is not None:
+        await street.autotopup.drive(begun.ref)
+    return begun.ref is not None
+
+
+# --- may it begin? -----------------------------------------------------------------------------------
+
+
+async def test_nothing_begins_at_or_above_the_threshold(street: Street) -> None:
+    await street.connect()
+    await street.give(1)
+    assert not await begins(street)
+    await street.give(-0.01)
+    assert await begins(street)
+
+
+async def test_nothing_begins_without_a_wallet_or_on_a_frozen_account(street: Street) -> None:
+    assert not await begins(street)
+    await street.connect()
+    street.sql("UPDATE account SET status = 'frozen'")
+    assert not await begins(street)
+    assert await street.autotopup.low() == []
+
+
+async def test_a_minute_lies_between_two_attempts(street: Street) -> None:
+    await street.connect(threshold=100)
+    assert await begins(street)
+    street.clock.pass_(seconds=59)
+    begun = await street.autotopup.begin(street.account_id)
+    assert begun.ref is None
+    assert begun.again_at == street.clock() + timedelta(seconds=1)
+    street.clock.pass_(seconds=1)
+    assert await begins(street)
+
+
+async def test_a_days_money_is_capped_and_comes_back_as_the_day_rolls_on(street: Street) -> None:
+    await street.connect(threshold=500, amount=10, max_per_day=35)
+    for _ in range(3):
+        assert await begins(street)
+        street.clock.pass_(hours=1)
+    assert not await begins(street)
+    assert await street.autotopup.low() == []
+    street.clock.pass_(hours=21, minutes=-1)
+    assert not await begins(street)
+    street.clock.pass_(minutes=1)
+    assert await begins(street)
+    assert street.states() == ["settled"] * 4
+
+
+async def test_what_is_open_holds_the_cap_and_what_surely_failed_does_not(street: Street) -> None:
+    await street.connect(threshold=500, amount=10, max_per_day=10)
+    await street.attempt("INSUFFICIENT_BALANCE")
+    street.clock.pass_(hours=1)
+    await street.attempt("silent")
+    assert street.states() == ["rejected", "unknown"]
+    await street.connect(threshold=500, amount=10, max_per_day=15)
+    street.clock.pass_(minutes=2)
+    assert not await begins(street)  # one is open
+    await street.until_closed()
+    street.clock.pass_(hours=1)
+    assert await begins(street)
+
+
+async def test_the_number_of_attempts_a_day_is_capped(street: Street) -> None:
+    await street.connect(threshold=5000, amount=1)
+    for _ in range(MAX_ATTEMPTS_A_DAY):
+        assert await begins(street)
+        street.clock.pass_(seconds=61)
+    assert not await begins(street)
+    street.clock.pass_(hours=24)
+    assert await begins(street)
+
+
+async def test_the_safety_net_finds_a_low_account_that_nobody_told_of(street: Street) -> None:
+    await street.connect()
+    assert await street.autotopup.low() == [street.account_id]
+    watcher = street.watcher()
+    await watcher.look_for_low()
+    await watcher.idle()
+    assert street.state() == "settled"
+    assert await street.autotopup.low() == []
+
+
+# --- the kill switch -----------------------------------------------------------------------------------
+
+
+async def test_switched_off_nothing_begins_and_nothing_is_sent(street: Street) -> None:
+    await street.connect()
+    off = street.another(is_on=False)
+    assert (await off.begin(street.account_id)).ref is None
+    assert await off.low() == []
+    ref = await street.begin()
+    await off.drive(ref)
+    assert (street.state(), street.last()["reason"], sum(street.wallets.published.values())) == ("expired", "off", 0)
+
+
+async def test_switched_off_what_was_sent_is_still_credited(street: Street) -> None:
+    await street.connect()
+    await street.attempt("pays silently")
+    off = street.another(is_on=False)
+    street.clock.pass_(seconds=10)
+    for ref in await off.due():
+        await off.drive(ref)
+    assert (street.state(), street.balance_usd()) == ("settled", 14.5)
+
+
+# --- back-off and pauses ---------------------------------------------------------------------------------
+
+
+async def test_refusals_are_followed_by_1_2_and_4_hours_and_then_a_pause(street: Street) -> None:
+    await street.connect()
+    street.wallets.act = "INSUFFICIENT_BALANCE"
+    for hours in (1, 2, 4):
+        assert await begins(street)
+        street.clock.pass_(hours=hours, seconds=-1)
+        assert not await begins(street)
+        street.clock.pass_(seconds=1)
+    assert await begins(street)
+    connection = await street.connection()
+    assert (connection["pause"], connection["refusals"]) == ("refusals", 4)
+    assert street.sql("SELECT low_nusd FROM account") == [(None,)]
+    street.clock.pass_(days=30)
+    assert not await begins(street)
+
+
+async def test_a_payment_forgives_the_refusals_before_it(street: Street) -> None:
+    await street.connect(threshold=500)
+    for _ in range(3):
+        await street.attempt("QUOTA_EXCEEDED")
+        street.clock.pass_(hours=4)
+    await street.attempt("pays")
+    connection = await street.connection()
+    assert (connection["refusals"], connection["not_before"], connection["pause"]) == (0, None, None)
+
+
+@pytest.mark.parametrize(("code", "is_lifted"), [("INSUFFICIENT_BALANCE", True), ("UNAUTHORIZED", False)])
+async def test_a_topup_by_hand_forgives_a_refusal_but_no_lost_right(street: Street, code: str, is_lifted: bool) -> None:
+    await street.connect(threshold=500)
+    street.wallets.act = code
+    for _ in range(4):
+        await begins(street)
+        street.clock.pass_(hours=5)
+    assert (await street.connection())["pause"] == ("refusals" if is_lifted else "UNAUTHORIZED")
+    street.sql("UPDATE nwc_connection SET refused_at = now() - interval '1 minute'")  # tells the database's time
+    await pay_by_hand(street)
+    await street.tick()
+    connection = await street.connection()
+    assert (connection["pause"] is None) == is_lifted
+    assert street.sql("SELECT low_nusd IS NOT NULL FROM account") == [(is_lifted,)]
+
+
+async def pay_by_hand(street: Street) -> None:
+    """A top-up that has nothing to do with the wallet."""
+    topup_id = uuid.uuid4()
+
+    async def finish(_: object, topup: dict[str, object]) -> str:
+        return str(topup["invoice_id"])
+
+    invoice_id = await create_topup(
+        street.house.db, street.btcpay, Caller(Kind.CREDIT_ID, street.account_id), Wish(METHODS["btc"], "USD", 20 * 10**9),
+        topup_id, finish,
+    )  # fmt: skip
+    street.btcpay.pay(invoice_id)
+    assert await credit_if_paid(street.house.db, street.btcpay, TopupRef(street.account_id, topup_id))
+
+
+async def test_a_topup_from_before_the_refusal_forgives_nothing(street: Street) -> None:
+    await street.connect(threshold=500)
+    await pay_by_hand(street)
+    street.clock.pass_(hours=1)
+    await street.attempt("INSUFFICIENT_BALANCE")
+    await street.tick()
+    assert (await street.connection())["refusals"] == 1
+
+
+async def test_a_day_of_silence_pauses_with_a_reason_of_its_own(street: Street) -> None:
+    await street.connect()
+    street.wallets.act, street.wallets.answers_lookups = "silent", False
+    began, tried = street.clock(), 0
+    while (await street.connection())["pause"] is None:
+        tried += await begins(street)
+        await street.until_closed()
+        connection = await street.connection()
+        street.clock.now = max(street.clock(), connection["not_before"])
+    assert (connection["pause"], connection["refusals"]) == ("silence", 0)
+    assert timedelta(hours=24) <= street.clock() - began < timedelta(hours=27)
+    assert 10 < tried < MAX_ATTEMPTS_A_DAY
+
+
+async def test_an_answer_of_any_kind_ends_the_silence(street: Street) -> None:
+    await street.connect()
+    street.wallets.answers_lookups = False
+    await street.attempt("silent")
+    await street.until_closed()
+    assert (await street.connection())["silent_since"] is not None
+    street.clock.pass_(hours=2)
+    await street.attempt("INSUFFICIENT_BALANCE")
+    assert (await street.connection())["silent_since"] is None
+
+
+# --- connections come and go -----------------------------------------------------------------------------
+
+
+async def test_connecting_again_lifts_a_pause_and_forgives_everything(street: Street) -> None:
+    await street.connect()
+    await street.attempt("EXPIRED")
+    assert (await street.connection())["pause"] == "EXPIRED"
+    await street.connect()
+    street.clock.pass_(minutes=2)
+    assert (await street.attempt("pays"))["state"] == "settled"
+
+
+async def test_a_wallet_removed_before_it_is_asked_is_not_asked(street: Street) -> None:
+    await street.connect()
+    ref = await street.begin()
+    await street.autotopup.advance(ref)
+    await street.disconnect()
+    await street.autotopup.drive(ref)
+    assert (street.state(), street.last()["reason"], sum(street.wallets.published.values())) == (
+        "expired",
+        "disconnected",
+        0,
+    )
+
+
+async def test_a_wallet_removed_while_it_is_asked_is_forgotten_and_its_payment_credited(street: Street) -> None:
+    await street.connect()
+
+    async def disconnect(event_id: str, bolt11: str) -> None:
+        await street.disconnect()
+        assert street.sql("SELECT 1 FROM nwc_connection") == []
+
+    street.wallets.before_pay = disconnect
+    attempt = await street.attempt("pays silently")
+    assert attempt["state"] == "unknown"
+    assert (await street.until_closed())["state"] == "settled"
+    assert street.balance_usd() == 14.5
+    with pytest.raises(NotFound):
+        await street.disconnect()
+
+
+async def test_a_wallet_put_in_anothers_place_waits_for_what_that_was_asked_to_pay(street: Street) -> None:
+    await street.connect()
+    await street.attempt("late")
+    await street.connect(amount=20)
+    street.clock.pass_(minutes=2)
+    assert not await begins(street)
+    street.wallets.pay_late()
+    attempt = await street.until_closed()
+    assert (attempt["state"], attempt["amount_nusd"]) == ("settled", 10 * 10**9)
+    assert street.balance_usd() == 14.5
+
+
+async def test_what_another_wallet_does_counts_against_that_one_only(street: Street) -> None:
+    await street.connect()
+    await street.attempt("PAYMENT_FAILED")
+    await street.connect()
+    await street.until_closed()
+    assert (await street.connection())["refusals"] == 0
+
+
+async def test_an_attempt_that_is_not_needed_any_more_is_not_sent(street: Street) -> None:
+    await street.connect()
+    ref = await street.begin()
+    await street.give(100)
+    await street.autotopup.drive(ref)
+    assert (street.state(), street.last()["reason"], street.btcpay.created) == ("expired", "not_needed", 0)
+
+
+async def test_disconnecting_and_beginning_at_once_never_asks_a_wallet_that_is_gone(street: Street) -> None:
+    """After the DELETE is answered nothing more is committed as sent, whatever was going on."""
+    for _ in range(10):
+        await street.connect()
+        street.clock.pass_(minutes=2)
+        begun = await street.autotopup.begin(street.account_id)
+        assert begun.ref is not None
+        sent_before_gone: list[bool] = []
+
+        async def look(event_id: str, bolt11: str, sent: list[bool] = sent_before_gone) -> None:
+            sent.append(True)
+
+        street.wallets.before_pay, street.wallets.acts = look, ["INSUFFICIENT_BALANCE"]
+        await asyncio.gather(street.autotopup.drive(begun.ref), street.disconnect())
+        assert street.last()["closed_at"] is not None
+        assert bool(sent_before_gone) == (street.state() == "rejected")
+
+
+async def test_the_secret_is_sealed_anew_by_keys_rotate_and_opens_for_its_account_alone(street: Street) -> None:
+    await street.connect()
+    old = street.house.settings.sealing_keys
+    new = Sealer([("newer", bytes(range(32))), *old])
+    before = (await street.connection())["sealed_secret"]
+    assert SECRET not in before
+    assert await connect.reseal_all(street.house.db, new) == 1
+    assert await connect.reseal_all(street.house.db, new) == 0
+    connection = await street.connection()
+    assert connection["sealed_secret"].startswith("newer.")
+    assert connect.opened(new, connection).uri.secret == SECRET
+    stolen = {**connection, "account_id": uuid.uuid4()}
+    with pytest.raises(Exception, match="does not open"):
+        connect.opened(new, stolen)
+    assert SECRET not in repr(connect.opened(new, connection))
+
+
+async def test_a_secret_that_cannot_be_opened_pauses_with_a_reason(street: Street) -> None:
+    await street.connect()
+    ref = await street.begin()
+    await street.autotopup.advance(ref)
+    street.sql("UPDATE nwc_connection SET sealed_secret = 'gone.00'")
+    await street.autotopup.drive(ref)
+    assert (street.state(), (await street.connection())["pause"]) == ("expired", "unreadable")

@@ -1,0 +1,267 @@
+"""A real nginx and a real Caddy, with the configurations of deploy/gateways as they are, in front of an upstream."""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from app.kernel.settings import Settings
+from app.main import create_app
+from app.wiring import build
+from tests.integration.nodes import Process
+from tests.integration.street import _served
+from tests.program import eventually, free_ports
+from tests.rig import Customer, FakeBtcpay, Rig
+
+D = Decimal
+CONFIGURATIONS: Final = Path(__file__).parents[2] / "deploy" / "gateways"
+_PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+_NGINX: Final = """daemon off; master_process off; pid {0}/pid; error_log {0}/error.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;
+    include {0}/ours.conf;
+}}
+"""
+
+
+@dataclass(slots=True)
+class Upstream:
+    """An inference server that tells what it was sent. `/fails/<status>` fails so."""
+
+    calls: list[str] = field(default_factory=list)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for told in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{told}.complete"})
+            return
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        self.calls.append(scope["path"])
+        headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]
+        seen = {"method": scope["method"], "path": scope["raw_path"].decode(), "size": size, "headers": headers}
+        status = int(scope["path"].rpartition("/")[2]) if scope["path"].startswith("/fails/") else 200
+        lines = [(b"content-type", b"application/json"), (b"x-upstream", b"yes")]
+        await send({"type": "http.response.start", "status": status, "headers": lines})
+        await send({"type": "http.response.body", "body": json.dumps(seen).encode()})
+
+
+@dataclass(slots=True)
+class Gate:
+    """A gateway that runs, and what stands behind it."""
+
+    client: httpx.AsyncClient
+    rig: Rig
+    upstream: Upstream
+
+    async def call(self, headers: dict[str, str], path: str = "/v1/chat", method: str = "POST", **more: Any) -> Any:
+        return await self.client.request(method, path, headers=headers, **more)
+
+    async def refused(self, headers: dict[str, str], **more: Any) -> tuple[int, str, httpx.Headers]:
+        """Status, code and headers of a call that must not reach the upstream."""
+        before = len(self.upstream.calls)
+        answer = await self.call(headers, **more)
+        assert len(self.upstream.calls) == before
+        assert answer.headers["content-type"] == "application/json"
+        body = answer.json()
+        assert body["statusCode"] == answer.status_code
+        assert not [name for name in answer.headers if name.startswith("x-authz")]
+        return answer.status_code, body["error"]["code"], answer.headers
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name, path=_PATH)
+    if found is None:
+        pytest.skip(f"no {name} here; on Debian: apt-get install nginx-light caddy, as .ci/run does")
+    return found
+
+
+def _start_nginx(folder: Path, ours: str) -> Process:
+    (folder / "ours.conf").write_text(ours)
+    (folder / "nginx.conf").write_text(_NGINX.format(folder))
+    return Process(folder, _program("nginx"), "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf")
+
+
+def _start_caddy(folder: Path, ours: str) -> Process:
+    (folder / "Caddyfile").write_text("{\n\tadmin off\n}\n" + ours)
+    home = [f"{name}={folder}" for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")]
+    return Process(
+        folder,
+        "/usr/bin/env",
+        *home,
+        _program("caddy"),
+        "run",
+        "--adapter",
+        "caddyfile",
+        "--config",
+        folder / "Caddyfile",
+    )
+
+
+@contextmanager
+def _gateway(name: str, folder: Path, token: str, satmeter_port: int, upstream_port: int) -> Iterator[str]:
+    """The gateway with its configuration of ours, but for the ports and the token. Yields its URL."""
+    _program(name)
+    [port] = free_ports(1)
+    ours = (CONFIGURATIONS / {"nginx": "nginx.conf", "caddy": "Caddyfile"}[name]).read_text()
+    for placeholder, value in (
+        ("127.0.0.1:8080", f"127.0.0.1:{satmeter_port}"), ("127.0.0.1:8000", f"127.0.0.1:{upstream_port}"),
+        ("127.0.0.1:8088", f"127.0.0.1:{port}"), ("svc-REPLACE-ME", token),
+    ):  # fmt: skip
+        assert placeholder in ours
+        ours = ours.replace(placeholder, value)
+    process = (_start_nginx if name == "nginx" else _start_caddy)(folder, ours)
+    try:
+        eventually(lambda: _listens(port, process))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.end()
+
+
+def _listens(port: int, process: Process) -> bool:
+    assert process.popen.poll() is None, process.log.read_text()
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(params=["nginx", "caddy"])
+async def gateway(request: pytest.FixtureRequest) -> str:
+    _program(request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+async def gate(gateway: str, rig: Rig, settings: Settings, tmp_path: Path) -> Any:
+    upstream = Upstream()
+    token = (await rig.service())["Authorization"].removeprefix("Bearer ")
+    satmeter_port, upstream_port = free_ports(2)
+    with ExitStack() as stack:
+        service = create_app(build(settings, rig.database_url, gateway=FakeBtcpay()))
+        stack.enter_context(_served(service, satmeter_port))
+        stack.enter_context(_served(upstream, upstream_port))
+        url = stack.enter_context(_gateway(gateway, tmp_path, token, satmeter_port, upstream_port))
+        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+            yield Gate(client, rig, upstream)
+
+
+async def test_an_allowed_call_reaches_the_upstream_with_our_headers_and_without_any_secret(gate: Gate) -> None:
+    customer = await gate.rig.customer("10")
+    hostile = {
+        "X-Account-Id": "admin", "X-Key-Id": "admin", "X-Billing-Request-Id": "mine", "X-Balance-Usd": "1000000",
+        "X-Service-Token": "svc-mine; id=mine", "X-Forwarded-Uri": "/mine", "X-Original-URI": "/mine", "X-Request-Id": "mine",
+    }  # fmt: skip
+    holds = set()
+    for key in (
+        {"Authorization": f"Bearer {customer.api_key}"},
+        {"x-api-key": customer.api_key},
+        {"api-key": customer.api_key},
+    ):
+        answer = await gate.call(key | hostile, "/v1/chat?q=1", content=b"x" * 300_000)
+        assert (answer.status_code, answer.headers["x-upstream"]) == (200, "yes")
+        seen = answer.json()
+        assert (seen["method"], seen["path"], seen["size"]) == ("POST", "/v1/chat", 300_000)
+        names = Counter(name for name, _ in seen["headers"])
+        assert not {"authorization", "x-api-key", "api-key", "x-service-token"} & set(names)
+        assert customer.api_key not in answer.text
+        assert "svc-" not in answer.text
+        headers = dict(seen["headers"])
+        assert all(names[name.lower()] == 1 and headers[name.lower()] != hostile[name] for name in list(hostile)[:4])
+        holds.add(headers["x-billing-request-id"])
+    assert len(holds) == 3
+    assert await gate.rig.held(customer) == D("0.03")
+    assert gate.rig.sql("SELECT DISTINCT endpoint FROM hold") == [("/v1/chat",)]
+    for hold_id in holds:
+        await gate.rig.settle(hold_id, "0.002")
+    assert await gate.rig.balance(customer) == D("9.994")
+
+
+async def test_every_refusal_arrives_with_its_status_its_body_and_its_headers(gate: Gate) -> None:
+    rich, poor = await gate.rig.customer("10"), await gate.rig.customer()
+    status, code, headers = await gate.refused({})
+    assert (status, code, headers["WWW-Authenticate"]) == (401, "invalid_api_key", "Bearer")
+    assert (await gate.refused({"Authorization": "Bearer sk-none"}))[:2] == (401, "invalid_api_key")
+    assert (await gate.refused(poor.key))[:2] == (402, "insufficient_balance")
+    narrow = await gate.rig.new_key(rich, scopes=["balance"])
+    assert (await gate.refused(_bearer(narrow)))[:2] == (403, "missing_scope")
+    limited = await gate.rig.new_key(rich, usage_limit_usd=0.01)
+    assert (await gate.call(_bearer(limited))).status_code == 200
+    status, code, headers = await gate.refused(_bearer(limited))
+    assert (status, code, headers["Retry-After"]) == (429, "funds_held", "2")
+    some = await gate.rig.new_key(rich, allowed_models=["m"])
+    assert (await gate.refused(_bearer(some) | {"X-Model": "m"}))[:2] == (403, "model_not_allowed")
+    for path in ("/", "/v1/meter/ext-authz", "/v1/chat?mode=nginx", "/v1/chat?mode=other"):
+        assert (await gate.refused({}, path=path))[0] == 401
+    for path in ("/_satmeter", "/%2e%2e/x", "//x"):
+        assert (await gate.call({}, path)).status_code in (400, 401, 404)
+    assert gate.upstream.calls == ["/v1/chat"]
+    for method in ("GET", "OPTIONS", "PUT", "DELETE"):
+        assert (await gate.refused({}, method=method))[0] == 401
+
+
+async def test_what_the_upstream_says_is_passed_on_untouched(gate: Gate) -> None:
+    customer = await gate.rig.customer("10")
+    for status in (401, 402, 403, 404, 429, 500, 503):
+        answer = await gate.call(customer.key, f"/fails/{status}")
+        assert (answer.status_code, answer.headers["x-upstream"]) == (status, "yes")
+    for method in ("GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"):
+        answer = await gate.call(customer.key, method=method)
+        assert (answer.status_code, answer.headers["x-upstream"]) == (200, "yes")
+
+
+async def test_fifty_calls_at_once_on_a_balance_for_ten_let_ten_through(gate: Gate) -> None:
+    customer = await gate.rig.customer("10")
+    await gate.rig.meter("charge", request_id="spent", api_key=customer.api_key, cost_usd="9.9")
+    answers = await asyncio.gather(*(gate.call(customer.key) for _ in range(50)))
+    assert Counter(answer.status_code for answer in answers) == {200: 10, 429: 40}
+    assert len(gate.upstream.calls) == 10
+
+
+async def test_while_satmeter_is_away_nobody_passes_and_an_upstream_that_is_away_is_a_502(
+    gateway: str, rig: Rig, settings: Settings, tmp_path: Path
+) -> None:
+    customer, upstream = await rig.customer("10"), Upstream()
+    token = (await rig.service())["Authorization"].removeprefix("Bearer ")
+    satmeter_port, upstream_port, nothing = free_ports(3)
+    with _served(upstream, upstream_port), _gateway(gateway, tmp_path, token, nothing, upstream_port) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+            status, code, headers = await Gate(client, rig, upstream).refused(customer.key)
+    assert (status, code, headers["Retry-After"]) == (503, "billing_unavailable", "1")
+    service = create_app(build(settings, rig.database_url, gateway=FakeBtcpay()))
+    with _served(service, satmeter_port), _gateway(gateway, tmp_path, token, satmeter_port, nothing) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+            assert (await client.post("/v1/chat", headers=customer.key)).status_code == 502
+
+
+async def test_a_gateway_with_a_token_that_is_none_lets_nobody_pass(
+    gateway: str, rig: Rig, settings: Settings, tmp_path: Path
+) -> None:
+    customer, upstream = await rig.customer("10"), Upstream()
+    satmeter_port, upstream_port = free_ports(2)
+    service = create_app(build(settings, rig.database_url, gateway=FakeBtcpay()))
+    with (
+        _served(service, satmeter_port),
+        _served(upstream, upstream_port),
+        _gateway(gateway, tmp_path, "svc-wrong", satmeter_port, upstream_port) as url,
+    ):
+        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+            assert (await Gate(client, rig, upstream).refused(customer.key))[:2] == (401, "invalid_token")
+
+
+def _bearer(key: Any) -> dict[str, str]:
+    return Customer("", key["api_key"]).key

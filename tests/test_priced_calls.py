@@ -1,0 +1,499 @@
+"""Calls priced from the catalogue: held for what they may cost, charged for what they used, at the prices they began with."""
+
+import asyncio
+import hashlib
+import json
+import uuid
+from collections import Counter
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.admin.tokens import create_token
+from app.metering.holds import HoldTicket, _base64, hold_id_for
+from app.metering.priced import lines_of
+from app.pricing import rules
+from app.pricing.quote import AUSD_PER_NUSD, Call, Catalogue
+from app.pricing.rows import Dimension, FeeRow, Usage
+from app.pricing.starter import ensure_starter, starter
+from tests.rig import Customer, Rig, exact
+
+D = Decimal
+MINI = "gpt-4o-mini"
+"""$0.15 per million tokens in, $0.60 out, $0.075 from the cache."""
+ASKED = {"input_tokens": 1000, "max_output_tokens": 100}
+ASKED_USD = D("0.00021")
+NONE: list[str] = []
+
+
+@pytest.fixture
+async def shop(rig: Rig) -> Rig:
+    """The rig with the starter catalogue on sale."""
+    await ensure_starter(rig.house.db)
+    return rig
+
+
+async def ask(shop: Rig, key: str, model: str = MINI, **more: Any) -> Any:
+    body = {"request_id": uuid.uuid4().hex, "api_key": key, "model": model, "estimate": ASKED} | more
+    response = await shop.meter("authorize", **body)
+    assert response.status_code == 200, response.text
+    return exact(response)
+
+
+async def with_one_dollar(shop: Rig) -> Customer:
+    """A customer who has spent nine of ten."""
+    customer = await shop.customer("10")
+    await shop.meter("charge", request_id=uuid.uuid4().hex, api_key=customer.api_key, cost_usd="9")
+    return customer
+
+
+async def settle(shop: Rig, hold_id: str, usage: dict[str, int], **more: Any) -> Any:
+    response = await shop.meter("settle", hold_id=hold_id, usage=usage, **more)
+    assert response.status_code == 200, response.text
+    return exact(response)
+
+
+async def dearer(shop: Rig, factor: int = 2) -> None:
+    """From now on everything costs more; every process sees it."""
+    await shop.house.db.transaction(lambda s: rules.set_markup(s, "default", multiplier_ppm=factor * 1_000_000))
+    shop.house.catalogues._fresh_until = None
+
+
+# --- authorize ----------------------------------------------------------------------------------------
+
+
+async def test_an_estimate_is_held_for_at_the_catalogues_price(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await ask(shop, customer.api_key)
+    assert (held["decision"], held["hold_usd"], held["granted_output_tokens"], held["price_version"]) == (
+        "allow", ASKED_USD, 100, 1
+    )  # fmt: skip
+    assert held["available_usd"] == 10 - ASKED_USD
+    assert await shop.held(customer) == ASKED_USD
+
+
+async def test_without_a_length_the_longest_answer_of_the_model_is_held_for(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await ask(shop, customer.api_key, estimate={"input_tokens": 0})
+    assert (held["granted_output_tokens"], held["hold_usd"]) == (16384, 16384 * D("0.0000006"))
+
+
+async def test_media_is_held_for_by_its_size_and_quality(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    estimate = {"images": 2, "size": "1024x1024", "quality": "hd"}
+    held = await ask(shop, customer.api_key, "dall-e-3", estimate=estimate)
+    assert (held["hold_usd"], held.get("granted_output_tokens")) == (D("0.16"), None)
+    done = await settle(shop, held["hold_id"], {"images": 1})
+    assert (done["cost"]["media_cost_usd"], done["cost"]["total_cost_usd"]) == (D("0.08"), D("0.08"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"max_cost_usd": "1"}, "max_cost_usd"),
+        ({"estimate": None}, "max_cost_usd"),
+        ({"model": None}, "model"),
+        ({"estimate": None, "max_cost_usd": "1", "mode": "clamp"}, "mode"),
+        ({"estimate": {"n": 0}}, "estimate.n"),
+        ({"estimate": {"tokens": 5}}, "estimate.tokens"),
+        ({"min_output_tokens": 0}, "min_output_tokens"),
+        ({"mode": "loose"}, "mode"),
+    ],
+)
+async def test_an_estimate_that_makes_no_sense_is_refused_by_name(shop: Rig, wrong: dict[str, Any], param: str) -> None:
+    customer = await shop.customer("10")
+    body = {"request_id": "r", "api_key": customer.api_key, "model": MINI, "estimate": ASKED} | wrong
+    response = await shop.meter("authorize", **body)
+    assert (response.status_code, response.json()["error"]["param"]) == (422, param)
+    assert await shop.held(customer) == 0
+
+
+async def test_a_use_or_a_feature_without_a_price_is_refused_never_free(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    for more in ({"estimate": {"video_seconds": 5}}, {"features": ["teleport"]}, {"model": "nobody/sells-this"}):
+        denied = await ask(shop, customer.api_key, **more)
+        assert (denied["decision"], denied["status"], denied["error"]["code"]) == ("deny", 422, "model_not_priced")
+
+
+async def test_the_same_request_gets_the_same_hold_also_after_prices_changed(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    first = await ask(shop, customer.api_key, request_id="same")
+    await dearer(shop)
+    again = await ask(shop, customer.api_key, request_id="same")
+    assert {name: again[name] for name in ("hold_id", "hold_usd", "granted_output_tokens", "price_version")} == {
+        name: first[name] for name in ("hold_id", "hold_usd", "granted_output_tokens", "price_version")
+    }
+    other = await shop.meter(
+        "authorize", request_id="same", api_key=customer.api_key, model=MINI, estimate=ASKED | {"input_tokens": 1001}
+    )
+    assert other.json()["error"]["code"] == "request_id_reuse"
+    assert await shop.held(customer) == ASKED_USD
+
+
+# --- clamp --------------------------------------------------------------------------------------------
+
+
+async def test_clamp_grants_what_the_balance_pays_for(shop: Rig) -> None:
+    customer = await with_one_dollar(shop)
+    wanted = {"input_tokens": 1000, "max_output_tokens": 16_000}
+    for _ in range(7):
+        await ask(shop, customer.api_key, "gpt-4o", estimate=wanted)  # $0.1625 each
+    strict = await ask(shop, customer.api_key, "gpt-4o", estimate=wanted)
+    assert strict["error"]["code"] == "funds_held"
+    left = 1 - await shop.held(customer)
+    clamped = await ask(shop, customer.api_key, "gpt-4o", estimate=wanted, mode="clamp", min_output_tokens=10)
+    if clamped["decision"] == "deny":
+        assert left < D("0.0026")
+        return
+    assert 10 <= clamped["granted_output_tokens"] < 16_000
+    assert clamped["granted_output_tokens"] == (left - D("0.0025")) // D("0.00001")
+    done = await settle(
+        shop, clamped["hold_id"],
+        {"input_tokens": 1000, "output_tokens": int(clamped["granted_output_tokens"])},
+    )  # fmt: skip
+    assert done["cost"]["total_cost_usd"] <= left
+
+
+async def test_clamp_minds_the_keys_limit_and_the_shortest_answer_of_use(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    key = (await shop.new_key(customer, usage_limit_usd="0.01"))["api_key"]
+    wanted = {"input_tokens": 0, "max_output_tokens": 16_000}
+    refused = await ask(shop, key, "gpt-4o", estimate=wanted, mode="clamp", min_output_tokens=1001)
+    assert (refused["status"], refused["error"]["code"]) == (402, "key_limit_exceeded")
+    granted = await ask(shop, key, "gpt-4o", estimate=wanted, mode="clamp", min_output_tokens=1000)
+    assert (granted["hold_usd"], granted["granted_output_tokens"]) == (D("0.01"), 1000)
+
+
+async def test_fifty_clamped_calls_at_once_never_hold_more_than_there_is(shop: Rig) -> None:
+    customer = await with_one_dollar(shop)
+    wanted = {"input_tokens": 0, "max_output_tokens": 16_000}
+    answers = await asyncio.gather(
+        *(ask(shop, customer.api_key, "gpt-4o", estimate=wanted, mode="clamp") for _ in range(50))
+    )
+    allowed = [answer for answer in answers if answer["decision"] == "allow"]
+    assert sum(answer["hold_usd"] for answer in allowed) == await shop.held(customer) == 1
+    assert all(answer["granted_output_tokens"] * D("0.00001") <= answer["hold_usd"] for answer in allowed)
+
+
+# --- settle -------------------------------------------------------------------------------------------
+
+
+async def test_a_call_costs_what_it_used_line_by_line(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await ask(shop, customer.api_key)
+    usage = {"input_tokens": 1000, "cache_read_tokens": 400, "output_tokens": 50}
+    done = await settle(shop, held["hold_id"], usage)
+    assert done["cost"] == {
+        "input_cost_usd": D("0.00009"), "cache_input_cost_usd": D("0.00003"), "output_cost_usd": D("0.00003"),
+        "media_cost_usd": 0, "fees_usd": 0, "total_cost_usd": D("0.00015"),
+    }  # fmt: skip
+    assert (done["flags"], await shop.balance(customer), await shop.held(customer)) == (NONE, 10 - D("0.00015"), D(0))
+    again = await settle(shop, held["hold_id"], {"input_tokens": 10**6})
+    assert again == done
+
+
+async def test_a_call_is_priced_by_what_held_when_it_was_authorized(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    before = await ask(shop, customer.api_key)
+    await dearer(shop)
+    after = await ask(shop, customer.api_key)
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    costs = [(await settle(shop, held["hold_id"], usage))["cost"]["total_cost_usd"] for held in (before, after)]
+    assert costs == [ASKED_USD, 2 * ASKED_USD]
+
+
+async def test_the_model_that_served_is_paid_and_an_unknown_one_as_the_one_that_was_asked(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    served, unknown = await ask(shop, customer.api_key), await ask(shop, customer.api_key)
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    dear = await settle(shop, served["hold_id"], usage, served_model="gpt-4o")
+    assert (dear["cost"]["total_cost_usd"], dear["flags"]) == (D("0.0035"), ["above_hold"])
+    same = await settle(shop, unknown["hold_id"], usage, served_model="home-made")
+    assert (same["cost"]["total_cost_usd"], same["flags"]) == (ASKED_USD, ["priced_as_asked"])
+
+
+async def test_use_that_nobody_priced_costs_what_was_held(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await ask(shop, customer.api_key)
+    done = await settle(shop, held["hold_id"], {"video_seconds": 5})
+    assert (done["cost"]["total_cost_usd"], done["flags"]) == (ASKED_USD, ["not_priced"])
+    assert done["cost"]["input_cost_usd"] is None
+
+
+async def test_where_nothing_is_sold_a_call_that_was_held_for_costs_its_hold(rig: Rig) -> None:
+    customer = await rig.customer("10")
+    held = await rig.authorize(customer.api_key, "0.5", model=MINI)
+    done = await settle(rig, held["hold_id"], {"input_tokens": 1})
+    assert (done["cost"]["total_cost_usd"], done["flags"]) == (D("0.5"), ["not_priced"])
+
+
+async def test_a_declared_feature_is_held_for_and_charged_only_if_used(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    holds = [await ask(shop, customer.api_key, features=["web"]) for _ in range(2)]
+    assert {held["hold_usd"] for held in holds} == {D("0.02") + ASKED_USD}
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    used = await settle(shop, holds[0]["hold_id"], usage, features_used=["web"])
+    unused = await settle(shop, holds[1]["hold_id"], usage)
+    assert (used["cost"]["fees_usd"], used["cost"]["total_cost_usd"]) == (D("0.02"), D("0.02") + ASKED_USD)
+    assert (unused["cost"]["fees_usd"], unused["cost"]["total_cost_usd"]) == (0, ASKED_USD)
+
+
+async def test_a_hold_that_the_database_lost_is_still_priced_by_what_it_was_asked_for(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    estimate = {"images": 1, "size": "1024x1024", "quality": "hd"}
+    held = await ask(shop, customer.api_key, "dall-e-3", estimate=estimate)
+    shop.sql("UPDATE account SET held_nusd = 0")
+    shop.sql("UPDATE api_key SET held_nusd = 0")
+    shop.sql("DELETE FROM hold")
+    done = await settle(shop, held["hold_id"], {"images": 1})
+    assert (done["cost"]["total_cost_usd"], done["flags"]) == (D("0.08"), ["hold_missing"])
+    assert shop.sql("SELECT model FROM usage") == [("dall-e-3",)]
+
+
+async def test_a_hold_id_of_before_tickets_carried_prices_is_charged_too(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await shop.authorize(customer.api_key, "0.5", "old")
+    pepper = shop.house.settings.pepper
+    ticket = HoldTicket.opened(held["hold_id"], pepper, "proxy")
+    assert ticket.window_start is not None
+    body = ticket.account_id.bytes + ticket.key_id.bytes + hold_id_for("proxy", "old").bytes
+    body += int(ticket.window_start.timestamp() * 1_000_000).to_bytes(8) + b"old"
+    old = _base64(pepper.tag(b"hold", b"proxy", body) + body)
+    done = await shop.settle(old, "0.25")
+    assert (done["cost"]["total_cost_usd"], await shop.held(customer)) == (D("0.25"), D(0))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(0, 300_000), min_size=4, max_size=4), st.sampled_from([MINI, "gpt-4o", "gpt-5"]), st.booleans()
+)
+def test_the_lines_of_any_call_add_up_to_what_it_took_from_the_balance(
+    quotes: Any, counts: list[int], model: str, is_web: bool
+) -> None:
+    total, parts, cost_nusd = quotes(counts, model, is_web)
+    assert sum(parts) == total == cost_nusd
+
+
+@pytest.fixture
+def quotes() -> Any:
+    """Quotes of the starter catalogue, without a database."""
+    draft = starter()
+    fees = [FeeRow(fee.feature, fee.price_nusd) for fee in draft.fees]
+    catalogue = Catalogue(1, draft.prices, models=draft.models, fees=fees)
+
+    def quoted(counts: list[int], model: str, is_web: bool) -> tuple[int, list[int], int]:
+        read, write, answer, fresh = counts
+        usage = Usage(
+            input_tokens=read + write + fresh, cache_read_tokens=read, cache_write_tokens=write, output_tokens=answer
+        )
+        quote = catalogue.price(Call(model, features=("web",) if is_web else ()), usage, datetime.now(UTC))
+        kept = json.loads(json.dumps(lines_of(quote)))
+        exact_ausd = sum(units * price * ppm for _, _, units, price, ppm in kept["lines"])
+        return -(-exact_ausd // AUSD_PER_NUSD), kept["parts"], quote.cost_nusd
+
+    return quoted
+
+
+async def test_a_charge_is_priced_too_and_its_repeat_is_the_same_after_prices_changed(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    body = {
+        "request_id": "c1", "api_key": customer.api_key, "model": MINI, "usage": {"input_tokens": 1000, "output_tokens": 100},
+    }  # fmt: skip
+    first = exact(await shop.meter("charge", **body))
+    assert (first["decision"], first["cost"]["total_cost_usd"]) == ("allow", ASKED_USD)
+    await dearer(shop)
+    assert exact(await shop.meter("charge", **body)) == first
+    other = await shop.meter("charge", **body | {"usage": {"input_tokens": 1}})
+    assert other.json()["error"]["code"] == "request_id_reuse"
+    refused = await shop.meter("charge", **body | {"request_id": "c2", "max_cost_usd": "0.0001"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "max_cost_usd")
+    assert await shop.balance(customer) == 10 - ASKED_USD
+
+
+async def test_an_account_may_have_prices_of_its_own(shop: Rig) -> None:
+    mine, theirs = await with_one_dollar(shop), await with_one_dollar(shop)
+    account_id = shop.sql("SELECT account_id FROM topup ORDER BY created_at, id LIMIT 1")[0][0]
+    await shop.house.db.transaction(
+        lambda s: rules.set_markup(s, "account", str(account_id), multiplier_ppm=500_000, fixed_per_request_nusd=7)
+    )
+    shop.house.catalogues._fresh_until = None
+    costs = {(await ask(shop, each.api_key))["hold_usd"] for each in (mine, theirs)}
+    assert costs == {ASKED_USD, ASKED_USD / 2 + D("0.000000007")}
+
+
+async def test_a_dimension_can_be_overridden_while_it_is_sold(shop: Rig) -> None:
+    customer = await with_one_dollar(shop)
+    await shop.house.db.transaction(lambda s: rules.set_override(s, MINI, Dimension.OUTPUT, 1_000_000))
+    shop.house.catalogues._fresh_until = None
+    assert (await ask(shop, customer.api_key))["hold_usd"] == D("0.00025")
+
+
+# --- extend, refund -----------------------------------------------------------------------------------
+
+
+async def test_a_long_call_keeps_its_hold_and_grows_with_what_it_cost(shop: Rig) -> None:
+    customer = await with_one_dollar(shop)
+    held = await shop.authorize(customer.api_key, "0.5", ttl_seconds=1)
+    longer = exact(await shop.meter("extend", hold_id=held["hold_id"], ttl_seconds=3600))
+    assert longer["expires_at"] > held["expires_at"]
+    assert (longer["hold_usd"], longer["available_usd"]) == (D("0.5"), D("0.5"))
+    grown = exact(await shop.meter("extend", hold_id=held["hold_id"], captured_usd="1.25"))
+    assert (grown["hold_usd"], grown["held_usd"], grown["available_usd"]) == (D("1.25"), D("1.25"), 0)
+    assert grown["expires_at"] == longer["expires_at"], "a hold is never shortened"
+    assert exact(await shop.meter("extend", hold_id=held["hold_id"], captured_usd="1.25")) == grown
+    await shop.settle(held["hold_id"], "1.25")
+    closed = await shop.meter("extend", hold_id=held["hold_id"])
+    assert (closed.status_code, closed.json()["error"]["code"]) == (409, "hold_closed")
+    assert (await shop.balance(customer), await shop.held(customer)) == (D("-0.25"), D(0))
+
+
+async def test_a_charge_is_refunded_once_however_often_it_is_asked(shop: Rig) -> None:
+    customer = await with_one_dollar(shop)
+    key = (await shop.new_key(customer, usage_limit_usd="0.5", reset_period="daily"))["api_key"]
+    charge = exact(await shop.meter("charge", request_id="v", api_key=key, cost_usd="0.5"))["charge_id"]
+    assert exact(await shop.meter("charge", request_id="w", api_key=key, cost_usd="0.1"))["decision"] == "deny"
+    answers = await asyncio.gather(
+        *(shop.meter("refund", charge_id=charge, amount_usd="0.4", reason="the video failed") for _ in range(20))
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    assert {exact(answer)["refunded_usd"] for answer in answers} == {D("0.4")}
+    assert await shop.balance(customer) == D("0.9")
+    assert shop.sql("SELECT count(*) FROM entry WHERE kind = 'refund'") == [(1,)]
+    other = await shop.meter("refund", charge_id=charge, amount_usd="0.1")
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "already_refunded")
+    assert exact(await shop.meter("charge", request_id="x", api_key=key, cost_usd="0.4"))["decision"] == "allow"
+
+
+async def test_a_refund_is_of_ones_own_charge_and_of_no_more_than_it_cost(shop: Rig) -> None:
+    customer = await with_one_dollar(shop)
+    charge = exact(await shop.meter("charge", request_id="v", api_key=customer.api_key, cost_usd="0.5"))["charge_id"]
+    for amount in ("0.500000001", "0"):
+        refused = await shop.meter("refund", charge_id=charge, amount_usd=amount)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "amount_usd")
+    for unknown in ("", "x", charge[:-1], charge + "A", "A" * 43, str(uuid.uuid4())):
+        assert (await shop.meter("refund", charge_id=unknown)).status_code == 404
+    token = await create_token(shop.house.db, shop.house.settings.pepper, "service", "another")
+    theirs = await shop.client.post(
+        "/v1/meter/refund", headers={"Authorization": f"Bearer {token}"}, json={"charge_id": charge}
+    )
+    assert theirs.status_code == 404
+    assert await shop.balance(customer) == D("0.5")
+    whole = exact(await shop.meter("refund", charge_id=charge))
+    assert (whole["refunded_usd"], whole["balance_usd"]) == (D("0.5"), 1)
+
+
+# --- many at a time -----------------------------------------------------------------------------------
+
+
+async def test_a_batch_gives_each_settlement_its_own_verdict(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    holds = [(await ask(shop, customer.api_key))["hold_id"] for _ in range(3)]
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    settles: list[Any] = [
+        {"hold_id": holds[0], "usage": usage}, {"hold_id": "no-such-hold", "usage": usage}, {"hold_id": holds[1]},
+        {"hold_id": holds[2], "cost_usd": "0.5", "unknown": 1}, {"hold_id": holds[0], "usage": usage}, 5,
+        {"hold_id": holds[2], "cost_usd": "0.5"},
+    ]  # fmt: skip
+    answer = exact(await shop.meter("settle/batch", settles=settles))
+    assert [each["status"] for each in answer["results"]] == [200, 404, 422, 422, 200, 422, 200]
+    assert (answer["charged"], answer["refused"]) == (3, 4)
+    assert answer["results"][0]["charge"] == answer["results"][4]["charge"]
+    assert answer["results"][1]["error"]["code"] == "hold_not_found"
+    assert await shop.balance(customer) == 10 - ASKED_USD - D("0.5")
+    assert exact(await shop.meter("settle/batch", settles=settles)) == answer
+
+
+async def test_five_hundred_fit_into_a_batch_and_one_more_does_not(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    holds = await asyncio.gather(*(shop.authorize(customer.api_key, "0.001") for _ in range(500)))
+    settles = [
+        {"hold_id": held["hold_id"], "cost_usd": "0.001", "upstream_id": "u" * 100, "usage": {"input_tokens": 5}}
+        for held in holds
+    ]
+    assert len(json.dumps(settles)) > 64 * 1024
+    answer = exact(await shop.meter("settle/batch", settles=settles))
+    assert Counter(each["status"] for each in answer["results"]) == {200: 500}
+    assert (await shop.balance(customer), await shop.held(customer)) == (D("9.5"), D(0))
+    for wrong in ([*settles, settles[0]], []):
+        refused = await shop.meter("settle/batch", settles=wrong)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "settles")
+    too_large = await shop.client.post(
+        "/v1/meter/settle/batch", headers=await shop.service(), content=b" " * (1024 * 1024 + 1)
+    )
+    assert too_large.status_code == 413
+
+
+def event(event_id: str, data: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "specversion": "1.0", "id": event_id, "source": "/gateway/1", "type": "ai.usage", "time": "2026-11-21T10:00:00Z",
+        "data": data,
+    } | more  # fmt: skip
+
+
+async def send(shop: Rig, events: Any) -> Any:
+    kind = "application/cloudevents-batch+json" if isinstance(events, list) else "application/cloudevents+json"
+    response = await shop.client.post(
+        "/v1/meter/events", headers=await shop.service() | {"Content-Type": kind}, content=json.dumps(events)
+    )
+    return response
+
+
+async def test_usage_comes_as_cloudevents_once_for_each_source_and_id(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await ask(shop, customer.api_key)
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    key_hash = hashlib.sha256(customer.api_key.encode()).hexdigest()
+    events = [
+        event("1", {"hold_id": held["hold_id"], "usage": usage}),
+        event("2", {"api_key_hash": key_hash, "model": MINI, "usage": usage}),
+        event("3", {"model": MINI, "usage": usage}, subject=key_hash),
+        event("2", {"api_key_hash": key_hash, "model": MINI, "usage": usage}, source="/gateway/2"),
+    ]
+    answer = exact(await send(shop, events))
+    assert [each["status"] for each in answer["results"]] == [200] * 4
+    assert [each["charge"]["flags"] for each in answer["results"]] == [[], *[["hold_missing"]] * 3]
+    assert await shop.balance(customer) == 10 - 4 * ASKED_USD
+    again = exact(await send(shop, events))
+    assert [each["charge"]["charge_id"] for each in again["results"]] == [
+        each["charge"]["charge_id"] for each in answer["results"]
+    ]
+    single = exact(await send(shop, events[1]))
+    assert single["results"][0]["charge"] == answer["results"][1]["charge"]
+    assert await shop.balance(customer) == 10 - 4 * ASKED_USD
+    assert shop.sql("SELECT window_usage_nusd FROM api_key") == [(840_000,)]
+
+
+async def test_an_event_that_makes_no_sense_is_refused_alone(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    key_hash = hashlib.sha256(customer.api_key.encode()).hexdigest()
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    good = event("good", {"model": MINI, "usage": usage}, subject=key_hash)
+    bad = [
+        event("a", {"model": MINI, "usage": usage}, subject="0" * 64), event("b", {"model": MINI, "usage": usage}),
+        event("c", {"model": "nobody/sells-this", "usage": usage}, subject=key_hash), event("d", {"usage": usage}, subject=key_hash),
+        good | {"specversion": "0.3"}, event("f", {}, subject=key_hash), {},
+        event("g", {"model": MINI, "usage": {"input_tokens": -1}}, subject=key_hash),
+    ]  # fmt: skip
+    answer = exact(await send(shop, [*bad, good]))
+    assert [each["status"] for each in answer["results"]] == [401, 422, 422, 422, 422, 422, 422, 422, 200]
+    assert await shop.balance(customer) == 10 - ASKED_USD
+    for wrong in ([], [good] * 501):
+        assert (await send(shop, wrong)).status_code == 422
+
+
+async def test_a_low_balance_is_told_by_the_charge_that_made_it_so(shop: Rig) -> None:
+    told: list[uuid.UUID] = []
+    shop.house.meter.on_low = told.append
+    customer: Customer = await shop.customer("10")
+    shop.sql("UPDATE account SET low_nusd = 9000000000")
+    held = await shop.authorize(customer.api_key, "1")
+    await shop.settle(held["hold_id"], "1")
+    assert told == [], "nine dollars are not below nine dollars"
+    await shop.meter("charge", request_id="c", api_key=customer.api_key, cost_usd="0.000000001")
+    await shop.meter("charge", request_id="c", api_key=customer.api_key, cost_usd="0.000000001")
+    assert len(told) == 1, "a repeat is no charge"
+    shop.sql("UPDATE account SET low_nusd = NULL")
