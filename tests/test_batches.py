@@ -289,7 +289,23 @@ async def test_a_long_random_stream_leaves_the_same_answers_and_rows_batched_and
     same_rows(owner_conn, single, batched)
     assert single.low_counts() == batched.low_counts()
     owner_conn.execute("UPDATE account SET low_nusd = NULL")  # nobody keeps these filled
-    assert sum(single.low_counts()) > 0, "no charge of this stream left a balance low"
+
+
+@pytest.mark.parametrize("batch", [True, False])
+async def test_each_charge_that_leaves_less_than_the_mark_says_so(
+    db: Database, owner_conn: psycopg.Connection[Any], batch: bool
+) -> None:
+    side = Side(meter(db, batch=batch), plant(owner_conn, [1_000], [{}]))
+    (owner,) = side.owners
+    owner_conn.execute("UPDATE account SET low_nusd = 500")
+    held = [await side.meter.authorize(SERVICE, owner, Ask(f"h{n}", 50, None, None)) for n in range(5)]
+    await asyncio.gather(*(side.meter.settle(SERVICE, each.hold_id, Work(100)) for each in held))
+    assert side.low_counts() == [0], "500 are not less than 500"
+    await asyncio.gather(
+        *(side.meter.charge(SERVICE, owner, Ask(f"c{n}", 100, None, None), Work(100)) for n in range(5))
+    )
+    assert side.low_counts() == [5]
+    owner_conn.execute("UPDATE account SET low_nusd = NULL")
 
 
 # --- races --------------------------------------------------------------------------------------------

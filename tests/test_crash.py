@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from app.ledger.charge import ChargeId
 from tests.load import Call, Load
 from tests.program import Program, all_gone, eventually, installation
 
@@ -100,10 +101,10 @@ def is_there(program: Program, call: Call) -> bool:
     """Whether a call's effect is in the books, whatever its caller was told."""
     match call.kind:
         case "charge" | "settle":
-            found = program.sql("SELECT id FROM usage WHERE request_id = %s", call.id)
+            found = program.sql("SELECT account_id, id FROM usage WHERE request_id = %s", call.id)
             assert len(found) <= 1, "charged twice"
             if found and call.answer:
-                assert str(found[0][0]) == call.answer["charge_id"]
+                assert str(ChargeId(*found[0])) == call.answer["charge_id"]
         case "authorize":
             found = program.sql("SELECT id FROM hold WHERE request_id = %s", call.id)
         case "key":

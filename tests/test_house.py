@@ -132,7 +132,19 @@ def test_no_commit_stands_outside_the_database_module() -> None:
 
 
 def test_no_float_is_made_near_money() -> None:
-    rooms = ("kernel", "ledger", "keys", "accounts", "topups", "metering", "admin", "adapters", "pricing", "autotopup", "activity")
+    rooms = (
+        "kernel",
+        "ledger",
+        "keys",
+        "accounts",
+        "topups",
+        "metering",
+        "admin",
+        "adapters",
+        "pricing",
+        "autotopup",
+        "activity",
+    )
     made = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for room in rooms
