@@ -63,6 +63,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    parser.add_argument("--workers", type=int, default=1, help="HTTP processes")
     parser.add_argument("--large", action="store_true", help="among 1 million accounts and 10 million usage rows")
     return parser.parse_args()
 
@@ -70,19 +71,19 @@ def _options() -> argparse.Namespace:
 def _bench(folder: Path, url: str, options: argparse.Namespace) -> None:
     accounts, rows = (1_000_000, 10_000_000) if options.large else (ACCOUNTS, 0)
     print(
-        f"{os.cpu_count()} cores, load from {client()}, {CONNECTIONS} connections, one worker, {options.rounds} rounds"
+        f"{os.cpu_count()} cores, load from {client()}, {CONNECTIONS} connections, workers: {options.workers}, {options.rounds} rounds"
     )
     print(f"{accounts:,} accounts, {rows:,} usage rows; building ...", flush=True)
     keys = _plant(url, accounts, rows)
     tpcb = _Tpcb(url)
-    program = Program(folder, DATABASE_URL=url, SECRET_PEPPER=PEPPER, WORKERS="1", LOG_LEVEL="WARNING")
+    program = Program(folder, DATABASE_URL=url, SECRET_PEPPER=PEPPER, WORKERS=str(options.workers), LOG_LEVEL="WARNING")
     try:
         program.start()
         program.wait_until_ready()
         token = program.answer("token", "create", "--service", "bench")["token"]
         warm(program.http_port, token, keys)
-        (worker,) = program.children("http")
-        clock = _Clock(folder / "database", worker)
+        workers = program.children("http")
+        clock = _Clock(folder / "database", workers)
         found: dict[str, list[_Run]] = defaultdict(list)
         for number in range(1, options.rounds + 1):
             found["tpcb"].append(clock.during(lambda: tpcb.run(options.seconds)))
@@ -93,7 +94,7 @@ def _bench(folder: Path, url: str, options: argparse.Namespace) -> None:
                 found[_ORM].append(clock.during(lambda: asyncio.run(_through_sessions(url, options.seconds))))
             findings = asyncio.run(_audited(url))
             print(f"round {number}: " + ("audit clean" if not findings else f"AUDIT FOUND {findings[:3]}"), flush=True)
-        _report(found, worker.memory_info().rss)
+        _report(found, max(worker.memory_info().rss for worker in workers))
     finally:
         program.kill()
 
@@ -110,7 +111,7 @@ _LOADS: Final[tuple[tuple[str, Kind, Callable[[list[str]], list[str]]], ...]] = 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A measurement, and the processor time that one call of it took in PostgreSQL and in the worker."""
+    """A measurement, and the processor time that one call of it took in PostgreSQL and in the workers."""
 
     measured: Measured
     postgres_us: float
@@ -120,9 +121,9 @@ class _Run:
 class _Clock:
     """Processor time: what a call costs, also when somebody else uses the machine meanwhile."""
 
-    def __init__(self, data_dir: Path, worker: Any) -> None:
+    def __init__(self, data_dir: Path, workers: list[Any]) -> None:
         pid = int((data_dir / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
-        self._postmaster, self._worker = psutil.Process(pid), worker
+        self._postmaster, self._workers = psutil.Process(pid), workers
 
     def during(self, run: Callable[[], Measured]) -> _Run:
         before = self._seconds()
@@ -136,7 +137,7 @@ class _Clock:
         for child in self._postmaster.children():
             with contextlib.suppress(psutil.NoSuchProcess):
                 postgres += sum(child.cpu_times()[:2])
-        return postgres + buried.children_user + buried.children_system, sum(self._worker.cpu_times()[:2])
+        return postgres + buried.children_user + buried.children_system, sum(sum(worker.cpu_times()[:2]) for worker in self._workers)
 
 
 def _report(found: dict[str, list[_Run]], rss: int) -> None:
@@ -162,7 +163,7 @@ def _report(found: dict[str, list[_Run]], rss: int) -> None:
     print(
         f"\np99/p50 of authorize at {CONNECTIONS} connections: {median(tails):.1f} ({min(tails):.1f}-{max(tails):.1f})"
     )
-    print(f"memory of the worker: {rss / 2**20:,.0f} MiB")
+    print(f"memory of a worker: {rss / 2**20:,.0f} MiB")
 
 
 async def _audited(url: str) -> list[Any]:

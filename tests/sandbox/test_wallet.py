@@ -19,6 +19,8 @@ from websockets.exceptions import WebSocketException
 from app.sandbox.behaviour import State
 from app.sandbox.ciphers import Scheme, padded_length, seal, seal_44, unseal, unseal_44
 from app.sandbox.nostr import Event, public_key, read_event, sign
+from tests.integration.real_relay import RealRelay
+from tests.program import free_ports
 
 from .conftest import Opener, Receiver, Shop, on_a_port
 
@@ -357,27 +359,23 @@ async def abilities(url: str) -> str | None:
         return None
 
 
-async def test_it_listens_on_another_relay_and_comes_back_when_that_does(port: Shop) -> None:
-    first = nostr_sdk.LocalRelayBuilder().build()
-    await first.run()
-    url = str(await first.url())
-    await port.world("wallet", relays=[url])
-    assert url.rstrip("/") in parse_qs(urlsplit((await wallet(port))["uri"]).query)["relay"][0]
-    for relay in (first, nostr_sdk.LocalRelayBuilder().port(int(url.rstrip("/").rsplit(":", 1)[1])).build()):
-        if relay is not first:
-            await relay.run()
-        # This relay keeps no request for whoever is not there yet.
-        async with asyncio.timeout(20):
-            while await abilities(url) is None:
-                await asyncio.sleep(0.05)
-        asker = Asker((await wallet(port))["uri"])
-        _, bolt11 = await an_invoice(port)
-        assert proves((await asker.ask(asker.request("pay_invoice", invoice=bolt11)))[0], bolt11)
-        relay.shutdown()
-        async with asyncio.timeout(20):
-            while await abilities(url) is not None:
-                await asyncio.sleep(0.05)
-    assert len((await wallet(port))["payments"]) == 2
+async def test_it_listens_on_another_relay_and_comes_back_when_that_does(port: Shop, tmp_path: Path) -> None:
+    relay = RealRelay(tmp_path, free_ports(1)[0])
+    await relay.start()
+    try:
+        await port.world("wallet", relays=[relay.url])
+        assert relay.url.rstrip("/") in parse_qs(urlsplit((await wallet(port))["uri"]).query)["relay"][0]
+        for visit in (1, 2):
+            async with asyncio.timeout(30):
+                while await abilities(relay.url) is None:
+                    await asyncio.sleep(0.05)
+            asker = Asker((await wallet(port))["uri"])
+            _, bolt11 = await an_invoice(port)
+            assert proves((await asker.ask(asker.request("pay_invoice", invoice=bolt11), seconds=30))[0], bolt11)
+            assert len((await wallet(port))["payments"]) == visit
+            await relay.restart()
+    finally:
+        await relay.stop()
 
 
 # --- the encryption itself ---
