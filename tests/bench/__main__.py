@@ -137,7 +137,9 @@ class _Clock:
         for child in self._postmaster.children():
             with contextlib.suppress(psutil.NoSuchProcess):
                 postgres += sum(child.cpu_times()[:2])
-        return postgres + buried.children_user + buried.children_system, sum(sum(worker.cpu_times()[:2]) for worker in self._workers)
+        return postgres + buried.children_user + buried.children_system, sum(
+            sum(worker.cpu_times()[:2]) for worker in self._workers
+        )
 
 
 def _report(found: dict[str, list[_Run]], rss: int) -> None:
