@@ -87,6 +87,11 @@ class Shop:
     def until_settled(self, seconds: float = 60) -> None:
         eventually(lambda: self.state() == "settled", seconds)
 
+    def is_at_its_end(self) -> bool:
+        """Whether the newest attempt is settled, or will be by nobody but a person: it counts as sent, and BTCPay knows no payment."""
+        ((state, looks),) = self.program.sql("SELECT state, looks FROM nwc_attempt ORDER BY created_at DESC LIMIT 1")
+        return state == "settled" or (state == "unknown" and int(looks) > 0)
+
     def check(self) -> None:
         """Every invoice was paid at most once and credited once if it was; the books add up."""
         everything = self.drive("invoices")
@@ -187,6 +192,7 @@ def test_killed_between_the_wallets_word_and_btcpays(shop: Shop) -> None:
 
 
 def test_killed_at_any_moment_it_pays_once(shop: Shop) -> None:
+    """Killed between writing down that it sends and sending, it can't know that nothing was sent: it never sends again."""
     seen = []
     for number, milliseconds in enumerate(AFTER_MS, 1):
         shop.spend(str(shop.balance() - Decimal("4.5")))
@@ -196,6 +202,13 @@ def test_killed_at_any_moment_it_pays_once(shop: Shop) -> None:
         # An attempt that was not even begun is begun by the safety net, a minute after the one before.
         shop.program.sql("UPDATE nwc_attempt SET created_at = created_at - interval '1 minute'")
         shop.program.sql("UPDATE nwc_connection SET not_before = NULL")
-        eventually(lambda number=number: len(shop.invoices()) == number and shop.state() == "settled", 90)  # type: ignore[misc]
+        eventually(lambda number=number: len(shop.invoices()) == number and shop.is_at_its_end(), 90)  # type: ignore[misc]
+        if shop.state() == "unknown":
+            assert shop.balance() == Decimal("4.5")
+            shop.drive(f"invoices/{shop.invoices()[0]['id']}/pay", amount=None)
+            seen[-1] += ", never paid by the wallet"
+            shop.hurry()
+            shop.until_settled()
+        assert shop.balance() == Decimal(15)
         assert shop.asked_to_pay() <= number
     print(f"killed in {seen}")
