@@ -15,10 +15,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import uvicorn
 from litestar.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.jobs import schedule
 from app.kernel import logs
@@ -249,6 +250,7 @@ def serve(role: str, settings: Settings) -> None:
     app: ASGIApp = create_app(build(settings, settings.database_url)) if role == "http" else _sandbox(settings)
     config = uvicorn.Config(
         app,
+        http=_WritesOnce,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -284,6 +286,43 @@ async def _watching_parent(server: uvicorn.Server) -> AsyncIterator[None]:
     finally:
         task.cancel()
         transport.close()
+
+
+class _WritesOnce(HttpToolsProtocol):
+    """uvicorn's protocol, but that the head and the body of an answer leave together.
+
+    It writes them one after the other, and each is a system call and a packet: a quarter of what a request costs it.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast("asyncio.Transport", _Gathering(transport, self.loop)))
+
+
+class _Gathering:
+    """A transport that writes at once what was written to it in one turn of the loop."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+        self.is_closing = transport.is_closing  # asked for each request; the rest goes through __getattr__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def _flush(self) -> None:
+        if self._parts:
+            gathered = b"".join(self._parts)
+            self._parts.clear()
+            self._transport.write(gathered)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
 
 
 def _sandbox(settings: Settings) -> ASGIApp:

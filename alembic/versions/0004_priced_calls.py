@@ -113,12 +113,9 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_has
 SET enable_bitmapscan = off SET lock_timeout = '500ms'
 """
 
-_LOCKS = """
-    PERFORM 1 FROM account WHERE id = ANY (p_account_id) ORDER BY id FOR NO KEY UPDATE;
-    PERFORM 1 FROM api_key k JOIN (SELECT DISTINCT u.account_id, u.key_id FROM unnest(p_account_id, p_key_id) u (account_id, key_id)) u
-        ON k.account_id = u.account_id AND k.id = u.key_id
-        ORDER BY k.account_id, k.id FOR NO KEY UPDATE OF k;
-"""
+# Whoever changes a key's figures or a hold has their account's row locked, so that these locks are enough. A locked row
+# does not move, either: it is found again by its ctid, which saves the way through the index.
+_LOCKS = "PERFORM 1 FROM account WHERE id = ANY (p_account_id) ORDER BY id FOR NO KEY UPDATE;"
 
 # greatest() skips nulls: a key without a period keeps its window for ever.
 _KEY_WINDOW = "greatest(k.window_start, date_trunc(k.reset_period, now(), 'UTC'))"
@@ -158,18 +155,21 @@ DECLARE
     ttl_seconds bigint;
     key_number bigint;
     account_nusd bigint;
+    account_place tid;
     key_nusd bigint[] := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
     granted_nusd bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_hold_id)]);
+    places tid[] := array_fill(NULL::tid, ARRAY[cardinality(p_hold_id)]);
+    windows timestamptz[] := array_fill(NULL::timestamptz, ARRAY[cardinality(p_hold_id)]);
 BEGIN
     PERFORM set_config('synchronous_commit', p_synchronous_commit, true);
     {_LOCKS}
     FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, usage_nusd, key_held_nusd, reset_at, window_start, expires_at,
-        created_at, request_hash, amount_nusd, price_version, account_id, min_nusd, ttl_seconds, key_number IN
+        created_at, request_hash, amount_nusd, price_version, account_id, account_place, min_nusd, ttl_seconds, key_number IN
         SELECT u.item, CASE WHEN e.id IS NOT NULL THEN 'repeat' WHEN c.id IS NOT NULL THEN 'reuse' {_REFUSAL} END,
                a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, {_KEY_USAGE}, k.held_nusd, {_RESET_AT},
                coalesce(e.window_start, {_KEY_WINDOW}), e.expires_at, coalesce(e.created_at, now()), e.request_hash,
                coalesce(e.amount_nusd, u.amount_nusd), CASE WHEN e.id IS NULL THEN u.price_version ELSE e.price_version END,
-               u.account_id, u.min_nusd, u.ttl_seconds, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
+               u.account_id, a.ctid, u.min_nusd, u.ttl_seconds, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
         FROM unnest(p_account_id, p_key_id, p_hold_id, p_amount_nusd, p_min_nusd, p_model, p_price_version, p_ttl_seconds)
              WITH ORDINALITY u (account_id, key_id, hold_id, amount_nusd, min_nusd, model, price_version, ttl_seconds, item)
         JOIN account a ON a.id = u.account_id
@@ -189,6 +189,8 @@ BEGIN
                 amount_nusd := least(amount_nusd, posted_nusd - held_nusd - floor_nusd, limit_nusd - usage_nusd - key_held_nusd);
                 expires_at := now() + make_interval(secs => ttl_seconds);
                 granted_nusd[item] := amount_nusd;
+                places[item] := account_place;
+                windows[item] := window_start;
                 account_nusd := account_nusd + amount_nusd;
                 key_nusd[key_number] := key_nusd[key_number] + amount_nusd;
             END IF;
@@ -197,22 +199,20 @@ BEGIN
     END LOOP;
 
     WITH admitted_now AS MATERIALIZED (
-        SELECT u.*, {_KEY_WINDOW} AS window_start, {_KEY_USAGE} AS usage_nusd
-        FROM unnest(p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, granted_nusd, p_model, p_endpoint,
-                    p_price_version, p_ttl_seconds)
-             u (account_id, key_id, hold_id, service, request_id, request_hash, amount_nusd, model, endpoint, price_version, ttl_seconds)
-        JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
+        SELECT * FROM unnest(p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, granted_nusd, p_model, p_endpoint,
+                             p_price_version, p_ttl_seconds, windows, places)
+             u (account_id, key_id, hold_id, service, request_id, request_hash, amount_nusd, model, endpoint, price_version, ttl_seconds,
+                window_start, place)
         WHERE u.amount_nusd IS NOT NULL
     ),
     key_after AS (
-        UPDATE api_key k SET held_nusd = k.held_nusd + n.held_nusd, window_start = n.window_start, window_usage_nusd = n.usage_nusd
-        FROM (SELECT account_id, key_id, sum(amount_nusd)::bigint AS held_nusd, min(window_start) AS window_start, min(usage_nusd) AS usage_nusd
-              FROM admitted_now GROUP BY 1, 2) n
+        UPDATE api_key k SET held_nusd = k.held_nusd + n.held_nusd, window_start = {_KEY_WINDOW}, window_usage_nusd = {_KEY_USAGE}
+        FROM (SELECT account_id, key_id, sum(amount_nusd)::bigint AS held_nusd FROM admitted_now GROUP BY 1, 2) n
         WHERE k.account_id = n.account_id AND k.id = n.key_id
     ),
     account_after AS (
         UPDATE account a SET held_nusd = a.held_nusd + n.held_nusd
-        FROM (SELECT account_id, sum(amount_nusd)::bigint AS held_nusd FROM admitted_now GROUP BY 1) n WHERE a.id = n.account_id
+        FROM (SELECT place, sum(amount_nusd)::bigint AS held_nusd FROM admitted_now GROUP BY 1) n WHERE a.ctid = n.place
     )
     INSERT INTO hold (account_id, id, service, request_id, request_hash, key_id, window_start, amount_nusd, model, endpoint,
                       price_version, expires_at)
@@ -222,27 +222,26 @@ BEGIN
 END $$
 """
 
-# Needs `due`: what is to be charged, in arrival order, with the key's window as it is now.
-_RECORD_CHARGES = """
+# Needs `due`: what is to be charged, in arrival order, with its account's figures and its key's window as they are now.
+_RECORD_CHARGES = f"""
 charged AS MATERIALIZED (
-    SELECT d.*, (a.posted_nusd - sum(d.cost_nusd) OVER earlier)::bigint AS balance_after_nusd,
-           (a.held_nusd - sum(d.freed_nusd) OVER earlier)::bigint AS held_after_nusd,
-           a.entry_count + row_number() OVER earlier AS entry_id, a.low_nusd
-    FROM due d JOIN account a ON a.id = d.account_id
-    WINDOW earlier AS (PARTITION BY d.account_id ORDER BY d.item ROWS UNBOUNDED PRECEDING)
+    SELECT d.*, (d.posted_nusd - sum(d.cost_nusd) OVER earlier)::bigint AS balance_after_nusd,
+           (d.held_nusd - sum(d.freed_nusd) OVER earlier)::bigint AS held_after_nusd,
+           d.entry_count + row_number() OVER earlier AS entry_id
+    FROM due d
+    WINDOW earlier AS (PARTITION BY d.place ORDER BY d.item ROWS UNBOUNDED PRECEDING)
 ),
 account_after AS (
     UPDATE account a SET posted_nusd = a.posted_nusd - n.cost_nusd, held_nusd = a.held_nusd - n.freed_nusd,
            entry_count = a.entry_count + n.count, updated_at = now()
-    FROM (SELECT account_id, sum(cost_nusd)::bigint AS cost_nusd, sum(freed_nusd)::bigint AS freed_nusd, count(*) AS count
+    FROM (SELECT place, sum(cost_nusd)::bigint AS cost_nusd, sum(freed_nusd)::bigint AS freed_nusd, count(*) AS count
           FROM due GROUP BY 1) n
-    WHERE a.id = n.account_id
+    WHERE a.ctid = n.place
 ),
 key_after AS (
     UPDATE api_key k SET held_nusd = k.held_nusd - n.freed_nusd, lifetime_nusd = k.lifetime_nusd + n.cost_nusd,
-           window_start = n.window_start, window_usage_nusd = n.usage_nusd + n.window_cost_nusd
+           window_start = {_KEY_WINDOW}, window_usage_nusd = {_KEY_USAGE} + n.window_cost_nusd
     FROM (SELECT account_id, key_id, sum(freed_nusd)::bigint AS freed_nusd, sum(cost_nusd)::bigint AS cost_nusd,
-                 min(key_window_start) AS window_start, min(key_usage_nusd) AS usage_nusd,
                  coalesce(sum(cost_nusd) FILTER (WHERE window_start = key_window_start), 0)::bigint AS window_cost_nusd
           FROM due GROUP BY 1, 2) n
     WHERE k.account_id = n.account_id AND k.id = n.key_id
@@ -269,7 +268,8 @@ _WORK = """p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_charge_
 _WORK_COLUMNS = """account_id, key_id, hold_id, service, request_id, charge_id, cost_nusd, outcome, served_model, provider,
                     upstream_id, latency_ms, ttft_ms, units, price_version, lines, model, endpoint, asked_flags"""
 
-# A settle is never refused, so what each one leaves is a running sum. Every writer of a hold has its account locked.
+# A settle is never refused, so what each one leaves is a running sum. An open hold was never charged: its entry need not be
+# looked for.
 _SETTLE_BATCH = f"""
 CREATE FUNCTION settle_batch({_WORK_PARAMETERS}, p_window_start timestamptz[]
 ) RETURNS TABLE (
@@ -281,24 +281,28 @@ BEGIN
     {_LOCKS}
     RETURN QUERY
     WITH asked AS MATERIALIZED (
-        SELECT u.*, {_KEY_WINDOW} AS key_window_start, {_KEY_USAGE} AS key_usage_nusd, h.id IS NULL AS is_missing, h.state,
-               h.amount_nusd, h.window_start AS hold_window_start, e.id IS NOT NULL AS is_repeat
+        SELECT u.*, a.ctid AS place, a.posted_nusd, a.held_nusd, a.entry_count, a.low_nusd, {_KEY_WINDOW} AS key_window_start,
+               h.ctid AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start, coalesce(e.is_there, false) AS is_repeat
         FROM unnest({_WORK}, p_window_start) WITH ORDINALITY u ({_WORK_COLUMNS}, ticket_window_start, item)
         JOIN account a ON a.id = u.account_id
         LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
         LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
-        LEFT JOIN entry e ON e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+        LEFT JOIN LATERAL (
+            SELECT true AS is_there FROM entry e
+            WHERE h.state IS DISTINCT FROM 'open' AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+            LIMIT 1
+        ) e ON true
     ),
     due AS MATERIALIZED (
         SELECT u.*, CASE WHEN u.state = 'open' THEN u.amount_nusd ELSE 0 END AS freed_nusd,
                coalesce(u.hold_window_start, u.ticket_window_start, u.key_window_start) AS window_start,
-               concat_ws(',', concat_ws(',', CASE WHEN u.is_missing THEN 'hold_missing' WHEN u.state <> 'open' THEN 'late' END,
+               concat_ws(',', concat_ws(',', CASE WHEN u.hold_place IS NULL THEN 'hold_missing' WHEN u.state <> 'open' THEN 'late' END,
                                         CASE WHEN u.cost_nusd > u.amount_nusd THEN 'above_hold' END), u.asked_flags) AS flags
         FROM asked u WHERE NOT u.is_repeat AND u.state IS DISTINCT FROM 'settled'
     ),
     hold_after AS (
         UPDATE hold h SET state = 'settled', closed_at = now()
-        FROM due d WHERE h.account_id = d.account_id AND h.id = d.hold_id
+        FROM due d WHERE h.ctid = d.hold_place
     ), {_RECORD_CHARGES}
     SELECT item, false, charge_id, cost_nusd, balance_after_nusd, held_after_nusd, flags, coalesce(balance_after_nusd < low_nusd, false)
     FROM charged
@@ -323,15 +327,18 @@ DECLARE
     due_nusd bigint;
     key_number bigint;
     account_nusd bigint;
+    account_place tid;
+    window_start timestamptz;
     key_nusd bigint[] := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
-    admitted boolean[] := array_fill(false, ARRAY[cardinality(p_hold_id)]);
+    places tid[] := array_fill(NULL::tid, ARRAY[cardinality(p_hold_id)]);
+    windows timestamptz[] := array_fill(NULL::timestamptz, ARRAY[cardinality(p_hold_id)]);
 BEGIN
     {_LOCKS}
     FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, usage_nusd, key_held_nusd, reset_at,
-        account_id, min_nusd, due_nusd, low_nusd, key_number IN
+        account_id, account_place, window_start, min_nusd, due_nusd, low_nusd, key_number IN
         SELECT u.item, CASE WHEN h.id IS NOT NULL THEN 'reuse' WHEN e.id IS NOT NULL THEN 'repeat' {_REFUSAL} END,
                a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, {_KEY_USAGE}, k.held_nusd, {_RESET_AT},
-               u.account_id, u.amount_nusd, u.cost_nusd, a.low_nusd, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
+               u.account_id, a.ctid, {_KEY_WINDOW}, u.amount_nusd, u.cost_nusd, a.low_nusd, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
         FROM unnest(p_account_id, p_key_id, p_hold_id, p_cost_nusd, p_amount_nusd, p_model)
              WITH ORDINALITY u (account_id, key_id, hold_id, cost_nusd, amount_nusd, model, item)
         JOIN account a ON a.id = u.account_id
@@ -360,7 +367,8 @@ BEGIN
                 held_after_nusd := held_nusd;
                 flags := coalesce(p_flags[item], '');
                 is_low := coalesce(balance_after_nusd < low_nusd, false);
-                admitted[item] := true;
+                places[item] := account_place;
+                windows[item] := window_start;
                 account_nusd := account_nusd + due_nusd;
                 key_nusd[key_number] := key_nusd[key_number] + due_nusd;
             END IF;
@@ -369,11 +377,10 @@ BEGIN
     END LOOP;
 
     WITH due AS MATERIALIZED (
-        SELECT u.*, 0::bigint AS freed_nusd, {_KEY_WINDOW} AS window_start, {_KEY_WINDOW} AS key_window_start,
-               {_KEY_USAGE} AS key_usage_nusd, concat_ws(',', u.asked_flags) AS flags
-        FROM unnest({_WORK}, admitted) WITH ORDINALITY u ({_WORK_COLUMNS}, is_admitted, item)
-        JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
-        WHERE u.is_admitted
+        SELECT u.*, a.posted_nusd, a.held_nusd, a.entry_count, 0::bigint AS freed_nusd, u.window_start AS key_window_start,
+               coalesce(u.asked_flags, '') AS flags
+        FROM unnest({_WORK}, windows, places) WITH ORDINALITY u ({_WORK_COLUMNS}, window_start, place, item)
+        JOIN account a ON a.ctid = u.place
     ), {_RECORD_CHARGES}
     SELECT count(*) FROM charged INTO key_number;
 END $$

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import re
+import time
 import uuid
 from typing import Literal
 
@@ -62,10 +63,10 @@ class ServiceTokens:
 
     async def service(self, secret: str) -> Service:
         """Raises InvalidToken, for a revoked token at most a second after the revocation."""
-        digest, now = hashlib.sha256(secret.encode()).digest(), asyncio.get_running_loop().time()
-        since, service = self._known.get(digest, (now - _GOOD_FOR_SECONDS, None))
-        if service is not None and now - since < _GOOD_FOR_SECONDS:
-            return service
+        digest, now = hashlib.sha256(secret.encode()).digest(), time.monotonic()
+        known = self._known.get(digest)
+        if known is not None and now - known[0] < _GOOD_FOR_SECONDS:
+            return known[1]
         asking = self._asking.get(digest)
         if asking is None:  # the first asks for all that come meanwhile
             asking = self._asking[digest] = asyncio.create_task(self._ask(digest, secret, now))

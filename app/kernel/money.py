@@ -111,7 +111,9 @@ def decimal_text(units: int, places: int) -> str:
 
 def usd_text(amount_nusd: int) -> str:
     """Nano-USD as an exact decimal in USD, such as `0.000045`."""
-    return decimal_text(amount_nusd, 9)
+    whole, fraction = divmod(abs(amount_nusd), NUSD_PER_USD)  # as decimal_text does; every answer has several
+    text = f"{whole}.{fraction:09d}".rstrip("0") if fraction else str(whole)
+    return text if amount_nusd >= 0 else f"-{text}"
 
 
 def usd(amount_nusd: int) -> JsonNumber:

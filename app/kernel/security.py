@@ -11,7 +11,7 @@ import secrets
 import uuid
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from cryptography.exceptions import InvalidTag
@@ -99,14 +99,14 @@ def _checksum(prefix: str, body: str) -> str:
     return _base62(zlib.crc32(f"{prefix}-{body}".encode()), 6)
 
 
-@dataclass(frozen=True, slots=True)
 class Pepper:
     """The key of every lookup hash; a stolen database without it cannot even confirm a guess."""
 
-    _key: bytes = field(repr=False)
+    __slots__ = ("_mac",)
 
-    def __post_init__(self) -> None:
-        assert len(self._key) >= 32
+    def __init__(self, key: bytes) -> None:
+        assert len(key) >= 32
+        self._mac = hmac.new(key, digestmod="sha256")
 
     def lookup(self, secret: str) -> bytes:
         """HMAC(pepper, SHA-256(secret)): 32 bytes, what the credential table is keyed by."""
@@ -114,12 +114,17 @@ class Pepper:
 
     def lookup_hashed(self, sha256: bytes) -> bytes:
         """The same for a proxy that only kept the key's SHA-256."""
-        return hmac.digest(self._key, b"lookup\x00" + sha256, "sha256")
+        return self._hmac(b"lookup\x00" + sha256)
 
     def tag(self, purpose: bytes, *parts: bytes) -> bytes:
         """A 16-byte MAC over length-framed parts, one key per purpose."""
-        framed = b"".join(len(part).to_bytes(4) + part for part in parts)
-        return hmac.digest(self._key, purpose + b"\x00" + framed, "sha256")[:16]
+        framed = b"".join([len(part).to_bytes(4) + part for part in parts])
+        return self._hmac(purpose + b"\x00" + framed)[:16]
+
+    def _hmac(self, message: bytes) -> bytes:
+        mac = self._mac.copy()  # keyed once: that is most of a short message's cost
+        mac.update(message)
+        return mac.digest()
 
 
 class UnsealError(Exception):

@@ -1,7 +1,6 @@
 """How a proxy asks for metering. A verdict against the caller is a 200 that says `deny`, so that a proxy
 never blames its user for a failure of ours."""
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -215,7 +214,7 @@ class ChargeView(msgspec.Struct, frozen=True, omit_defaults=True):
             CostView.of(charged),
             usd(charged.balance_nusd),
             usd(charged.held_nusd),
-            [flag for flag in charged.flags.split(",") if flag],
+            [flag for flag in charged.flags.split(",") if flag] if charged.flags else [],
             **more,
         )
 
@@ -329,8 +328,7 @@ class MeterController(Controller):
         must_tell_what_it_cost(data)
         try:
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
-            call = quote.Call(data.model or "", account=str(owner.account_id))
-            work = await _work(data, pricer, call, None)
+            work = await _work(data, pricer, data.model, owner.account_id, None)
             amount_nusd = (
                 parse_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
             )
@@ -364,8 +362,7 @@ async def settled(service: Service, meter: Meter, pricer: Pricer, data: SettleRe
 async def charged_for(service: Service, meter: Meter, pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> ChargeView:
     """Charge work that was done under a ticket, at the prices that it was authorized by."""
     must_tell_what_it_cost(data)
-    call = quote.Call(ticket.model or "", account=str(ticket.account_id), attributes=ticket.attributes or {})
-    work = await _work(data, pricer, call, ticket)
+    work = await _work(data, pricer, ticket.model, ticket.account_id, ticket)
     return ChargeView.of(await meter.settle(service.name, ticket, work), ticket.account_id)
 
 
@@ -420,35 +417,28 @@ def must_tell_what_it_cost(data: WorkDone) -> None:
         raise InvalidField("give usage, to be priced from the catalogue, or cost_usd", param="usage")
 
 
-async def _work(data: WorkDone, pricer: Pricer, asked: quote.Call, ticket: HoldTicket | None) -> Work:
+async def _work(data: WorkDone, pricer: Pricer, model: str | None, account_id: UUID, ticket: HoldTicket | None) -> Work:
+    """What was done, `model` being what was asked for, with its cost: as the proxy tells it, or by the catalogue."""
     cost = (
         Cost(parse_usd(data.cost_usd, "cost_usd"))
         if is_given(data.cost_usd)
-        else await _priced(data, pricer, asked, ticket)
+        else await _priced(data, pricer, model, account_id, ticket)
     )
+    flags = (*cost.flags, "usage_estimated") if data.usage_estimated else cost.flags
     return Work(
-        cost_nusd=cost.cost_nusd,
-        outcome=data.outcome,
-        served_model=data.served_model,
-        provider=data.provider,
-        upstream_id=data.upstream_id,
-        latency_ms=data.latency_ms,
-        ttft_ms=data.ttft_ms,
-        units=msgspec.to_builtins(data.usage) if data.usage else None,
-        price_version=cost.price_version,
-        lines=cost.lines,
-        flags=_joined((*cost.flags, *(("usage_estimated",) if data.usage_estimated else ()))),
-    )
+        cost.cost_nusd, data.outcome, data.served_model, data.provider, data.upstream_id, data.latency_ms, data.ttft_ms,
+        msgspec.to_builtins(data.usage) if data.usage else None, cost.price_version, cost.lines, ",".join(flags) or None,
+    )  # fmt: skip
 
 
-async def _priced(data: WorkDone, pricer: Pricer, asked: quote.Call, ticket: HoldTicket | None) -> Cost:
+async def _priced(
+    data: WorkDone, pricer: Pricer, model: str | None, account_id: UUID, ticket: HoldTicket | None
+) -> Cost:
     assert data.usage is not None
+    account, attributes = str(account_id), (ticket.attributes if ticket else None) or {}
+    asked = quote.Call(model or "", account=account, attributes=attributes)
     served = quote.Call(
-        data.served_model or asked.model,
-        data.provider or "",
-        asked.account,
-        asked.attributes,
-        tuple(data.features_used),
+        data.served_model or asked.model, data.provider or "", account, attributes, tuple(data.features_used)
     )
     if not served.model:
         raise InvalidField("a call without a model has no price: give served_model, or cost_usd", param="served_model")
@@ -457,7 +447,3 @@ async def _priced(data: WorkDone, pricer: Pricer, asked: quote.Call, ticket: Hol
     return await pricer.cost(
         ticket.price_version, asked, served, data.usage.counted(), ticket.made_at, ticket.amount_nusd
     )
-
-
-def _joined(flags: Iterable[str]) -> str | None:
-    return ",".join(flags) or None

@@ -1,9 +1,11 @@
 """What a call may cost and what it did cost: the catalogue's prices, frozen when the call was authorized."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 from app.kernel.db import Database
 from app.kernel.errors import ModelNotPriced
@@ -12,8 +14,7 @@ from app.pricing.quote import Ask, Call, Quote
 from app.pricing.rows import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What is held for a call: `amount_nusd` if it is there, and `min_nusd` at least; what price_version says so."""
 
     amount_nusd: int
@@ -21,8 +22,7 @@ class Limits:
     price_version: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(msgspec.Struct, frozen=True):
     """What a call cost. `lines` are kept with it, to tell it again and to explain it; None where it came priced."""
 
     cost_nusd: int
