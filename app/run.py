@@ -250,7 +250,7 @@ def serve(role: str, settings: Settings) -> None:
     app: ASGIApp = create_app(build(settings, settings.database_url)) if role == "http" else _sandbox(settings)
     config = uvicorn.Config(
         app,
-        http=_WritesOnce,
+        http=WritesOnce,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -288,7 +288,7 @@ async def _watching_parent(server: uvicorn.Server) -> AsyncIterator[None]:
         transport.close()
 
 
-class _WritesOnce(HttpToolsProtocol):
+class WritesOnce(HttpToolsProtocol):
     """uvicorn's protocol, but that the head and the body of an answer leave together.
 
     It writes them one after the other, and each is a system call and a packet: a quarter of what a request costs it.

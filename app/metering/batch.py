@@ -98,8 +98,8 @@ class Batcher:
         return await call.answer
 
     async def _decide_all(self) -> None:
+        await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
         while self._waiting:
-            await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
             batch = self._next_batch()
             try:
                 await (self._decide_batch(batch) if len(batch) > 1 else self._decide_alone(batch))
@@ -137,9 +137,8 @@ class Batcher:
         except psycopg.Error:  # one of them is the reason, or somebody else's lock; alone it hurts nobody else
             await self._decide_alone(batch)
             return
-        rows = {row["item"]: row for row in found}
-        for item, call in enumerate(batch, start=1):
-            call.succeed(rows.get(item))
+        # Their callers go on when the next batch is under way: the database need not wait for them.
+        asyncio.get_running_loop().call_soon(_answer, batch, found)
 
     async def _decide_alone(self, calls: list[_Call]) -> None:
         """Each with the single statement, all at once; returns when they are done, or when some are stuck."""
@@ -165,6 +164,12 @@ class Batcher:
             self._apart[account_id] -= 1
             if not self._apart[account_id]:
                 del self._apart[account_id]
+
+
+def _answer(batch: list[_Call], found: list[Row]) -> None:
+    rows = {row["item"]: row for row in found}
+    for item, call in enumerate(batch, start=1):
+        call.succeed(rows.get(item))
 
 
 def _fail(calls: Iterable[_Call]) -> None:
