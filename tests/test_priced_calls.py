@@ -267,6 +267,31 @@ async def test_a_hold_id_of_before_tickets_carried_prices_is_charged_too(shop: R
     assert (done["cost"]["total_cost_usd"], await shop.held(customer)) == (D("0.25"), D(0))
 
 
+async def test_the_seeds_own_milliseconds_have_fractions_and_are_kept_whole(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = [(await ask(shop, customer.api_key))["hold_id"] for _ in range(2)]
+    timed = {"cost_usd": "0.001", "latency_ms": 523.4, "ttft_ms": 215.2}
+    assert (await shop.meter("settle", hold_id=held[0], **timed)).status_code == 200
+    batch = exact(await shop.meter("settle/batch", settles=[timed | {"hold_id": held[1]}]))
+    assert batch["charged"] == 1
+    assert (await shop.meter("charge", request_id="c", api_key=customer.api_key, **timed)).status_code == 200
+    key_hash = hashlib.sha256(customer.api_key.encode()).hexdigest()
+    assert (await send(shop, event("1", timed, subject=key_hash))).status_code == 200
+    assert shop.sql("SELECT latency_ms, ttft_ms FROM usage") == [(523, 215)] * 4
+
+
+@pytest.mark.parametrize("text", ["1e999", "-0.5", "-1e999", "2147483647.5", '"523.4"', "true", "NaN", "Infinity"])
+async def test_a_time_that_no_clock_shows_is_refused(shop: Rig, text: str) -> None:
+    customer = await shop.customer("10")
+    hold_id = (await ask(shop, customer.api_key))["hold_id"]
+    body = f'{{"hold_id": "{hold_id}", "cost_usd": 1, "latency_ms": {text}}}'
+    headers = await shop.service() | {"Content-Type": "application/json"}
+    refused = await shop.client.post("/v1/meter/settle", headers=headers, content=body)
+    code = "malformed_json" if text in ("NaN", "Infinity") else "invalid_field"
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400 if code == "malformed_json" else 422, code)
+    assert await shop.balance(customer) == 10
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(0, 300_000), min_size=4, max_size=4), st.sampled_from([MINI, "gpt-4o", "gpt-5"]), st.booleans()

@@ -27,7 +27,8 @@ RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^
 Sha256Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
-Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=2**31 - 1)]
+"""As a clock measures them, with a fraction; kept whole. msgspec refuses what is not finite."""
 Outcome = Literal["completed", "client_disconnected", "partial"]
 NOT_GIVEN = msgspec.Raw(b"")
 
@@ -425,8 +426,10 @@ async def _work(data: WorkDone, pricer: Pricer, model: str | None, account_id: U
         else await _priced(data, pricer, model, account_id, ticket)
     )
     flags = (*cost.flags, "usage_estimated") if data.usage_estimated else cost.flags
+    latency_ms = None if data.latency_ms is None else round(data.latency_ms)
+    ttft_ms = None if data.ttft_ms is None else round(data.ttft_ms)
     return Work(
-        cost.cost_nusd, data.outcome, data.served_model, data.provider, data.upstream_id, data.latency_ms, data.ttft_ms,
+        cost.cost_nusd, data.outcome, data.served_model, data.provider, data.upstream_id, latency_ms, ttft_ms,
         msgspec.to_builtins(data.usage) if data.usage else None, cost.price_version, cost.lines, ",".join(flags) or None,
     )  # fmt: skip
 
