@@ -51,7 +51,7 @@ async def with_one_dollar(shop: Rig) -> Customer:
     return customer
 
 
-async def settle(shop: Rig, hold_id: str, usage: dict[str, int], **more: Any) -> Any:
+async def settle(shop: Rig, hold_id: str, usage: dict[str, Any], **more: Any) -> Any:
     response = await shop.meter("settle", hold_id=hold_id, usage=usage, **more)
     assert response.status_code == 200, response.text
     return exact(response)
@@ -222,6 +222,41 @@ async def test_use_that_nobody_priced_costs_what_was_held(shop: Rig) -> None:
     done = await settle(shop, held["hold_id"], {"video_seconds": 5})
     assert (done["cost"]["total_cost_usd"], done["flags"]) == (ASKED_USD, ["not_priced"])
     assert done["cost"]["input_cost_usd"] is None
+
+
+async def test_a_completed_call_whose_usage_was_lost_costs_what_was_held(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    lost: list[dict[str, Any]] = [{}, {"input_tokens": None}]
+    for usage in lost:
+        held = await ask(shop, customer.api_key)
+        done = await settle(shop, held["hold_id"], usage)
+        assert (done["cost"]["total_cost_usd"], done["flags"]) == (ASKED_USD, ["usage_missing"])
+        assert await settle(shop, held["hold_id"], usage) == done
+        why = await shop.client.get(f"/activity/{done['charge_id']}/explain", headers=customer.owner)
+        assert [line["name"] for line in exact(why)["lines"]] == ["held"]
+    assert (await shop.balance(customer), await shop.held(customer)) == (10 - 2 * ASKED_USD, D(0))
+
+
+async def test_a_zero_that_is_said_is_a_fact_and_a_call_that_was_cut_short_may_have_used_nothing(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    holds = [(await ask(shop, customer.api_key))["hold_id"] for _ in range(2)]
+    said = await settle(shop, holds[0], {"input_tokens": 0})
+    cut = await settle(shop, holds[1], {}, outcome="client_disconnected")
+    assert (said["cost"]["total_cost_usd"], said["flags"]) == (0, NONE)
+    assert (cut["cost"]["total_cost_usd"], cut["flags"]) == (0, ["usage_missing"])
+
+
+async def test_usage_that_was_lost_and_that_nothing_was_held_for_is_refused_with_what_would_help(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    call = {"request_id": "c", "api_key": customer.api_key, "model": MINI}
+    refused = await shop.meter("charge", **call, usage={})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "usage")
+    assert "cost_usd: 0" in refused.json()["message"]
+    key_hash = hashlib.sha256(customer.api_key.encode()).hexdigest()
+    told = await send(shop, event("1", {"model": MINI, "usage": {}}, subject=key_hash))
+    assert (told.status_code, told.json()["error"]["param"]) == (422, "data.usage")
+    free = exact(await shop.meter("charge", **call, usage={}, cost_usd=0))
+    assert (free["cost"]["total_cost_usd"], free["flags"]) == (0, NONE)
 
 
 async def test_where_nothing_is_sold_a_call_that_was_held_for_costs_its_hold(rig: Rig) -> None:

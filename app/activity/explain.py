@@ -77,5 +77,5 @@ def lines_of(kept: Mapping[str, Any] | None, cost_nusd: int, flags: str) -> tupl
     """The price lines that were kept with the call; one of the whole cost where it was not priced by us."""
     if kept is not None:
         return tuple(Line(*line) for line in kept["lines"])
-    name = "held" if "not_priced" in flags.split(",") else "given"
+    name = "held" if {"not_priced", "usage_missing"} & set(flags.split(",")) else "given"
     return (Line("call", name, 1, cost_nusd * 1000, PPM),)

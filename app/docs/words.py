@@ -360,7 +360,8 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "fee": ("The network fee that was part of it, in the coin.", 0),
     "fees": ("What a feature costs for one request, USD.", None),
     "flags": (
-        "What is unusual about the charge: hold_missing, late, above_hold, priced_as_asked, not_priced, usage_estimated.",
+        "What is unusual about the charge: hold_missing, late, above_hold, priced_as_asked, not_priced, usage_missing,"
+        " usage_estimated. With not_priced, and with usage_missing where the call was completed, it cost what was held.",
         [],
     ),
     "from": ("From this UTC day or time on.", None),

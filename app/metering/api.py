@@ -53,8 +53,10 @@ class UsageUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     pixels: Count | None = None
     queries: Count | None = None
 
-    def counted(self) -> Usage:
-        return Usage(**{name: count for name in self.__struct_fields__ if (count := getattr(self, name)) is not None})
+    def counts(self) -> dict[str, int]:
+        """What was told, and nothing else: a zero that was said is a fact, one that was not is none."""
+        told: dict[str, int] = msgspec.to_builtins(self)
+        return told
 
 
 class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -290,7 +292,8 @@ class MeterController(Controller):
         pricer: NamedDependency[Pricer],
         data: JSONBody[SettleRequest],
     ) -> ChargeView:
-        """Always charges what was used. The first settle wins; a repeat gets the same answer."""
+        """Always charges what was used. The first settle wins; a repeat gets the same answer. A completed call whose
+        `usage` has no count costs what was held for it, flagged `usage_missing`; `release` what was not made."""
         return await settled(service, meter, pricer, data)
 
     @post("/release", status_code=200, summary="The call was not made")
@@ -324,12 +327,12 @@ class MeterController(Controller):
         pricer: NamedDependency[Pricer],
         data: JSONBody[ChargeRequest],
     ) -> ChargeView | Denied:
-        """For work already done: what it used, by today's prices, or what it cost. The same request_id again answers the
-        same charge."""
+        """For work already done: what it used, by today's prices, or what it cost: `cost_usd: 0` if it was free. The same
+        request_id again answers the same charge."""
         must_tell_what_it_cost(data)
         try:
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
-            work = await _work(data, pricer, data.model, owner.account_id, None)
+            work = _work(data, await _cost(data, pricer, data.model, owner.account_id, None))
             amount_nusd = (
                 parse_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
             )
@@ -363,8 +366,8 @@ async def settled(service: Service, meter: Meter, pricer: Pricer, data: SettleRe
 async def charged_for(service: Service, meter: Meter, pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> ChargeView:
     """Charge work that was done under a ticket, at the prices that it was authorized by."""
     must_tell_what_it_cost(data)
-    work = await _work(data, pricer, ticket.model, ticket.account_id, ticket)
-    return ChargeView.of(await meter.settle(service.name, ticket, work), ticket.account_id)
+    cost = await _cost(data, pricer, ticket.model, ticket.account_id, ticket)
+    return ChargeView.of(await meter.settle(service.name, ticket, _work(data, cost)), ticket.account_id)
 
 
 def _verdict(error: AppError) -> Denied:
@@ -418,26 +421,21 @@ def must_tell_what_it_cost(data: WorkDone) -> None:
         raise InvalidField("give usage, to be priced from the catalogue, or cost_usd", param="usage")
 
 
-async def _work(data: WorkDone, pricer: Pricer, model: str | None, account_id: UUID, ticket: HoldTicket | None) -> Work:
-    """What was done, `model` being what was asked for, with its cost: as the proxy tells it, or by the catalogue."""
-    cost = (
-        Cost(parse_usd(data.cost_usd, "cost_usd"))
-        if is_given(data.cost_usd)
-        else await _priced(data, pricer, model, account_id, ticket)
-    )
-    flags = (*cost.flags, "usage_estimated") if data.usage_estimated else cost.flags
-    latency_ms = None if data.latency_ms is None else round(data.latency_ms)
-    ttft_ms = None if data.ttft_ms is None else round(data.ttft_ms)
-    return Work(
-        cost.cost_nusd, data.outcome, data.served_model, data.provider, data.upstream_id, latency_ms, ttft_ms,
-        msgspec.to_builtins(data.usage) if data.usage else None, cost.price_version, cost.lines, ",".join(flags) or None,
-    )  # fmt: skip
+async def _cost(data: WorkDone, pricer: Pricer, model: str | None, account_id: UUID, ticket: HoldTicket | None) -> Cost:
+    """As the proxy tells it, or by the catalogue, `model` being what was asked for.
 
-
-async def _priced(
-    data: WorkDone, pricer: Pricer, model: str | None, account_id: UUID, ticket: HoldTicket | None
-) -> Cost:
+    A usage without any count was lost on its way. A completed call then costs what was held for it, never nothing.
+    """
+    if is_given(data.cost_usd):
+        return Cost(parse_usd(data.cost_usd, "cost_usd"))
     assert data.usage is not None
+    counts, held_nusd = data.usage.counts(), ticket.amount_nusd if ticket else None
+    version, made_at = (ticket.price_version, ticket.made_at) if ticket else (None, None)
+    if not counts:
+        if held_nusd is None:
+            raise InvalidField("usage has no count: say what was used, or cost_usd: 0 if it was free", param="usage")
+        if data.outcome == "completed":
+            return Cost(held_nusd, version, flags=("usage_missing",))
     account, attributes = str(account_id), (ticket.attributes if ticket else None) or {}
     asked = quote.Call(model or "", account=account, attributes=attributes)
     served = quote.Call(
@@ -445,8 +443,16 @@ async def _priced(
     )
     if not served.model:
         raise InvalidField("a call without a model has no price: give served_model, or cost_usd", param="served_model")
-    if ticket is None:
-        return await pricer.cost(None, asked, served, data.usage.counted(), None, None)
-    return await pricer.cost(
-        ticket.price_version, asked, served, data.usage.counted(), ticket.made_at, ticket.amount_nusd
-    )
+    cost = await pricer.cost(version, asked, served, Usage(**counts), made_at, held_nusd)
+    return cost if counts else msgspec.structs.replace(cost, flags=(*cost.flags, "usage_missing"))
+
+
+def _work(data: WorkDone, cost: Cost) -> Work:
+    """What was done, with its cost."""
+    flags = (*cost.flags, "usage_estimated") if data.usage_estimated else cost.flags
+    latency_ms = None if data.latency_ms is None else round(data.latency_ms)
+    ttft_ms = None if data.ttft_ms is None else round(data.ttft_ms)
+    return Work(
+        cost.cost_nusd, data.outcome, data.served_model, data.provider, data.upstream_id, latency_ms, ttft_ms,
+        data.usage.counts() if data.usage else None, cost.price_version, cost.lines, ",".join(flags) or None,
+    )  # fmt: skip
