@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.admin.tokens import create_token
-from app.metering.holds import HoldTicket, _base64, hold_id_for
+from app.metering.holds import HoldTicket, _base64, expire_holds, hold_id_for
 from app.metering.priced import lines_of
 from app.pricing import rules
 from app.pricing.quote import AUSD_PER_NUSD, Call, Catalogue
@@ -409,6 +409,39 @@ async def test_a_long_call_keeps_its_hold_and_grows_with_what_it_cost(shop: Rig)
     closed = await shop.meter("extend", hold_id=held["hold_id"])
     assert (closed.status_code, closed.json()["error"]["code"]) == (409, "hold_closed")
     assert (await shop.balance(customer), await shop.held(customer)) == (D("-0.25"), D(0))
+
+
+@pytest.mark.parametrize(("usage", "flag"), [({"video_seconds": 5}, "not_priced"), ({}, "usage_missing")])
+async def test_a_call_that_costs_its_hold_costs_what_it_has_grown_to(
+    shop: Rig, usage: dict[str, int], flag: str
+) -> None:
+    customer = await shop.customer("10")
+    held = await shop.authorize(customer.api_key, "0.01", model=MINI)
+    await shop.meter("extend", hold_id=held["hold_id"], captured_usd="0.05")
+    done = await settle(shop, held["hold_id"], usage)
+    assert (done["cost"]["total_cost_usd"], done["flags"]) == (D("0.05"), [flag])
+    assert (await shop.balance(customer), await shop.held(customer)) == (D("9.95"), D(0))
+    assert await settle(shop, held["hold_id"], usage) == done
+
+
+async def test_a_call_that_costs_its_hold_costs_what_was_held_at_first_if_the_hold_is_lost(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await shop.authorize(customer.api_key, "0.01", model=MINI)
+    shop.sql("UPDATE account SET held_nusd = 0")
+    shop.sql("UPDATE api_key SET held_nusd = 0")
+    shop.sql("DELETE FROM hold")
+    done = await settle(shop, held["hold_id"], {"video_seconds": 5})
+    assert done["cost"]["total_cost_usd"] == D("0.01")
+    assert set(done["flags"]) == {"hold_missing", "not_priced"}
+
+
+async def test_what_was_captured_is_held_and_an_expiry_charges_none_of_it(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await shop.authorize(customer.api_key, "0.01", ttl_seconds=1)
+    await shop.meter("extend", hold_id=held["hold_id"], ttl_seconds=1, captured_usd="0.05")
+    shop.sql("UPDATE hold SET expires_at = now() - interval '1 second'")
+    await expire_holds(shop.house.db)
+    assert (await shop.balance(customer), await shop.held(customer)) == (D(10), D(0))
 
 
 async def test_a_charge_is_refunded_once_however_often_it_is_asked(shop: Rig) -> None:

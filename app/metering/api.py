@@ -309,7 +309,8 @@ class MeterController(Controller):
         self, service: NamedDependency[Service], meter: NamedDependency[Meter], data: JSONBody[ExtendRequest]
     ) -> Extended:
         """Keeps the hold for `ttl_seconds` from now at least. It grows to `captured_usd`, what the call has cost so far,
-        also beyond the balance: see `available_usd` before going on. For a hold that is not open: 409 `hold_closed`."""
+        also beyond the balance: see `available_usd` before going on. It is held, not charged: a hold that expires without
+        a settle charges nothing. For a hold that is not open: 409 `hold_closed`."""
         captured_nusd = parse_usd(data.captured_usd, "captured_usd") if is_given(data.captured_usd) else 0
         found = await meter.extend(service.name, data.hold_id, data.ttl_seconds, captured_nusd)
         posted_nusd, held_nusd = found["posted_nusd"], found["held_nusd"]
@@ -367,6 +368,8 @@ async def charged_for(service: Service, meter: Meter, pricer: Pricer, ticket: Ho
     """Charge work that was done under a ticket, at the prices that it was authorized by."""
     must_tell_what_it_cost(data)
     cost = await _cost(data, pricer, ticket.model, ticket.account_id, ticket)
+    if cost.is_the_hold:  # which may have grown since the ticket was made
+        cost = msgspec.structs.replace(cost, cost_nusd=await meter.held_nusd(ticket))
     return ChargeView.of(await meter.settle(service.name, ticket, _work(data, cost)), ticket.account_id)
 
 
@@ -435,7 +438,7 @@ async def _cost(data: WorkDone, pricer: Pricer, model: str | None, account_id: U
         if held_nusd is None:
             raise InvalidField("usage has no count: say what was used, or cost_usd: 0 if it was free", param="usage")
         if data.outcome == "completed":
-            return Cost(held_nusd, version, flags=("usage_missing",))
+            return Cost(held_nusd, version, flags=("usage_missing",), is_the_hold=True)
     account, attributes = str(account_id), (ticket.attributes if ticket else None) or {}
     asked = quote.Call(model or "", account=account, attributes=attributes)
     served = quote.Call(

@@ -259,6 +259,11 @@ class Meter:
                 )
         raise HoldNotFound
 
+    async def held_nusd(self, ticket: HoldTicket) -> int:
+        """What a hold holds, or held when it was closed: it may have grown. What it held at first if its row is gone."""
+        found = await self._db.one(statements.HELD, _place(ticket))
+        return found["amount_nusd"] if found else ticket.amount_nusd or 0
+
     async def release(self, service: str, hold_id: str) -> Row:
         """Give the money back: the call was not made. Harmless when the hold had expired or was released.
 

@@ -23,12 +23,16 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What a call cost. `lines` are kept with it, to tell it again and to explain it; None where it came priced."""
+    """What a call cost. `lines` are kept with it, to tell it again and to explain it; None where it came priced.
+
+    `is_the_hold`: for want of a better figure it costs what its hold holds.
+    """
 
     cost_nusd: int
     price_version: int | None = None
     lines: Mapping[str, Any] | None = None
     flags: tuple[str, ...] = ()
+    is_the_hold: bool = False
 
 
 class Pricer:
@@ -83,7 +87,7 @@ class Pricer:
         if version_id is None:
             if held_nusd is None:
                 raise NoActiveVersion
-            return Cost(held_nusd, flags=("not_priced",))
+            return Cost(held_nusd, flags=("not_priced",), is_the_hold=True)
         catalogue, moment = await self._catalogues.at(self._db, version_id), moment or datetime.now(UTC)
         try:
             return _cost(catalogue.price(served, used, moment))
@@ -94,7 +98,7 @@ class Pricer:
         except ModelNotPriced:
             if held_nusd is None:
                 raise
-            return Cost(held_nusd, version_id, flags=("not_priced",))
+            return Cost(held_nusd, version_id, flags=("not_priced",), is_the_hold=True)
 
 
 def _cost(quote: Quote, *flags: str) -> Cost:

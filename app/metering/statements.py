@@ -172,6 +172,10 @@ WHERE e.account_id = %(account_id)s AND e.kind = 'usage' AND e.reference = %(hol
 """
 """What a repeat is answered: the entry is there for ever, its call until that month's calls are dropped."""
 
+HELD: Final[LiteralString] = """
+SELECT amount_nusd FROM hold WHERE account_id = %(account_id)s AND id = %(hold_id)s
+"""
+
 RELEASE: Final[LiteralString] = f"""
 WITH {_ACCOUNT}, {_HOLD},
 freed AS MATERIALIZED (SELECT account_id, id, key_id, amount_nusd FROM hold_now WHERE state = 'open'),
