@@ -59,7 +59,7 @@ _WORK: Final = {
 }  # fmt: skip
 _CALL: Final = {"request_id": "$new", "api_key": "$api_key", "endpoint": "/chat", "model": "m", "max_cost_usd": "0.02"}
 _EVENT: Final = {
-    "specversion": "1.0", "id": "$new", "source": "/gateway/1", "type": "ai.usage", "subject": "s", "data": {**_WORK, "hold_id": "$hold_id"},
+    "specversion": "1.0", "id": "$new", "source": "/gateway/1", "type": "ai.usage", "subject": "s", "data": {**_WORK, "hold_id": "$hold_id", "attributes": {"size": "1024x1024"}},
 }  # fmt: skip
 _KEY: Final = {
     "name": "$new", "usage_limit_usd": 1.5, "reset_period": "daily", "expire_at": "2999-01-01T00:00:00Z",
@@ -120,7 +120,7 @@ ROUTES: Final[Mapping[tuple[str, str], Route]] = {
         "service", {"charge_id": "$charge_id", "amount_usd": 0.01, "reason": "r"}, refuses_unknown_fields=True
     ),
     ("POST", "/v1/meter/release"): Route("service", {"hold_id": "$hold_id", "reason": "r"}, refuses_unknown_fields=True),
-    ("POST", "/v1/meter/charge"): Route("service", {**_CALL, **_WORK}, refuses_unknown_fields=True),
+    ("POST", "/v1/meter/charge"): Route("service", {**_CALL, **_WORK, "attributes": {"quality": "hd"}}, refuses_unknown_fields=True),
     **{
         (method, "/v1/meter/ext-authz" + path): Route("gateway", takes_any_address=True)
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")

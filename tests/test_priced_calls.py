@@ -374,6 +374,41 @@ async def test_a_charge_is_priced_too_and_its_repeat_is_the_same_after_prices_ch
     assert await shop.balance(customer) == 10 - ASKED_USD
 
 
+async def test_a_charge_says_how_the_call_was_made_and_another_way_is_another_charge(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    body = {"request_id": "c1", "api_key": customer.api_key, "model": "dall-e-3", "usage": {"images": 1}}
+    plain = exact(await shop.meter("charge", **body))
+    fine = {"attributes": {"quality": "hd", "size": "1024x1024"}}
+    dear = exact(await shop.meter("charge", **body | fine | {"request_id": "c2"}))
+    assert (plain["cost"]["total_cost_usd"], dear["cost"]["total_cost_usd"]) == (D("0.04"), D("0.08"))
+    for other in (body | fine, body | {"request_id": "c2"}):
+        refused = await shop.meter("charge", **other)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "request_id_reuse")
+    same = exact(await shop.meter("charge", **body | {"attributes": {"quality": "standard"}}))
+    assert same == plain, "it comes to the same"
+    await dearer(shop)
+    assert exact(await shop.meter("charge", **body | fine | {"request_id": "c2"})) == dear
+    unknown = await shop.meter("charge", **body | {"request_id": "c3", "attributes": {"style": "vivid"}})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (422, "attributes.style")
+    assert await shop.balance(customer) == 10 - D("0.12")
+
+
+async def test_an_event_says_how_the_call_was_made(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    key_hash = hashlib.sha256(customer.api_key.encode()).hexdigest()
+    held = await ask(shop, customer.api_key, "dall-e-3", estimate={"images": 1, "size": "1024x1024"})
+    made = {"usage": {"images": 1}, "attributes": {"quality": "hd", "size": "1024x1024"}}
+    events = [
+        event("1", made | {"model": "dall-e-3"}, subject=key_hash), event("2", made | {"hold_id": held["hold_id"]}),
+        event("3", {"model": "dall-e-3", "usage": {"images": 1}}, subject=key_hash),
+        event("4", made | {"model": "dall-e-3", "attributes": {"style": "vivid"}}, subject=key_hash),
+    ]  # fmt: skip
+    answer = exact(await send(shop, events))
+    assert [each["status"] for each in answer["results"]] == [200, 200, 200, 422]
+    costs = [each["charge"]["cost"]["total_cost_usd"] for each in answer["results"][:3]]
+    assert costs == [D("0.08"), D("0.08"), D("0.04")]
+
+
 async def test_an_account_may_have_prices_of_its_own(shop: Rig) -> None:
     mine, theirs = await with_one_dollar(shop), await with_one_dollar(shop)
     account_id = shop.sql("SELECT account_id FROM topup ORDER BY created_at, id LIMIT 1")[0][0]

@@ -181,7 +181,13 @@ BODIES: Final[dict[str, Json]] = {
     "releaseCall": {"hold_id": "…", "reason": "upstream refused"},
     "extendCall": {"hold_id": "…", "ttl_seconds": 3600, "captured_usd": 0.02},
     "refundCall": {"charge_id": "…", "amount_usd": 0.01, "reason": "the video failed"},
-    "chargeCall": {"request_id": "call-2", "api_key": "sk-…", "model": "openai/dall-e-3", "usage": {"images": 1}},
+    "chargeCall": {
+        "request_id": "call-2",
+        "api_key": "sk-…",
+        "model": "openai/dall-e-3",
+        "usage": {"images": 1},
+        "attributes": {"quality": "hd"},
+    },
     "adminResolveTopup": {"action": "credit", "reason": "paid late, agreed with the customer", "amount_usd": 4.2},
 }
 """Bodies to paste, where the required fields alone would say too little."""
@@ -248,6 +254,8 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "api_key": ("An API key. A secret.", "sk-…"),
     "api_key_hash": ("SHA-256 of the key in hex, instead of `api_key`.", "9f86d081884c7d65…"),
     "api_key_preview": ("The key, masked.", "sk-abc…wxyz"),
+    "ChargeRequest.attributes": ("How the call was made, where its price depends on it.", {"quality": "hd"}),
+    "UsageData.attributes": ("How the call was made, where its price depends on it; before what was asked for.", None),
     "attributes": ("What the call must be asked with for this price.", {"quality": "hd"}),
     "audio_seconds": ("Seconds of sound.", None),
     "available": ("What may be spent now.", 12.29),

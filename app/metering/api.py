@@ -1,6 +1,7 @@
 """How a proxy asks for metering. A verdict against the caller is a 200 that says `deny`, so that a proxy
 never blames its user for a failure of ours."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -147,6 +148,19 @@ class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Word | None = None
 
 
+class Attributes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a call was made, where its price depends on it. Where it is not said, it was made as the model's prices take it to be."""
+
+    quality: Word | None = None
+    resolution: Word | None = None
+    service_tier: Word | None = None
+    size: Word | None = None
+
+    def said(self) -> dict[str, str]:
+        told: dict[str, str] = msgspec.to_builtins(self)
+        return told
+
+
 class ChargeRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A call that was made already; refused if it costs more than `max_cost_usd`, where that is given."""
 
@@ -155,6 +169,7 @@ class ChargeRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=T
     api_key_hash: Sha256Hex | None = None
     endpoint: Word | None = None
     model: Word | None = None
+    attributes: Attributes | None = None
     max_cost_usd: JsonNumber = NOT_GIVEN
 
 
@@ -333,7 +348,8 @@ class MeterController(Controller):
         must_tell_what_it_cost(data)
         try:
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
-            work = _work(data, await _cost(data, pricer, data.model, owner.account_id, None))
+            attributes = data.attributes.said() if data.attributes else None
+            work = _work(data, await _cost(data, pricer, data.model, owner.account_id, attributes, None))
             amount_nusd = (
                 parse_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
             )
@@ -367,7 +383,7 @@ async def settled(service: Service, meter: Meter, pricer: Pricer, data: SettleRe
 async def charged_for(service: Service, meter: Meter, pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> ChargeView:
     """Charge work that was done under a ticket, at the prices that it was authorized by."""
     must_tell_what_it_cost(data)
-    cost = await _cost(data, pricer, ticket.model, ticket.account_id, ticket)
+    cost = await _cost(data, pricer, ticket.model, ticket.account_id, ticket.attributes, ticket)
     if cost.is_the_hold:  # which may have grown since the ticket was made
         cost = msgspec.structs.replace(cost, cost_nusd=await meter.held_nusd(ticket))
     return ChargeView.of(await meter.settle(service.name, ticket, _work(data, cost)), ticket.account_id)
@@ -424,8 +440,15 @@ def must_tell_what_it_cost(data: WorkDone) -> None:
         raise InvalidField("give usage, to be priced from the catalogue, or cost_usd", param="usage")
 
 
-async def _cost(data: WorkDone, pricer: Pricer, model: str | None, account_id: UUID, ticket: HoldTicket | None) -> Cost:
-    """As the proxy tells it, or by the catalogue, `model` being what was asked for.
+async def _cost(
+    data: WorkDone,
+    pricer: Pricer,
+    model: str | None,
+    account_id: UUID,
+    attributes: Mapping[str, str] | None,
+    ticket: HoldTicket | None,
+) -> Cost:
+    """As the proxy tells it, or by the catalogue, `model` being what was asked for, and `attributes` how.
 
     A usage without any count was lost on its way. A completed call then costs what was held for it, never nothing.
     """
@@ -439,7 +462,7 @@ async def _cost(data: WorkDone, pricer: Pricer, model: str | None, account_id: U
             raise InvalidField("usage has no count: say what was used, or cost_usd: 0 if it was free", param="usage")
         if data.outcome == "completed":
             return Cost(held_nusd, version, flags=("usage_missing",), is_the_hold=True)
-    account, attributes = str(account_id), (ticket.attributes if ticket else None) or {}
+    account, attributes = str(account_id), attributes or {}
     asked = quote.Call(model or "", account=account, attributes=attributes)
     served = quote.Call(
         data.served_model or asked.model, data.provider or "", account, attributes, tuple(data.features_used)

@@ -343,12 +343,15 @@ def _told_again(found: Row) -> Charged:
 
 
 def _is_same_charge(found: Row, owner: KeyOwner, ask: Ask, work: Work) -> bool:
-    """Prices may have changed since: what was used must be the same then, and what it cost where it came priced."""
+    """Prices may have changed since: what was used, and how, must be the same then, and what it cost where it came priced."""
     if found["key_id"] is None:  # that month's calls were dropped
         return bool(found["cost_nusd"] == work.cost_nusd)
     before = (found["key_id"], found["model"], found["endpoint"], found["units"])
-    is_same = before == (owner.key_id, ask.model, ask.endpoint, work.units)
-    return is_same and (found["cost_nusd"] == work.cost_nusd or work.lines is not None)
+    if before != (owner.key_id, ask.model, ask.endpoint, work.units):
+        return False
+    if found["cost_nusd"] == work.cost_nusd:
+        return True
+    return work.lines is not None and (found["lines"] or {}).get("attributes") == work.lines.get("attributes")
 
 
 def _refusal(found: Row, amount_nusd: int, model: str | None) -> AppError:

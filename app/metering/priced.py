@@ -90,19 +90,24 @@ class Pricer:
             return Cost(held_nusd, flags=("not_priced",), is_the_hold=True)
         catalogue, moment = await self._catalogues.at(self._db, version_id), moment or datetime.now(UTC)
         try:
-            return _cost(catalogue.price(served, used, moment))
+            return _cost(catalogue.price(served, used, moment), served)
         except ModelNotPriced:
             pass
         try:
-            return _cost(catalogue.price(replace(asked, features=served.features), used, moment), "priced_as_asked")
+            return _cost(
+                catalogue.price(replace(asked, features=served.features), used, moment), asked, "priced_as_asked"
+            )
         except ModelNotPriced:
             if held_nusd is None:
                 raise
             return Cost(held_nusd, version_id, flags=("not_priced",), is_the_hold=True)
 
 
-def _cost(quote: Quote, *flags: str) -> Cost:
-    return Cost(quote.cost_nusd, quote.version_id, lines_of(quote), flags)
+def _cost(quote: Quote, call: Call, *flags: str) -> Cost:
+    lines = lines_of(quote)
+    if call.attributes:  # kept too: a repeat that says others is another call
+        lines["attributes"] = dict(call.attributes)
+    return Cost(quote.cost_nusd, quote.version_id, lines, flags)
 
 
 def lines_of(quote: Quote) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from app.kernel.errors import AppError, InvalidApiKey, InvalidField, ModelNotPri
 from app.kernel.reading import read
 from app.kernel.security import Service
 from app.keys.verify import Verifier
-from app.metering.api import ChargeView, SettleRequest, Sha256Hex, Word, WorkDone, charged_for, settled
+from app.metering.api import Attributes, ChargeView, SettleRequest, Sha256Hex, Word, WorkDone, charged_for, settled
 from app.metering.holds import HoldTicket, Meter, hold_id_for
 from app.metering.priced import Pricer
 
@@ -46,6 +46,7 @@ class UsageData(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=True)
     api_key_hash: Sha256Hex | None = None
     model: Word | None = None
     endpoint: Word | None = None
+    attributes: Attributes | None = None
 
 
 class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,9 +152,12 @@ async def _each(items: Sequence[msgspec.Raw], charge: Callable[[msgspec.Raw], Aw
 
 
 async def _ticket(event: CloudEvent, service: Service, verifier: Verifier, meter: Meter) -> HoldTicket:
-    """The call's hold, or what stands for one that was never made."""
+    """The call's hold, or what stands for one that was never made. What the event says of how it was made goes before
+    what was asked for."""
+    said = event.data.attributes.said() if event.data.attributes else {}
     if event.data.hold_id is not None:
-        return meter.opened(service.name, event.data.hold_id)
+        ticket = meter.opened(service.name, event.data.hold_id)
+        return msgspec.structs.replace(ticket, attributes={**(ticket.attributes or {}), **said}) if said else ticket
     sha256_hex = event.data.api_key_hash or event.subject or ""
     if not _SHA256_HEX.fullmatch(sha256_hex):
         raise InvalidField(
@@ -166,5 +170,5 @@ async def _ticket(event: CloudEvent, service: Service, verifier: Verifier, meter
     request_id = "event:" + hashlib.sha256(f"{event.source}\x00{event.id}".encode()).hexdigest()
     return HoldTicket(
         owner.account_id, owner.key_id, hold_id_for(service.name, request_id), request_id, None, datetime.now(UTC), None,
-        None, event.data.model, event.data.endpoint,
+        None, event.data.model, event.data.endpoint, said,
     )  # fmt: skip
