@@ -224,6 +224,31 @@ async def test_use_that_nobody_priced_costs_what_was_held(shop: Rig) -> None:
     assert done["cost"]["input_cost_usd"] is None
 
 
+@pytest.mark.parametrize(("told", "counted"), [(4.5, 5), (4, 4), (4.0, 4), (0.001, 1), (0, 0)])
+async def test_each_second_that_was_begun_counts(shop: Rig, told: float, counted: int) -> None:
+    customer = await shop.customer("10")
+    call = {"api_key": customer.api_key, "model": "whisper-1"}
+    done = exact(await shop.meter("charge", request_id="c", **call, usage={"audio_seconds": told}))
+    whole = exact(await shop.meter("charge", request_id="d", **call, usage={"audio_seconds": counted}))
+    assert done["cost"] == whole["cost"]
+    assert shop.sql("SELECT units FROM usage") == [({"audio_seconds": counted},)] * 2
+    assert exact(await shop.meter("charge", request_id="c", **call, usage={"audio_seconds": told})) == done
+    held = await ask(shop, customer.api_key, "veo3", estimate={"video_seconds": 5})
+    video = await settle(shop, held["hold_id"], {"video_seconds": told})
+    assert video["cost"]["total_cost_usd"] == held["hold_usd"] / 5 * counted
+
+
+@pytest.mark.parametrize("text", ["1e999", "-0.5", "1000000000000.5", '"4.5"'])
+async def test_seconds_that_cannot_be_are_refused(shop: Rig, text: str) -> None:
+    customer = await shop.customer("10")
+    body = (
+        f'{{"request_id": "c", "api_key": "{customer.api_key}", "model": "veo3", "usage": {{"video_seconds": {text}}}}}'
+    )
+    headers = await shop.service() | {"Content-Type": "application/json"}
+    refused = await shop.client.post("/v1/meter/charge", headers=headers, content=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "usage.video_seconds")
+
+
 async def test_a_completed_call_whose_usage_was_lost_costs_what_was_held(shop: Rig) -> None:
     customer = await shop.customer("10")
     lost: list[dict[str, Any]] = [{}, {"input_tokens": None}]

@@ -255,6 +255,8 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "api_key_hash": ("SHA-256 of the key in hex, instead of `api_key`.", "9f86d081884c7d65…"),
     "api_key_preview": ("The key, masked.", "sk-abc…wxyz"),
     "ChargeRequest.attributes": ("How the call was made, where its price depends on it.", {"quality": "hd"}),
+    "UsageUnits.audio_seconds": ("Seconds of sound, rounded up to whole ones.", 4.5),
+    "UsageUnits.video_seconds": ("Seconds of video, rounded up to whole ones.", 4.5),
     "UsageData.attributes": ("How the call was made, where its price depends on it; before what was asked for.", None),
     "attributes": ("What the call must be asked with for this price.", {"quality": "hd"}),
     "audio_seconds": ("Seconds of sound.", None),

@@ -3,6 +3,7 @@ never blames its user for a failure of ours."""
 
 from collections.abc import Mapping
 from datetime import datetime
+from math import ceil
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -28,14 +29,15 @@ RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^
 Sha256Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=10**12)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=2**31 - 1)]
-"""As a clock measures them, with a fraction; kept whole. msgspec refuses what is not finite."""
+"""As clocks measure them, with a fraction; kept whole. msgspec refuses what is not finite."""
 Outcome = Literal["completed", "client_disconnected", "partial"]
 NOT_GIVEN = msgspec.Raw(b"")
 
 
 class UsageUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a call used; `input_tokens` includes the cached ones. Seconds are whole, rounded up."""
+    """What a call used; `input_tokens` includes the cached ones. Seconds may have a fraction; each begun second counts."""
 
     input_tokens: Count | None = None
     output_tokens: Count | None = None
@@ -49,15 +51,19 @@ class UsageUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     image_output_tokens: Count | None = None
     images: Count | None = None
     characters: Count | None = None
-    audio_seconds: Count | None = None
-    video_seconds: Count | None = None
+    audio_seconds: Seconds | None = None
+    video_seconds: Seconds | None = None
     pixels: Count | None = None
     queries: Count | None = None
 
     def counts(self) -> dict[str, int]:
         """What was told, and nothing else: a zero that was said is a fact, one that was not is none."""
-        told: dict[str, int] = msgspec.to_builtins(self)
-        return told
+        told = msgspec.to_builtins(self)
+        for name in ("audio_seconds", "video_seconds"):
+            if name in told:
+                told[name] = ceil(told[name])
+        counts: dict[str, int] = told
+        return counts
 
 
 class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
