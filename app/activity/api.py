@@ -131,6 +131,8 @@ class Explanation(msgspec.Struct, frozen=True):
     charge_id: str
     timestamp: datetime
     model: str | None
+    served_model: str | None
+    priced_as: str | None
     provider: str | None
     price_version: int | None
     flags: list[str]
@@ -144,7 +146,9 @@ class Explanation(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, found: Explained) -> "Explanation":
         charge = found.charge
-        same = {name: charge[name] for name in ("id", "model", "provider", "price_version")}
+        same = {
+            name: charge[name] for name in ("id", "model", "served_model", "priced_as", "provider", "price_version")
+        }
         return cls(
             **same,
             charge_id=str(ChargeId(charge["account_id"], charge["id"])),

@@ -448,6 +448,7 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "price_in_usd": ("What it cost, USD, before a refund.", 0.0105),
     "price_usd": ("For one unit, USD.", 0.04),
     "price_version": ("The price list it was priced with, if any.", None),
+    "priced_as": ("The model whose prices these are; null where it came already priced, or cost its hold.", "gpt-4o"),
     "pricing": ("USD per unit of an ordinary call, by dimension.", {"images": 0.04}),
     "pricing_variants": ("Every other price of the model.", None),
     "PriceView.provider": ("Who serves it.", "openai"),

@@ -62,6 +62,7 @@ def told(cost: Cost) -> Any:
     kept = json.loads(json.dumps(cost.lines))
     charge = {
         "id": new_id(), "account_id": uuid.uuid4(), "model": "m", "provider": None, "price_version": cost.price_version,
+        "served_model": None, "priced_as": kept and kept["model"],
         "flags": ",".join(cost.flags), "cost_nusd": cost.cost_nusd, "refunded_nusd": 0,
     }  # fmt: skip
     found = Explanation.of(Explained(charge, lines_of(kept, cost.cost_nusd, ",".join(cost.flags))))
@@ -117,6 +118,21 @@ async def test_a_priced_charge_is_explained_by_its_id_and_by_its_charge_id(past:
     assert (by_charge["model"], by_charge["provider"], by_charge["price_version"]) == ("gpt-4o-mini", "openai", 1)
 
 
+@pytest.mark.parametrize(
+    ("served", "priced_as"), [("gpt-4o", "gpt-4o"), ("home-made", "gpt-4o-mini"), (None, "gpt-4o-mini")]
+)
+async def test_the_model_that_was_priced_is_named_besides_the_one_that_was_asked_for(
+    past: Past, served: str | None, priced_as: str
+) -> None:
+    await ensure_starter(past.rig.house.db)
+    customer = await past.rig.customer("10")
+    held = await past.rig.authorize(customer.api_key, "1", model="gpt-4o-mini")
+    usage = {"input_tokens": 1000, "output_tokens": 10}
+    done = exact(await past.rig.meter("settle", hold_id=held["hold_id"], usage=usage, served_model=served))
+    answer = await past.ask(f"/activity/{done['charge_id']}/explain", customer)
+    assert (answer["model"], answer["served_model"], answer["priced_as"]) == ("gpt-4o-mini", served, priced_as)
+
+
 async def test_a_call_that_came_priced_has_one_line_and_tells_its_refund(past: Past) -> None:
     customer = await past.rig.customer("10")
     made = await past.charge(customer, "0.000045", model="m", usage_estimated=True)
@@ -138,6 +154,7 @@ async def test_a_call_that_came_priced_has_one_line_and_tells_its_refund(past: P
         D("0.00004"),
     )
     assert (answer["rounding_usd"], answer["flags"], answer["price_version"]) == (0, ["usage_estimated"], None)
+    assert answer["priced_as"] is None
 
 
 async def test_anothers_charge_is_404_exactly_as_a_missing_one(past: Past) -> None:
