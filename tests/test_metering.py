@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from app.admin.tokens import create_token
-from app.metering.holds import expire_holds
+from app.kernel.errors import KeyLimitExceeded
+from app.keys.verify import KeyOwner
+from app.metering.holds import Ask, Meter, Work, expire_holds
 from tests.rig import Rig, exact
 
 D = Decimal
@@ -42,6 +44,28 @@ async def test_parallel_charges_on_one_key_never_pass_its_limit(rig: Rig) -> Non
     decisions = Counter(answer.json()["decision"] for answer in answers)
     assert decisions == {"allow": 33, "deny": 27}
     assert await rig.balance(customer) == D("99.01")
+
+
+@pytest.mark.parametrize("batch", [True, False])
+async def test_a_call_for_nothing_does_not_pass_a_key_whose_limit_is_exhausted(rig: Rig, batch: bool) -> None:
+    house = rig.house
+    meter = Meter(house.db, house.settings.pepper, hold_sync_commit=True, batch=batch)
+    customer = await rig.customer("10")
+    key = (await rig.new_key(customer, usage_limit_usd="0.5"))["api_key"]
+    [(account_id, key_id)] = rig.sql("SELECT account_id, id FROM api_key WHERE limit_nusd IS NOT NULL")
+    owner = KeyOwner(account_id, key_id)
+    assert (await rig.authorize(key, "0"))["decision"] == "allow"
+    await rig.meter("charge", request_id=uuid.uuid4().hex, api_key=key, cost_usd="0.5")
+    for verb in (
+        lambda n: meter.authorize("proxy", owner, Ask(f"h{n}", 0, None, None)),
+        lambda n: meter.charge("proxy", owner, Ask(f"c{n}", 0, None, None), Work(0)),
+    ):
+        answers = await asyncio.gather(*(verb(number) for number in range(5)), return_exceptions=True)
+        assert {type(answer) for answer in answers} == {KeyLimitExceeded}
+    denied = await rig.authorize(key, "0")
+    assert (denied["status"], denied["error"]["code"]) == (402, "key_limit_exceeded")
+    charge = exact(await rig.meter("charge", request_id=uuid.uuid4().hex, api_key=key, cost_usd=0))
+    assert (charge["decision"], charge["error"]["code"]) == ("deny", "key_limit_exceeded")
 
 
 async def test_mixed_holds_and_charges_never_pass_a_limit_or_the_balance(rig: Rig) -> None:

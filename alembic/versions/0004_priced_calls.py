@@ -130,7 +130,7 @@ _REFUSAL = """
                 WHEN k.allowed_models IS NOT NULL AND NOT coalesce(u.model = ANY (k.allowed_models), false) THEN 'model_not_allowed'"""
 
 _MONEY_DECIDES = """
-            verdict := CASE WHEN limit_nusd - usage_nusd < min_nusd THEN 'key_limit_exceeded'
+            verdict := CASE WHEN limit_nusd - usage_nusd < greatest(min_nusd, 1) THEN 'key_limit_exceeded'
                             WHEN limit_nusd - usage_nusd - key_held_nusd < min_nusd THEN 'key_funds_held'
                             WHEN posted_nusd - floor_nusd < greatest(min_nusd, 1) THEN 'insufficient_balance'
                             WHEN posted_nusd - held_nusd - floor_nusd < min_nusd THEN 'funds_held'

@@ -36,13 +36,14 @@ hold_now AS MATERIALIZED (
     WHERE h.id = %(hold_id)s FOR NO KEY UPDATE OF h
 )"""
 
-# The order is the order of the reasons a caller is given.
+# The order is the order of the reasons a caller is given. Also a call for nothing needs a nano-dollar that is left: an
+# estimate may be wrong, and a key or an account that is exhausted is not to be used.
 _ADMISSION: Final[LiteralString] = """
 CASE WHEN k.id IS NULL OR NOT k.live THEN 'invalid_api_key'
      WHEN a.status <> 'active' THEN 'account_frozen'
      WHEN k.scopes IS NOT NULL AND NOT 'spend' = ANY (k.scopes) THEN 'missing_scope'
      WHEN k.allowed_models IS NOT NULL AND NOT coalesce(%(model)s = ANY (k.allowed_models), false) THEN 'model_not_allowed'
-     WHEN k.limit_nusd - k.usage_nusd < %(min_nusd)s THEN 'key_limit_exceeded'
+     WHEN k.limit_nusd - k.usage_nusd < greatest(%(min_nusd)s, 1) THEN 'key_limit_exceeded'
      WHEN k.limit_nusd - k.usage_nusd - k.held_nusd < %(min_nusd)s THEN 'key_funds_held'
      WHEN a.posted_nusd - a.floor_nusd < greatest(%(min_nusd)s, 1) THEN 'insufficient_balance'
      WHEN a.posted_nusd - a.held_nusd - a.floor_nusd < %(min_nusd)s THEN 'funds_held'
