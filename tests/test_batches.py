@@ -292,6 +292,20 @@ async def test_a_long_random_stream_leaves_the_same_answers_and_rows_batched_and
 
 
 @pytest.mark.parametrize("batch", [True, False])
+async def test_flags_are_kept_with_a_comma_between_them_and_nowhere_else(
+    db: Database, owner_conn: psycopg.Connection[Any], batch: bool
+) -> None:
+    side = Side(meter(db, batch=batch), plant(owner_conn, [1_000], [{}]))
+    (owner,) = side.owners
+    held = [await side.meter.authorize(SERVICE, owner, Ask(f"h{n}", 50, None, None)) for n in range(5)]
+    works = [Work(50 + n % 2, flags="usage_estimated" if n < 4 else None) for n in range(5)]
+    pairs = zip(held, works, strict=True)
+    await asyncio.gather(*(side.meter.settle(SERVICE, each.hold_id, work) for each, work in pairs))
+    found = owner_conn.execute("SELECT flags FROM usage ORDER BY request_id").fetchall()
+    assert found == [("usage_estimated",), ("above_hold,usage_estimated",)] * 2 + [("",)]
+
+
+@pytest.mark.parametrize("batch", [True, False])
 async def test_each_charge_that_leaves_less_than_the_mark_says_so(
     db: Database, owner_conn: psycopg.Connection[Any], batch: bool
 ) -> None:

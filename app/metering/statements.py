@@ -131,8 +131,8 @@ WITH {_ACCOUNT}, {_KEY}, {_HOLD}, {_CHARGED_BEFORE},
 due AS MATERIALIZED (
     SELECT a.id AS account_id, CASE WHEN h.state = 'open' THEN h.amount_nusd ELSE 0 END AS freed_nusd,
            coalesce(h.window_start, %(window_start)s, k.window_start) AS window_start,
-           concat_ws(',', CASE WHEN h.id IS NULL THEN 'hold_missing' WHEN h.state <> 'open' THEN 'late' END,
-                     CASE WHEN %(cost_nusd)s > h.amount_nusd THEN 'above_hold' END) AS flags
+           nullif(concat_ws(',', CASE WHEN h.id IS NULL THEN 'hold_missing' WHEN h.state <> 'open' THEN 'late' END,
+                            CASE WHEN %(cost_nusd)s > h.amount_nusd THEN 'above_hold' END), '') AS flags
     FROM account_now a LEFT JOIN hold_now h ON true LEFT JOIN key_now k ON true
     WHERE NOT EXISTS (SELECT FROM earlier) AND h.state IS DISTINCT FROM 'settled'
 ),
