@@ -306,6 +306,24 @@ async def test_flags_are_kept_with_a_comma_between_them_and_nowhere_else(
 
 
 @pytest.mark.parametrize("batch", [True, False])
+async def test_a_hold_that_was_lost_is_told_from_one_that_was_never_made(
+    db: Database, owner_conn: psycopg.Connection[Any], batch: bool
+) -> None:
+    side = Side(meter(db, batch=batch), plant(owner_conn, [1_000], [{}]))
+    (owner,) = side.owners
+    held = [await side.meter.authorize(SERVICE, owner, Ask(f"h{n}", 50, None, None)) for n in range(3)]
+    lost = [side.meter.opened(SERVICE, each.hold_id) for each in held]
+    owner_conn.execute(ACTS["crash"].format(holds="true", account="true").encode())
+    never = [
+        msgspec.structs.replace(ticket, hold_id=uuid.uuid4(), request_id=f"e{n}", window_start=None)
+        for n, ticket in enumerate(lost)
+    ]
+    await asyncio.gather(*(side.meter.settle(SERVICE, ticket, Work(5)) for ticket in (*lost, *never)))
+    found = owner_conn.execute("SELECT flags FROM usage ORDER BY request_id").fetchall()
+    assert found == [("no_hold",)] * 3 + [("hold_missing",)] * 3
+
+
+@pytest.mark.parametrize("batch", [True, False])
 async def test_each_charge_that_leaves_less_than_the_mark_says_so(
     db: Database, owner_conn: psycopg.Connection[Any], batch: bool
 ) -> None:

@@ -608,7 +608,7 @@ async def test_usage_comes_as_cloudevents_once_for_each_source_and_id(shop: Rig)
     ]
     answer = exact(await send(shop, events))
     assert [each["status"] for each in answer["results"]] == [200] * 4
-    assert [each["charge"]["flags"] for each in answer["results"]] == [[], *[["hold_missing"]] * 3]
+    assert [each["charge"]["flags"] for each in answer["results"]] == [[], *[["no_hold"]] * 3]
     assert await shop.balance(customer) == 10 - 4 * ASKED_USD
     again = exact(await send(shop, events))
     assert [each["charge"]["charge_id"] for each in again["results"]] == [

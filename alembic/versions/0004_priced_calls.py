@@ -296,7 +296,8 @@ BEGIN
     due AS MATERIALIZED (
         SELECT u.*, CASE WHEN u.state = 'open' THEN u.amount_nusd ELSE 0 END AS freed_nusd,
                coalesce(u.hold_window_start, u.ticket_window_start, u.key_window_start) AS window_start,
-               concat_ws(',', CASE WHEN u.hold_place IS NULL THEN 'hold_missing' WHEN u.state <> 'open' THEN 'late' END,
+               concat_ws(',', CASE WHEN u.hold_place IS NULL AND u.ticket_window_start IS NULL THEN 'no_hold'
+                                   WHEN u.hold_place IS NULL THEN 'hold_missing' WHEN u.state <> 'open' THEN 'late' END,
                          CASE WHEN u.cost_nusd > u.amount_nusd THEN 'above_hold' END, u.asked_flags) AS flags
         FROM asked u WHERE NOT u.is_repeat AND u.state IS DISTINCT FROM 'settled'
     ),

@@ -370,8 +370,9 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "fee": ("The network fee that was part of it, in the coin.", 0),
     "fees": ("What a feature costs for one request, USD.", None),
     "flags": (
-        "What is unusual about the charge: hold_missing, late, above_hold, priced_as_asked, not_priced, usage_missing,"
-        " usage_estimated. With not_priced, and with usage_missing where the call was completed, it cost what was held.",
+        "What is unusual about the charge: no_hold (none was made for an event's key), hold_missing, late, above_hold,"
+        " priced_as_asked, not_priced, usage_missing, usage_estimated. With not_priced, and with usage_missing where the"
+        " call was completed, it cost what was held.",
         [],
     ),
     "from": ("From this UTC day or time on.", None),

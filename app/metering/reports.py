@@ -118,8 +118,9 @@ class ReportsController(Controller):
         data: JSONBody[Events],
     ) -> Verdicts:
         """One CloudEvent 1.0, or a batch of up to 500, with `data` as `/v1/meter/settle` takes it. Usage of a key that
-        nothing was held for (`api_key_hash`, or the event's `subject`) is charged too, whatever is left: it was used.
-        The same `source` and `id` again answers the same charge. A single event that is refused is refused as a request."""
+        nothing was held for (`api_key_hash`, or the event's `subject`) is charged too, whatever is left: it was used, and is
+        flagged `no_hold`. The same `source` and `id` again answers the same charge. A single event that is refused is refused
+        as a request."""
 
         async def record(raw: msgspec.Raw) -> Verdict:
             event = read(raw, CloudEvent)

@@ -131,7 +131,8 @@ WITH {_ACCOUNT}, {_KEY}, {_HOLD}, {_CHARGED_BEFORE},
 due AS MATERIALIZED (
     SELECT a.id AS account_id, CASE WHEN h.state = 'open' THEN h.amount_nusd ELSE 0 END AS freed_nusd,
            coalesce(h.window_start, %(window_start)s, k.window_start) AS window_start,
-           nullif(concat_ws(',', CASE WHEN h.id IS NULL THEN 'hold_missing' WHEN h.state <> 'open' THEN 'late' END,
+           nullif(concat_ws(',', CASE WHEN h.id IS NULL AND %(window_start)s::timestamptz IS NULL THEN 'no_hold'
+                                      WHEN h.id IS NULL THEN 'hold_missing' WHEN h.state <> 'open' THEN 'late' END,
                             CASE WHEN %(cost_nusd)s > h.amount_nusd THEN 'above_hold' END), '') AS flags
     FROM account_now a LEFT JOIN hold_now h ON true LEFT JOIN key_now k ON true
     WHERE NOT EXISTS (SELECT FROM earlier) AND h.state IS DISTINCT FROM 'settled'
@@ -143,7 +144,10 @@ hold_after AS (
 SELECT false AS is_repeat, u.id, u.cost_nusd, u.balance_after_nusd, u.held_after_nusd, u.flags, a.is_low FROM used u, account_after a
 UNION ALL SELECT true, NULL, NULL, NULL, NULL, NULL, false FROM earlier
 """
-"""No row: the account is gone, or the charge was recorded while this statement waited; run it again."""
+"""A call that no hold was promised for comes without a window.
+
+No row: the account is gone, or the charge was recorded while this statement waited; run it again.
+"""
 
 CHARGE: Final[LiteralString] = f"""
 WITH {_ACCOUNT}, {_KEY}, {_CHARGED_BEFORE},
