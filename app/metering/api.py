@@ -321,7 +321,7 @@ class MeterController(Controller):
     async def release(
         self, service: NamedDependency[Service], meter: NamedDependency[Meter], data: JSONBody[ReleaseRequest]
     ) -> Released:
-        """Frees the hold. After a settle: 409 `hold_closed`."""
+        """Frees the hold; a repeat frees nothing more. After a settle: 409 `hold_closed`."""
         found = await meter.release(service.name, data.hold_id)
         return Released(usd(found["posted_nusd"]), usd(found["held_nusd"]))
 
