@@ -1,21 +1,28 @@
-"""The operator's price commands: prices import | list | diff | activate | show. Each returns text and data, prints nothing."""
+"""The operator's price commands: prices import | list | diff | activate | show, and the rules on top: override | markup |
+fee | end | rules. Each returns text and data, prints nothing."""
 
 import argparse
+import re
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row
-from app.kernel.errors import InvalidField
-from app.kernel.money import decimal_text
+from app.kernel.errors import InvalidField, ModelNotPriced
+from app.kernel.money import decimal_text, parse_usd, units_of, usd_text
+from app.pricing import rules
 from app.pricing.catalogue import (
     MAX_DROP_PERCENT,
     Change,
     Diff,
+    PriceKey,
     activate,
     active_version,
     diff,
@@ -24,8 +31,12 @@ from app.pricing.catalogue import (
     versions,
 )
 from app.pricing.importer import Draft, read_prices, shortened
+from app.pricing.rows import Dimension
 
 _SHOWN_CHANGES = 40
+_PRICE_TEXT: Final = re.compile(r"\d{1,12}(\.\d{1,24})?", re.ASCII)
+_FACTOR_TEXT: Final = re.compile(r"\d{1,4}(\.\d{1,6})?", re.ASCII)
+_PUSD_PER_USD: Final = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,35 @@ def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     show = add("show", "the prices of one model")
     show.add_argument("model")
     show.add_argument("--version", type=int, help="default: the active version")
+    _add_rules(add)
+
+
+def _add_rules(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    override = add("override", "ask this price of a model, whatever is imported")
+    override.add_argument("model")
+    override.add_argument("dimension", choices=[each.value for each in Dimension])
+    override.add_argument("price_usd", help="such as 0.00000015, or 0.15 with --per 1000000; 0 is free of charge")
+    override.add_argument("--per", type=int, default=1, metavar="UNITS", help="how many units that pays for (1)")
+    override.add_argument("--provider", default="", help="default: whoever serves it")
+    override.add_argument("--from-tokens", type=int, default=0, metavar="N", help="for calls of so much input at least")
+    override.add_argument(
+        "--attributes", default="", help="for calls asked like this, such as quality=hd;size=1024x1024"
+    )
+    markup = add("markup", "put a factor on prices, and an amount on each call")
+    whose = markup.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--default", action="store_true", help="on every call for which there is none nearer")
+    whose.add_argument("--provider")
+    whose.add_argument("--model", help="a model, or provider/model")
+    whose.add_argument("--account", metavar="ACCOUNT_ID", help="on this account's calls, before any other markup")
+    markup.add_argument("--factor", default="1", help="1.2 is 20 %% on top (1)")
+    markup.add_argument("--per-request", default="0", metavar="USD", help="added to each call (0)")
+    fee = add("fee", "ask a fee for a feature, such as web, of each call that uses it")
+    fee.add_argument("feature")
+    fee.add_argument("price_usd", help="for one call, such as 0.02")
+    for each in (override, markup, fee):
+        each.add_argument("--from", dest="since", metavar="TIME", help="such as 2026-07-01T00:00:00Z (now)")
+    add("end", "end an override, a markup or a fee; what calls have cost stays").add_argument("id")
+    add("rules", "the overrides, markups and fees that hold now or will")
 
 
 async def run(db: Database, verb: str, args: argparse.Namespace) -> Answer:
@@ -65,6 +105,11 @@ async def run(db: Database, verb: str, args: argparse.Namespace) -> Answer:
         "diff": lambda session: show_diff(session, args.version, args.against),
         "activate": lambda session: make_active(session, args.version, args.max_drop, args.allow_drops),
         "show": lambda session: show_model(session, args.model, args.version),
+        "override": lambda session: override_price(session, args),
+        "markup": lambda session: put_markup(session, args),
+        "fee": lambda session: ask_fee(session, args.feature, args.price_usd, args.since),
+        "end": lambda session: end_rule(session, args.id),
+        "rules": list_rules,
     }
     answer: Answer = await db.transaction(verbs[verb])
     return answer
@@ -96,6 +141,10 @@ async def import_prices(session: AsyncSession, draft: Draft, name: str) -> Answe
         f"Version {version_id} is a draft: {len(draft.prices)} prices of {len(draft.models)} models from {draft.format}.",
         *_counted("not understood", report.unknown_fields),
         *_counted("left out", report.skipped),
+        *(
+            f"a fee, not imported: {fee.feature}; python -m app prices fee {fee.feature} {usd_text(fee.price_nusd)}"
+            for fee in draft.fees
+        ),
         *(f"rounded up to a pico-dollar: {each}" for each in shortened(report.rounded)),
         *(f"given twice, the dearer taken: {each}" for each in shortened(report.doubled)),
         *_diff_lines(found),
@@ -151,6 +200,160 @@ async def show_model(session: AsyncSession, model: str, version_id: int | None) 
     return Answer(text, {"model": name, "version": chosen, "prices": prices})
 
 
+async def override_price(session: AsyncSession, args: argparse.Namespace) -> Answer:
+    """From now or `--from` on, this price instead of what is imported."""
+    price_pusd = _price_pusd(args.price_usd, args.per)
+    model, provider, is_sold = await _names(session, args.model, args.provider.lower())
+    rule_id = await rules.set_override(
+        session, model, Dimension(args.dimension), price_pusd, provider=provider, tier_min=args.from_tokens,
+        attributes=args.attributes, effective_from=_moment(args.since),
+    )  # fmt: skip
+    note = (
+        "" if is_sold else f"\nNo active version sells {_of(model, provider)}: this is all that is known of its prices."
+    )
+    return await _made(session, rule_id, note)
+
+
+async def put_markup(session: AsyncSession, args: argparse.Namespace) -> Answer:
+    """From now or `--from` on, this on top of prices."""
+    if not _FACTOR_TEXT.fullmatch(args.factor):
+        raise InvalidField(
+            "--factor is a decimal number up to 1000, of at most 6 decimals, such as 1.2", param="factor"
+        )
+    scope, subject = _markup_of(args)
+    rule_id = await rules.set_markup(
+        session, scope, subject, multiplier_ppm=units_of(Decimal(args.factor), 6),
+        fixed_per_request_nusd=parse_usd(args.per_request.encode(), "--per-request"), effective_from=_moment(args.since),
+    )  # fmt: skip
+    return await _made(session, rule_id)
+
+
+async def ask_fee(session: AsyncSession, feature: str, price_usd: str, since: str | None) -> Answer:
+    """From now or `since` on, this for each call that uses the feature."""
+    rule_id = await rules.set_fee(
+        session, _name(feature, "feature"), parse_usd(price_usd.encode(), "price_usd"), effective_from=_moment(since)
+    )
+    return await _made(session, rule_id)
+
+
+async def end_rule(session: AsyncSession, text: str) -> Answer:
+    """Raises InvalidField if there is no such rule, or it has ended."""
+    rule_id = _uuid(text, "id")
+    for table in rules.TABLES:
+        if await rules.end(session, table, rule_id):
+            return Answer(f"The rule {rule_id} has ended. Calls that began under it keep it.", {"ended": str(rule_id)})
+    raise InvalidField(f"no rule {rule_id} holds or will; see `prices rules`", param="id")
+
+
+async def list_rules(session: AsyncSession) -> Answer:
+    found = await _standing(session)
+    return Answer("\n".join(map(_rule_line, found)) or "There are no overrides, markups or fees.", {"rules": found})
+
+
+async def _made(session: AsyncSession, rule_id: uuid.UUID, note: str = "") -> Answer:
+    rule = next(each for each in await _standing(session) if each["id"] == str(rule_id))
+    return Answer(f"{_rule_line(rule)}{note}\nEnd it with: python -m app prices end {rule_id}", rule)
+
+
+async def _standing(session: AsyncSession) -> list[dict[str, Any]]:
+    return [
+        _RULE_DATA[table](each) | _when(each) for table in rules.TABLES for each in await rules.standing(session, table)
+    ]
+
+
+_RULE_DATA: Final[dict[rules.RuleTable, Callable[[Row], dict[str, Any]]]] = {
+    "price_override": lambda rule: {
+        "id": str(rule["id"]), "kind": "override", "model": rule["model"], "provider": rule["provider"],
+        "dimension": rule["dimension"], "min_input_tokens": rule["tier_min"], "attributes": rule["attributes"],
+        "price_usd": _usd(rule["price_pusd"]),
+    },
+    "markup": lambda rule: {
+        "id": str(rule["id"]), "kind": "markup", "scope": rule["scope"], "subject": rule["subject"],
+        "factor": decimal_text(rule["multiplier_ppm"], 6), "per_request_usd": usd_text(rule["fixed_per_request_nusd"]),
+    },
+    "fee": lambda rule: {
+        "id": str(rule["id"]), "kind": "fee", "feature": rule["feature"], "price_usd": usd_text(rule["price_nusd"])
+    },
+}  # fmt: skip
+
+
+def _when(rule: Row) -> dict[str, str | None]:
+    until = rule["effective_to"]
+    return {"effective_from": rule["effective_from"].isoformat(), "effective_to": until.isoformat() if until else None}
+
+
+def _rule_line(rule: dict[str, Any]) -> str:
+    if rule["kind"] == "override":
+        key = (rule["model"], rule["provider"], rule["dimension"], rule["min_input_tokens"], rule["attributes"])
+        what = f"{_named(key)}: {rule['price_usd']} USD a unit"
+    elif rule["kind"] == "markup":
+        what = (
+            f"{rule['scope']} {rule['subject']}".rstrip()
+            + f": x {rule['factor']} + {rule['per_request_usd']} USD a call"
+        )
+    else:
+        what = f"{rule['feature']}: {rule['price_usd']} USD a call"
+    until = f" until {rule['effective_to']}" if rule["effective_to"] else ""
+    return f"{rule['id']}  {rule['kind']:<8}  {what}, from {rule['effective_from']}{until}"
+
+
+async def _names(session: AsyncSession, model: str, provider: str) -> tuple[str, str, bool]:
+    """The names that the catalogue keeps its prices under (`openai/gpt-4o` is openai's gpt-4o), and whether it has any."""
+    active = await active_version(session)
+    if active is None:
+        return _name(model, "model"), provider, False
+    try:
+        name, seller = (await load(session, active)).resolved(_name(model, "model"), provider)
+    except ModelNotPriced:
+        return model, provider, False
+    named = provider or (seller if name != model else "")
+    return name, named, named in ("", seller)
+
+
+def _markup_of(args: argparse.Namespace) -> tuple[rules.Scope, str]:
+    if args.account is not None:
+        return "account", str(_uuid(args.account, "account"))
+    if args.model is not None:
+        return "model", _name(args.model, "model")
+    return ("default", "") if args.default else ("provider", _name(args.provider, "provider"))
+
+
+def _name(text: str, param: str) -> str:
+    if not 1 <= len(text) <= 200 or not text.isprintable() or text != text.strip():
+        raise InvalidField(f"{param} is a name of 1 to 200 characters", param=param)
+    return text
+
+
+def _uuid(text: str, param: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise InvalidField(f"{param} must be a UUID, got {text[:50]!r}", param=param) from None
+
+
+def _price_pusd(text: str, per: int) -> int:
+    """USD for `per` units as pico-USD for one. Raises InvalidField for what is no price, or a finer one."""
+    if not _PRICE_TEXT.fullmatch(text) or per < 1:
+        raise InvalidField("the price is a decimal number in USD for 1 unit, or for --per UNITS", param="price_usd")
+    exact = Fraction(text) * _PUSD_PER_USD / per
+    if exact.denominator != 1:
+        raise InvalidField(f"{text} USD for {per} is finer than a pico-dollar (10^-12) a unit", param="price_usd")
+    return exact.numerator
+
+
+def _moment(text: str | None) -> datetime | None:
+    """ISO 8601; UTC where it names no zone."""
+    try:
+        moment = datetime.fromisoformat(text) if text is not None else None
+    except ValueError:
+        raise InvalidField(f"--from is a time such as 2026-07-01T00:00:00Z, got {text!r:.50}", param="from") from None
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+def _of(model: str, provider: str) -> str:
+    return f"{provider}/{model}" if provider else model
+
+
 def _counted(what: str, counts: Any) -> list[str]:
     return [f"{what}: {name} ({count})" for name, count in counts.most_common(_SHOWN_CHANGES)]
 
@@ -165,13 +368,13 @@ def _diff_lines(found: Diff) -> list[str]:
 
 def _change_line(change: Change) -> str:
     percent = change.percent if change.hundredths_percent is None else f"{change.percent} %"
-    return f"  {_named(change)}: {_usd(change.old_pusd)} -> {_usd(change.new_pusd)} ({percent})"
+    return f"  {_named(change.key)}: {_usd(change.old_pusd)} -> {_usd(change.new_pusd)} ({percent})"
 
 
-def _named(change: Change) -> str:
-    model, provider, dimension, tier_min, attributes = change.key
+def _named(key: PriceKey) -> str:
+    model, provider, dimension, tier_min, attributes = key
     tier = f" from {tier_min} tokens" if tier_min else ""
-    return f"{provider}/{model} {dimension}{tier} {attributes}".rstrip()
+    return f"{_of(model, provider)} {dimension}{tier} {attributes}".rstrip()
 
 
 def _usd(price_pusd: int | None) -> str | None:

@@ -3,17 +3,18 @@
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import new_id, row, rows
+from app.kernel.db import Row, new_id, row, rows
 from app.kernel.errors import InvalidField
 from app.kernel.money import MAX_NUSD
 from app.pricing.rows import PPM, Dimension, attributes_text, parse_attributes
 
 RuleTable = Literal["price_override", "markup", "fee"]
 Scope = Literal["default", "provider", "model", "account"]
+TABLES: Final[tuple[RuleTable, ...]] = get_args(RuleTable)
 _MAX_PUSD = 10**18
 
 
@@ -91,6 +92,15 @@ async def end(session: AsyncSession, table: RuleTable, rule_id: uuid.UUID) -> bo
     )
     await tell_everybody(session)
     return found is not None
+
+
+async def standing(session: AsyncSession, table: RuleTable) -> list[Row]:
+    """The rules that hold now or will, the oldest first."""
+    return await rows(
+        session,
+        f"""SELECT * FROM {table} WHERE effective_to IS NULL OR effective_to > greatest(now(), effective_from)
+            ORDER BY effective_from, id""",
+    )
 
 
 async def tell_everybody(session: AsyncSession) -> None:
