@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeAlias
@@ -15,8 +15,8 @@ from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import AppError, InvalidField, ModelNotPriced
 from app.kernel.money import decimal_text
 from app.pricing.quote import Catalogue
-from app.pricing.rows import Dimension, FeeRow, MarkupRow, ModelRow, PriceRow
-from app.pricing.sheet import Timeline
+from app.pricing.rows import CACHE, PART_OF, Dimension, FeeRow, MarkupRow, ModelRow, PriceRow, parse_attributes
+from app.pricing.sheet import Prices, Sheet
 from app.pricing.tables import Price, PricedModel
 
 MAX_DROP_PERCENT: Final = 50
@@ -32,7 +32,7 @@ class NoActiveVersion(ModelNotPriced):
 
 
 class PriceDropTooLarge(AppError):
-    """A price would drop by more than is allowed without saying so."""
+    """A price would drop by more than is allowed without saying so, or be gone."""
 
     status, code, type = 422, "price_drop_too_large", "invalid_request_error"
 
@@ -235,59 +235,88 @@ class Change:
         return "was free" if change is None else decimal_text(change, 2)
 
     def is_drop_over(self, percent: int) -> bool:
-        """Whether the price falls by more than `percent`: of an old price of nothing, none can."""
-        if self.old_pusd is None or self.new_pusd is None:
+        """Whether the price falls by more than `percent`, or is gone: of an old price of nothing, none can fall."""
+        if self.old_pusd is None:
             return False
+        if self.new_pusd is None:
+            return True
         return (self.old_pusd - self.new_pusd) * 100 > self.old_pusd * percent
 
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What a version would change."""
+    """What a version would change for a call.
+
+    A line that comes or goes where another line has a price too has changed from or to that price; only what had no
+    price before is new, and only what has none afterwards is gone.
+    """
 
     added: tuple[Change, ...]
     removed: tuple[Change, ...]
     changed: tuple[Change, ...]
 
     def drops(self, percent: int) -> tuple[Change, ...]:
-        return tuple(change for change in self.changed if change.is_drop_over(percent))
+        return tuple(change for change in (*self.removed, *self.changed) if change.is_drop_over(percent))
 
 
 def compared(old: Iterable[PriceRow], new: Iterable[PriceRow], now: datetime) -> Diff:
-    """Every price that holds now or will, against what would hold then in the other version."""
-    was, will_be = _by_key(old), _by_key(new)
-    added: list[Change] = []
-    changed: list[Change] = []
-    for key, prices in will_be.items():
-        for since in _moments(prices, now):
-            change = Change(key, _at(was.get(key), since), _at(prices, since), since)
-            if change.new_pusd is None or change.new_pusd == change.old_pusd:
-                continue
-            (added if change.old_pusd is None else changed).append(change)
-    removed = [
-        Change(key, old_pusd, None, now)
-        for key, prices in was.items()
-        if (old_pusd := _at(prices, now)) is not None and _at(will_be.get(key), now) is None
-    ]
+    """What each price of either version comes to now, and whenever one of its model changes after, in both."""
+    was, will_be = _by_model(old), _by_model(new)
+    found: dict[tuple[bool, bool], list[Change]] = defaultdict(list)
+    for sold in was.keys() | will_be.keys():
+        for change in _changes(was.get(sold, ()), will_be.get(sold, ()), now):
+            found[change.old_pusd is None, change.new_pusd is None].append(change)
+    added, removed, changed = (
+        sorted(found[kind], key=lambda change: (change.key, change.since))
+        for kind in ((True, False), (False, True), (False, False))
+    )
     return Diff(tuple(added), tuple(removed), tuple(changed))
 
 
-def _by_key(prices: Iterable[PriceRow]) -> dict[PriceKey, list[PriceRow]]:
-    grouped: dict[PriceKey, list[PriceRow]] = defaultdict(list)
+def _by_model(prices: Iterable[PriceRow]) -> dict[tuple[str, str], list[PriceRow]]:
+    grouped: dict[tuple[str, str], list[PriceRow]] = defaultdict(list)
     for each in prices:
-        grouped[each.model, each.provider, each.dimension.value, each.tier_min, each.attributes].append(each)
+        grouped[each.model, each.provider].append(each)
     return grouped
 
 
-def _moments(prices: list[PriceRow], now: datetime) -> list[datetime]:
-    """Now, and whenever the price changes after."""
-    return sorted({now} | {each.effective_from for each in prices if each.effective_from > now})
+def _changes(old: Sequence[PriceRow], new: Sequence[PriceRow], now: datetime) -> Iterator[Change]:
+    """Those of one model at one provider. A difference that lasts is told once, from when it begins."""
+    if set(old) == set(new):
+        return
+    was, will_be = Sheet(old), Sheet(new)
+    moments = _moments((*old, *new), now)
+    for model, provider, dimension, tier_min, attributes in sorted({_key(each) for each in (*old, *new)}):
+        before: tuple[int | None, int | None] = (None, None)
+        for since in moments:
+            old_pusd, new_pusd = (
+                _charged(Prices(model, provider, (sheet,), parse_attributes(attributes), tier_min, since), dimension)
+                for sheet in (was, will_be)
+            )
+            if old_pusd != new_pusd and (old_pusd, new_pusd) != before:
+                key = (model, provider, dimension.value, tier_min, attributes)
+                yield Change(key, old_pusd, new_pusd, since)
+            before = (old_pusd, new_pusd)
 
 
-def _at(prices: list[PriceRow] | None, moment: datetime) -> int | None:
-    if not prices:
-        return None
-    return Timeline((each.effective_from, each.effective_to, each.price_pusd) for each in prices).at(moment)
+def _key(price: PriceRow) -> tuple[str, str, Dimension, int, str]:
+    return price.model, price.provider, price.dimension, price.tier_min, price.attributes
+
+
+def _moments(prices: Iterable[PriceRow], now: datetime) -> list[datetime]:
+    """Now, and whenever a price begins or ends after."""
+    marks = {moment for each in prices for moment in (each.effective_from, each.effective_to) if moment is not None}
+    return sorted({now} | {moment for moment in marks if moment > now})
+
+
+def _charged(prices: Prices, dimension: Dimension) -> int | None:
+    """What a unit is charged at; where it has no price of its own, as what it is a part of."""
+    price_pusd = prices.find(dimension)
+    if price_pusd is None or (price_pusd == 0 and dimension in CACHE):
+        for whole in PART_OF.get(dimension, ()):
+            if (whole_pusd := prices.find(whole)) is not None:
+                return whole_pusd
+    return price_pusd
 
 
 async def diff(session: AsyncSession, old_id: int | None, new_id: int) -> Diff:
@@ -306,7 +335,7 @@ async def activate(
     """Make a version the one that new calls are priced by; the one before is retired. An older one may come back.
 
     Raises InvalidField for an unknown version or one without prices, PriceDropTooLarge, naming the worst,
-    if a price drops by more than `max_drop_percent`, unless `allow_drops`.
+    if a price drops by more than `max_drop_percent` or is gone, unless `allow_drops`.
     """
     await lock_versions(session)
     before = await active_version(session)
@@ -325,12 +354,20 @@ async def activate(
 def _refuse_drops(drops: tuple[Change, ...], max_drop_percent: int) -> None:
     if not drops:
         return
-    worst = sorted(drops, key=lambda change: change.hundredths_percent or 0)[:5]
-    named = ", ".join(f"{change.key[0]} {change.key[2]} {change.percent} %" for change in worst)
+    gone = [change for change in drops if change.new_pusd is None]
+    fallen = sorted(
+        (change for change in drops if change.new_pusd is not None), key=lambda change: change.hundredths_percent or 0
+    )
+    said = []
+    if fallen:
+        named = ", ".join(f"{change.key[0]} {change.key[2]} {change.percent} %" for change in fallen[:5])
+        said.append(f"{len(fallen)} prices drop by more than {max_drop_percent} %, such as {named}")
+    if gone:
+        models = sorted({change.key[0] for change in gone})
+        said.append(f"{len(gone)} prices of {len(models)} models are gone, such as of {', '.join(models[:5])}")
     raise PriceDropTooLarge(
-        f"{len(drops)} prices drop by more than {max_drop_percent} %, such as {named};"
-        " look at the diff, then activate with --allow-drops if they are right",
-        metadata={"drops": len(drops)},
+        f"{'; '.join(said)}; look at the diff, then activate with --allow-drops if they are right",
+        metadata={"drops": len(fallen), "gone": len(gone)},
     )
 
 

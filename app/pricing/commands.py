@@ -59,7 +59,7 @@ def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     start.add_argument(
         "--max-drop", type=int, default=MAX_DROP_PERCENT, metavar="PERCENT", help="refuse larger drops (50)"
     )
-    start.add_argument("--allow-drops", action="store_true", help="activate whatever drops")
+    start.add_argument("--allow-drops", action="store_true", help="activate whatever drops or is gone")
     show = add("show", "the prices of one model")
     show.add_argument("model")
     show.add_argument("--version", type=int, help="default: the active version")
@@ -359,16 +359,23 @@ def _counted(what: str, counts: Any) -> list[str]:
 
 
 def _diff_lines(found: Diff) -> list[str]:
+    """How many, and which: what is gone first, then what falls most, then what is new."""
     moved = sorted(found.changed, key=lambda change: change.hundredths_percent or 0)
-    shown = [_change_line(change) for change in moved[:_SHOWN_CHANGES]]
-    more = [f"… and {len(moved) - _SHOWN_CHANGES} more"] if len(moved) > _SHOWN_CHANGES else []
     counted = f"{len(found.added)} prices new, {len(found.removed)} gone, {len(found.changed)} changed."
-    return [counted, *shown, *more]
+    return [counted, *_capped(found.removed, "gone"), *_capped(moved, "changed"), *_capped(found.added, "new")]
+
+
+def _capped(changes: Sequence[Change], what: str) -> list[str]:
+    more = len(changes) - _SHOWN_CHANGES
+    shown = [_change_line(change) for change in changes[:_SHOWN_CHANGES]]
+    return [*shown, f"  … and {more} more {what}"] if more > 0 else shown
 
 
 def _change_line(change: Change) -> str:
+    """`p/m output from 100001 tokens: 0.0001 -> 0.000001 (-99 %)`, or one price that is new or gone."""
+    prices = " -> ".join(price for price in (_usd(change.old_pusd), _usd(change.new_pusd)) if price is not None)
     percent = change.percent if change.hundredths_percent is None else f"{change.percent} %"
-    return f"  {_named(change.key)}: {_usd(change.old_pusd)} -> {_usd(change.new_pusd)} ({percent})"
+    return f"  {_named(change.key)}: {prices} ({percent})"
 
 
 def _named(key: PriceKey) -> str:

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from app.kernel.errors import InvalidField, ModelNotPriced
 from app.kernel.money import MAX_NUSD, PUSD_PER_NUSD, charge_nusd, decimal_text, usd_text
 from app.pricing.rows import (
+    CACHE,
     MEDIA,
     PPM,
     Dimension,
@@ -404,17 +405,14 @@ def _tokens(
             rest -= units
         elif price_pusd is not None:
             rest -= units
-            yield Kind.CACHE_INPUT if part in _CACHE else Kind(whole.value), part, units, price_pusd
+            yield Kind.CACHE_INPUT if part in CACHE else Kind(whole.value), part, units, price_pusd
     if rest > 0 and not is_unsold:
         yield Kind(whole.value), whole, rest, prices.must(whole)
 
 
-_CACHE: Final = frozenset({D.CACHE_READ, D.CACHE_WRITE_5M, D.CACHE_WRITE_1H})
-
-
 def _apart(prices: Prices, part: Dimension) -> int | None:
     """What a part of the tokens costs if it is priced apart. Cached tokens always are, and have their own figure."""
-    return prices.cached(part) if part in _CACHE else prices.find(part)
+    return prices.cached(part) if part in CACHE else prices.find(part)
 
 
 def _with_output(prices: Prices, ask: Ask, tokens: int) -> Usage:

@@ -49,6 +49,15 @@ class Kind(StrEnum):
 
 D = Dimension
 MEDIA: Final = (D.IMAGES, D.CHARACTERS, D.AUDIO_SECONDS, D.VIDEO_SECONDS, D.PIXELS)
+CACHE: Final = frozenset({D.CACHE_READ, D.CACHE_WRITE_5M, D.CACHE_WRITE_1H})
+PART_OF: Final[Mapping[Dimension, tuple[Dimension, ...]]] = MappingProxyType(
+    {
+        D.CACHE_READ: (D.INPUT,), D.CACHE_WRITE_5M: (D.INPUT,), D.CACHE_WRITE_1H: (D.CACHE_WRITE_5M, D.INPUT),
+        D.AUDIO_INPUT: (D.INPUT,), D.IMAGE_INPUT: (D.INPUT,), D.REASONING: (D.OUTPUT,), D.AUDIO_OUTPUT: (D.OUTPUT,),
+        D.IMAGE_OUTPUT: (D.OUTPUT,),
+    }
+)  # fmt: skip
+"""What tokens are charged as, first that there is a price of, where they have none of their own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,17 @@ from app.kernel.db import Database, rows
 from app.kernel.errors import InvalidField, ModelNotPriced
 from app.pricing import catalogue as catalogues
 from app.pricing import rules
-from app.pricing.catalogue import Catalogues, NoActiveVersion, PriceDropTooLarge, activate, compared, diff, load, store
+from app.pricing.catalogue import (
+    Catalogues,
+    Diff,
+    NoActiveVersion,
+    PriceDropTooLarge,
+    activate,
+    compared,
+    diff,
+    load,
+    store,
+)
 from app.pricing.quote import Ask, Call, Catalogue
 from app.pricing.rows import MEDIA, PPM, Dimension, PriceRow, Usage
 from app.pricing.starter import ensure_starter, starter
@@ -26,6 +36,10 @@ ONE_TOKEN = Usage(input_tokens=1000)
 
 def price(price_pusd: int, model: str = "m", since: datetime = NOW - DAY) -> PriceRow:
     return PriceRow(model, "p", D.INPUT, price_pusd, effective_from=since)
+
+
+def line(dimension: Dimension, price_pusd: int, attributes: str = "", tier_min: int = 0) -> PriceRow:
+    return PriceRow("m", "p", dimension, price_pusd, tier_min, attributes)
 
 
 async def a_version(db: Database, *prices: PriceRow) -> int:
@@ -121,6 +135,44 @@ async def test_a_drop_that_only_begins_later_is_seen_too(unpriced: House) -> Non
     version_id = await a_version(unpriced.db, price(1000), price(1, since=later))
     with pytest.raises(PriceDropTooLarge):
         await unpriced.db.transaction(lambda session: activate(session, version_id))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ([line(D.OUTPUT, 1), line(D.OUTPUT, 100, tier_min=100_001)], [line(D.OUTPUT, 1)]),
+        ([line(D.OUTPUT, 100)], [line(D.OUTPUT, 100), line(D.OUTPUT, 1, tier_min=100_001)]),
+        ([line(D.IMAGES, 1), line(D.IMAGES, 100, "quality=hd")], [line(D.IMAGES, 1)]),
+        ([line(D.IMAGES, 100)], [line(D.IMAGES, 100), line(D.IMAGES, 1, "quality=hd")]),
+        ([line(D.INPUT, 1), line(D.CACHE_WRITE_5M, 100)], [line(D.INPUT, 1)]),
+        ([line(D.INPUT, 100)], [line(D.INPUT, 100), line(D.CACHE_READ, 1)]),
+        ([line(D.OUTPUT, 1), line(D.REASONING, 100)], [line(D.OUTPUT, 1)]),
+        ([line(D.OUTPUT, 1), line(D.REQUESTS, 100)], [line(D.OUTPUT, 1)]),
+    ],
+)
+async def test_a_drop_is_seen_where_a_line_comes_or_goes_beside_another(
+    unpriced: House, old: list[PriceRow], new: list[PriceRow]
+) -> None:
+    await an_active_version(unpriced.db, *old)
+    with pytest.raises(PriceDropTooLarge):
+        await make_active(unpriced.db, await a_version(unpriced.db, *new))
+
+
+async def test_models_that_would_be_sold_no_more_must_be_allowed_by_name(unpriced: House) -> None:
+    first = await an_active_version(unpriced.db, price(1000), *(price(1000, f"old-{place}") for place in range(50)))
+    version_id = await a_version(unpriced.db, price(1000))
+    with pytest.raises(PriceDropTooLarge, match="50 prices of 50 models are gone, such as of old-0"):
+        await make_active(unpriced.db, version_id)
+    await make_active(unpriced.db, version_id, allow_drops=True)
+    await make_active(unpriced.db, first)
+
+
+def test_a_model_that_will_be_gone_later_and_a_line_that_says_nothing_new_are_told_apart() -> None:
+    ends = PriceRow("m", "p", D.INPUT, 1000, effective_to=NOW + DAY)
+    (gone,) = compared([price(1000)], [ends], NOW).removed
+    assert gone.since == NOW + DAY
+    again = compared([line(D.INPUT, 7)], [line(D.INPUT, 7), line(D.INPUT, 7, "service_tier=flex")], NOW)
+    assert again == Diff((), (), ())
 
 
 async def test_a_version_without_prices_or_unknown_is_not_activated(unpriced: House) -> None:

@@ -223,7 +223,29 @@ async def test_an_import_is_a_draft_until_it_is_activated(unpriced: House, tmp_p
     compared = await command(unpriced, "diff", "2")
     assert compared.data["against"] == 1
     assert {change["model"] for change in compared.data["removed"]} >= {"gpt-4o-mini"}
-    assert (await command(unpriced, "activate", "2")).data["active"] == 2
+    with pytest.raises(AppError, match="models are gone"):
+        await command(unpriced, "activate", "2")
+    assert (await command(unpriced, "activate", "2", "--allow-drops")).data["active"] == 2
+
+
+async def test_a_diff_shows_what_falls_back_what_is_new_and_what_is_gone(unpriced: House, tmp_path: Path) -> None:
+    def write(name: str, output: Any, *models: str) -> str:
+        path = tmp_path / name
+        prices = [{"model": "m-tier", "provider": "p", "usd_per_million": {"input": "1", "output": output}}]
+        prices += [{"model": each, "provider": "p", "usd_each": {"images": "0.5"}} for each in models]
+        path.write_text(json.dumps({"format": "satmeter-prices-1", "models": prices}))
+        return str(path)
+
+    await command(unpriced, "import", write("1.json", {"0": "1", "100001": "100"}, *(f"old-{n}" for n in range(50))))
+    await command(unpriced, "activate", "1")
+    imported = await command(unpriced, "import", write("2.json", "1", *(f"new-{n}" for n in range(45))))
+    lines = imported.text.splitlines()
+    assert "45 prices new, 50 gone, 1 changed." in lines
+    assert "  p/m-tier output from 100001 tokens: 0.0001 -> 0.000001 (-99 %)" in lines
+    assert "  p/old-0 images: 0.5 (gone)" in lines
+    assert "  p/new-0 images: 0.5 (new)" in lines
+    assert "  … and 10 more gone" in lines
+    assert "  … and 5 more new" in lines
 
 
 @pytest.mark.parametrize("words", [("import", "/nowhere/at/all.json"), ("show", "x"), ("diff", "7"), ("activate", "7")])
