@@ -163,10 +163,16 @@ class Catalogue:
         return self._quoted(prices, self._lines(call, prices, usage), "usage")
 
     def estimate(self, ask: Ask, now: datetime) -> Quote:
-        """What a call may cost at most, for its hold. Raises ModelNotPriced like `price`."""
+        """What a call may cost at most, for its hold. An image model makes `n` images where it is not said how many.
+
+        Raises ModelNotPriced like `price`, and InvalidField naming the unit that a price is for, if none is told.
+        """
         prices = self._prices(ask.call, ask.usage.input_tokens, now)
         usage = _with_output(prices, ask, self._answer_tokens(prices, ask))
-        return self._quoted(prices, self._lines(ask.call, prices, usage), "estimate")
+        lines = self._lines(ask.call, prices, usage)
+        if all(line.kind is Kind.FEES for line in lines) and next(_used(prices, usage), None) is None:
+            _must_be_free(prices)
+        return self._quoted(prices, lines, "estimate")
 
     def answer_tokens(self, ask: Ask, now: datetime) -> int:
         """How long each of the `n` answers may be: what was asked or the default, and never more than the model can.
@@ -417,9 +423,51 @@ def _apart(prices: Prices, part: Dimension) -> int | None:
 
 def _with_output(prices: Prices, ask: Ask, tokens: int) -> Usage:
     """The ask with answers of this length; if reasoning is dearer than plain output, they are held for as reasoning."""
-    total = tokens * ask.n
-    reasoning = (prices.find(D.REASONING) or 0) > (prices.find(D.OUTPUT) or 0)
-    return replace(ask.usage, output_tokens=total, reasoning_tokens=total if reasoning else 0)
+    total, output_pusd = tokens * ask.n, prices.find(D.OUTPUT)
+    reasoning = (prices.find(D.REASONING) or 0) > (output_pusd or 0)
+    images = ask.usage.images if output_pusd is not None else _images(prices, ask)
+    return replace(ask.usage, output_tokens=total, reasoning_tokens=total if reasoning else 0, images=images)
+
+
+def _images(prices: Prices, ask: Ask) -> int:
+    """How many images a model that answers in no text will make: one for each of the answers, unless it is said.
+
+    Raises InvalidField where they are sold by the pixel and it is not said how large they are.
+    """
+    if any(ask.usage.of(dimension) for dimension in MEDIA):
+        return ask.usage.images
+    if prices.sells(D.IMAGES):
+        return ask.n
+    if not prices.sells(D.PIXELS):
+        return 0
+    if not _pixels_of_one(prices.attributes):
+        raise InvalidField(f"{prices.model[:200]!r} is sold by the pixel: say size as 1024x1024", param="estimate.size")
+    return ask.n
+
+
+_TOLD_IN: Final[Mapping[Dimension, str]] = MappingProxyType(
+    {
+        D.CHARACTERS: "characters", D.VIDEO_SECONDS: "video_seconds", D.AUDIO_SECONDS: "audio_seconds",
+        D.INPUT: "input_tokens", D.IMAGES: "images", D.QUERIES: "queries",
+    }
+)  # fmt: skip
+"""Where an estimate tells how much of something there will be."""
+
+
+def _must_be_free(prices: Prices) -> None:
+    """Raises InvalidField if a model of which no use is foreseen has a price for any: that is not told, not free."""
+    sold = [dimension for dimension in Dimension if prices.sells(dimension)]
+    for dimension, name in _TOLD_IN.items():
+        if dimension in sold:
+            raise InvalidField(
+                f"{prices.model[:200]!r} is priced by {dimension}: say how many in estimate.{name}",
+                param=f"estimate.{name}",
+            )
+    if sold:
+        raise InvalidField(
+            f"{prices.model[:200]!r} is priced by {', '.join(sold)}, which an estimate cannot tell: give max_cost_usd",
+            param="max_cost_usd",
+        )
 
 
 def _by_kind(lines: Iterable[Line]) -> dict[Kind, int]:

@@ -98,6 +98,11 @@ class Sheet:
                     best = (count, price_pusd)
         return None if best is None else best[1]
 
+    def asks(self, dimension: Dimension, now: datetime) -> bool:
+        """Whether any of its prices at this moment is more than nothing."""
+        tiers = (tier for variant in self.variants.get(dimension, ()) for tier in variant.tiers)
+        return any(timeline.at(now) for _, timeline in tiers)
+
 
 NO_PRICES: Final = Sheet(())
 
@@ -120,6 +125,13 @@ class Prices:
             if price_pusd is not None:
                 return price_pusd
         return None
+
+    def sells(self, dimension: Dimension) -> bool:
+        """Whether there is a price of more than nothing, perhaps for other attributes than those that are asked for."""
+        price_pusd = self.find(dimension)
+        return (
+            price_pusd > 0 if price_pusd is not None else any(layer.asks(dimension, self.now) for layer in self.layers)
+        )
 
     def must(self, dimension: Dimension) -> int:
         """Raises ModelNotPriced: what is used and has no price is never given away."""

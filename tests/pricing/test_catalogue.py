@@ -353,5 +353,16 @@ def test_every_model_that_the_documents_name_can_be_held_for(name: str) -> None:
     assert book.estimate(Ask(Call(name), usage), NOW).cost_nusd > 0
 
 
+@pytest.mark.parametrize("name", NAMED)
+def test_no_model_that_the_documents_name_is_held_for_nothing(name: str) -> None:
+    draft = starter()
+    book = Catalogue(1, draft.prices, models=draft.models)
+    try:
+        held_nusd = book.estimate(Ask(Call(name)), NOW).cost_nusd
+    except (InvalidField, ModelNotPriced):
+        return
+    assert held_nusd > 0
+
+
 def test_the_default_limit_of_a_drop_is_half() -> None:
     assert catalogues.MAX_DROP_PERCENT == 50

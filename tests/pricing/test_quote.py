@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.kernel.errors import InvalidField, ModelNotPriced
@@ -328,11 +328,61 @@ def test_an_estimate_of_a_model_without_answers_in_tokens_has_none() -> None:
     assert embedding.affordable_output_tokens(7, Ask(CALL, Usage(input_tokens=7)), NOW) == 0
 
 
+@pytest.mark.parametrize(
+    ("sold", "attributes", "images", "cost_nusd"),
+    [
+        ([row(D.IMAGES, 40_000_000)], {}, 0, 2 * 40_000),
+        ([row(D.IMAGES, 40_000_000)], {}, 3, 3 * 40_000),
+        ([row(D.IMAGES, 40_000_000), row(D.INPUT, 1000)], {}, 0, 2 * 40_000),
+        ([row(D.IMAGES, 80_000_000, "quality=hd")], {"quality": "hd"}, 0, 2 * 80_000),
+        ([row(D.PIXELS, 1000)], {"size": "256x256"}, 0, 2 * 256 * 256),
+        ([row(D.IMAGES, 0)], {}, 0, 0),
+        ([row(D.OUTPUT, 1000), row(D.IMAGES, 40_000_000)], {}, 0, 2 * DEFAULT_OUTPUT_TOKENS),
+    ],
+)
+def test_an_image_model_is_held_for_as_many_images_as_answers_are_asked_for(
+    sold: list[PriceRow], attributes: dict[str, str], images: int, cost_nusd: int
+) -> None:
+    ask = Ask(replace(CALL, attributes=attributes), Usage(images=images), n=2)
+    assert catalogue(*sold).estimate(ask, NOW).cost_nusd == cost_nusd
+
+
+@pytest.mark.parametrize(
+    ("sold", "param"),
+    [
+        ([row(D.CHARACTERS, 1)], "estimate.characters"),
+        ([row(D.VIDEO_SECONDS, 1)], "estimate.video_seconds"),
+        ([row(D.VIDEO_SECONDS, 1, "resolution=1080p")], "estimate.video_seconds"),
+        ([row(D.AUDIO_SECONDS, 1)], "estimate.audio_seconds"),
+        ([row(D.INPUT, 1)], "estimate.input_tokens"),
+        ([row(D.QUERIES, 1)], "estimate.queries"),
+        ([row(D.PIXELS, 1, "size=256x256")], "estimate.size"),
+        ([row(D.IMAGE_OUTPUT, 1)], "max_cost_usd"),
+    ],
+)
+def test_an_estimate_that_tells_nothing_that_has_a_price_is_refused_and_never_free(
+    sold: list[PriceRow], param: str
+) -> None:
+    book = catalogue(*sold, fees=[FeeRow("web", 1000)], markups=[MarkupRow("default", "", PPM, 5)])
+    for features in ((), ("web",)):
+        with pytest.raises(InvalidField) as refused:
+            book.estimate(Ask(replace(CALL, features=features), n=2), NOW)
+        assert refused.value.param == param
+
+
+def test_a_model_that_is_free_on_purpose_or_paid_by_the_request_needs_no_units() -> None:
+    free = catalogue(row(D.INPUT, 1000), row(D.CHARACTERS, 7), overrides=[row(D.INPUT, 0), row(D.CHARACTERS, 0)])
+    assert free.estimate(Ask(CALL), NOW).cost_nusd == 0
+    each = catalogue(row(D.INPUT, 1000), row(D.REQUESTS, 5_000_000))
+    assert each.estimate(Ask(CALL), NOW).cost_nusd == 5000
+
+
 @given(catalogues(), token_usages(), st.integers(0, 50_000), st.integers(1, 4), st.data())
 def test_an_estimate_covers_every_call_that_stays_within_it(
     book: Catalogue, usage: Usage, most: int, n: int, data: st.DataObject
 ) -> None:
     known = replace(usage, output_tokens=0, reasoning_tokens=0, image_output_tokens=0)
+    assume(known.input_tokens or most)
     held = book.estimate(Ask(CALL, known, most, n), NOW).cost_nusd
     output = data.draw(st.integers(0, most * n))
     used = replace(known, output_tokens=output, reasoning_tokens=data.draw(st.integers(0, output)))
