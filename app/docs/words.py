@@ -324,6 +324,7 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "refunded_usd": ("What was given back, USD.", 0.04),
     "resolution": ("As the model's prices name it.", "1080p"),
     "results": ("One for each item, in their order.", None),
+    "search_context_size": ("How much each search may read: low, medium or high; the dearest if not said.", "low"),
     "service_tier": ("As the model's prices name it.", "flex"),
     "settles": ("Settlements, each as `/v1/meter/settle` takes it.", None),
     "size": ("As the model's prices name it.", "1024x1024"),

@@ -81,6 +81,8 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     video_seconds: Count | None = None
     resolution: Word | None = None
     service_tier: Word | None = None
+    search_context_size: Word | None = None
+    queries: Count | None = None
 
     def usage(self) -> Usage:
         return Usage(**{name: getattr(self, name) or 0 for name in _ESTIMATED})
@@ -89,8 +91,8 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return {name: value for name in _ATTRIBUTES if (value := getattr(self, name)) is not None}
 
 
-_ESTIMATED: Final = ("input_tokens", "characters", "audio_seconds", "images", "video_seconds")
-_ATTRIBUTES: Final = ("quality", "resolution", "service_tier", "size")
+_ESTIMATED: Final = ("input_tokens", "characters", "audio_seconds", "images", "video_seconds", "queries")
+_ATTRIBUTES: Final = ("quality", "resolution", "search_context_size", "service_tier", "size")
 Features = Annotated[list[Word], msgspec.Meta(max_length=16)]
 
 

@@ -243,13 +243,20 @@ def _read_litellm_field(row: PriceRow, mode: str, name: str, value: Any, sheet: 
     if name == "tiered_pricing" and isinstance(value, list):
         _read_litellm_ranges(row, mode, value, sheet)
     elif name == "search_context_cost_per_query" and isinstance(value, dict):
-        for size, price_usd in value.items():
-            named = _with(row, search_context_size=size.removeprefix("search_context_size_"))
-            sheet.add(replace(named, dimension=D.QUERIES), price_usd)
+        _read_litellm_searches(replace(row, dimension=D.QUERIES), value, sheet)
     elif (meant := _litellm_meaning(row, mode, name)) is not None:
         sheet.add(meant, value)
     else:
         sheet.report.unknown_fields[name] += 1
+
+
+def _read_litellm_searches(row: PriceRow, sizes: Mapping[str, Any], sheet: _Sheet) -> None:
+    """{"search_context_size_low": 0.03, …}: a call that does not say how much it searches pays for the dearest."""
+    for size, price_usd in sizes.items():
+        sheet.add(_with(row, search_context_size=size.removeprefix("search_context_size_")), price_usd)
+    fit = [price_usd for price_usd in sizes.values() if _unfit(price_usd) is None]
+    if fit:
+        sheet.add(row, max(fit))
 
 
 def _litellm_meaning(row: PriceRow, mode: str, name: str) -> PriceRow | None:

@@ -99,7 +99,7 @@ def found(draft: Draft, model: str, dimension: Dimension) -> dict[tuple[int, str
         ("gpt-4o-mini", D.INPUT, {(0, ""): 150_000, (0, "service_tier=batch"): 75_000, (0, "service_tier=priority"): 250_000}),
         ("gpt-4o-mini", D.OUTPUT, {(0, ""): 600_000}),
         ("gpt-4o-mini", D.CACHE_READ, {(0, ""): 75_000}),
-        ("gpt-4o-mini", D.QUERIES, {(0, "search_context_size=low"): 25 * 10**9, (0, "search_context_size=high"): 30 * 10**9}),
+        ("gpt-4o-mini", D.QUERIES, {(0, ""): 30 * 10**9, (0, "search_context_size=low"): 25 * 10**9, (0, "search_context_size=high"): 30 * 10**9}),
         ("claude-sonnet-4-5", D.INPUT, {(0, ""): 3_000_000, (200_001, ""): 6_000_000}),
         ("claude-sonnet-4-5", D.CACHE_WRITE_5M, {(0, ""): 3_750_000}),
         ("claude-sonnet-4-5", D.CACHE_WRITE_1H, {(0, ""): 6_000_000, (200_001, ""): 12_000_000}),
