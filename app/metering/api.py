@@ -68,7 +68,8 @@ class UsageUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a call about to be made is known to need, and how it is made. Without `max_output_tokens`, what the model can
-    answer at most is held for, or 16,384 tokens."""
+    answer at most is held for, or 16,384 tokens. Cache writes are charged as used but held for as plain input: a proxy
+    that knows better says `max_cost_usd`."""
 
     input_tokens: Count | None = None
     max_output_tokens: Count | None = None

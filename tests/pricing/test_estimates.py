@@ -76,3 +76,11 @@ async def test_a_search_is_held_for_and_charged_at_its_size_or_the_dearest(
     settled = await rig.meter("settle", hold_id=held["hold_id"], usage={"input_tokens": 1000, "queries": 1})
     done = exact(settled)
     assert (done["cost"]["total_cost_usd"], done["flags"]) == (Decimal("0.001") + Decimal(each_usd), [])
+
+
+async def test_the_contract_tells_what_cache_writes_are_counted_as_and_held_for(rig: Rig) -> None:
+    schemas = (await rig.client.get("/openapi.json")).json()["components"]["schemas"]
+    used = schemas["UsageUnits"]["properties"]
+    assert "for 5 minutes" in used["cache_write_tokens"]["description"]
+    assert "not counted in `cache_write_tokens`" in used["cache_write_1h_tokens"]["description"]
+    assert "held for as plain input" in schemas["Estimate"]["description"]
