@@ -302,7 +302,7 @@ class Catalogue:
         ]
         lines.extend(
             Line(Kind.FEES, feature, 1, self._fee_nusd(feature, prices.now) * PUSD_PER_NUSD)
-            for feature in call.features
+            for feature in dict.fromkeys(call.features)
         )
         if markup.fixed_per_request_nusd:
             lines.append(Line(Kind.FEES, "request", 1, markup.fixed_per_request_nusd * PUSD_PER_NUSD))

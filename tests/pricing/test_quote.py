@@ -130,6 +130,14 @@ def test_a_fee_of_a_feature_is_added_without_markup_and_an_unknown_feature_is_re
         book.price(replace(CALL, features=("magic",)), Usage(), NOW)
 
 
+def test_a_feature_named_twice_is_held_for_and_charged_once() -> None:
+    book = catalogue(*TEXT, fees=[FeeRow("web", 20_000_000), FeeRow("files", 1_000_000)])
+    call = replace(CALL, features=("web", "files", "web"))
+    quote = book.price(call, Usage(), NOW)
+    assert (quote.fees_nusd, [line.name for line in quote.lines]) == (21_000_000, ["web", "files"])
+    assert book.estimate(Ask(call, Usage(input_tokens=1), 1), NOW).fees_nusd == 21_000_000
+
+
 @given(st.integers(0, 400_000))
 def test_the_context_tier_is_chosen_by_all_input_tokens_for_the_whole_call(tokens: int) -> None:
     tiers = [row(d, p, tier_min=t) for d in (D.INPUT, D.OUTPUT) for t, p in ((0, 1000), (200_001, 2000))]
