@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -35,6 +36,8 @@ _MILLION: Final = 10**6
 _PUSD_PER_USD: Final = 10**12
 _MAX_PUSD: Final = 10**18
 _EXAMPLES: Final = 20
+_MAX_TOKENS: Final = 10**12
+_NAME_CHARS: Final = 500
 Number: TypeAlias = Decimal | int
 _Row: TypeAlias = tuple[str, str, Dimension, int, str, datetime]
 
@@ -65,9 +68,16 @@ class Draft:
 
 
 def read_prices(raw: bytes) -> Draft:
-    """Recognise the format of a file and read it. Raises InvalidField if it is none that we know."""
+    """Recognise the format of a file and read it. Raises InvalidField if it is none that we know, or naming a broken entry."""
     document = _parsed(raw)
     sheet = _Sheet()
+    with _entry("its outermost level"):
+        name = _read(document, sheet)
+    return sheet.draft(name, hashlib.sha256(raw).hexdigest())
+
+
+def _read(document: Any, sheet: "_Sheet") -> str:
+    """The name of the format that it was read as."""
     if isinstance(document, dict) and document.get("format") == OWN_FORMAT:
         name = OWN_FORMAT
         _read_own(document, sheet)
@@ -79,7 +89,30 @@ def read_prices(raw: bytes) -> Draft:
         _read_litellm(document, sheet)
     else:
         raise InvalidField("the file is neither LiteLLM's price map nor genai-prices' data nor our own format")
-    return sheet.draft(name, hashlib.sha256(raw).hexdigest())
+    return name
+
+
+class _BrokenEntry(InvalidField):
+    """An entry of the price file cannot be read."""
+
+
+@contextmanager
+def _entry(name: Any) -> Iterator[None]:
+    """Whatever is wrong with an entry is the file's mistake, told with the entry's name."""
+    try:
+        yield
+    except _BrokenEntry:
+        raise
+    except KeyError as error:
+        raise _broken(name, f"it has no {str(error)[:50]}") from None
+    except InvalidField as error:
+        raise _broken(name, error.message) from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as error:
+        raise _broken(name, f"{type(error).__name__}: {str(error)[:200]}") from None
+
+
+def _broken(name: Any, what: str) -> _BrokenEntry:
+    return _BrokenEntry(f"the price file cannot be read at {str(name)[:100]!r}: {what}", param="file")
 
 
 def _parsed(raw: bytes) -> Any:
@@ -102,6 +135,10 @@ class _Sheet:
         self._models: dict[tuple[str, str], ModelRow] = {}
 
     def add_model(self, row: ModelRow) -> None:
+        """Raises InvalidField for a name that no database keeps."""
+        for name in (row.model, row.provider, row.mode):
+            if not name.isprintable() or len(name) > _NAME_CHARS:
+                raise InvalidField(f"a name is at most {_NAME_CHARS} printable characters", param="file")
         self._models.setdefault((row.model, row.provider), row)
 
     def add(
@@ -111,6 +148,8 @@ class _Sheet:
         per: int = 1,
     ) -> None:
         """Add `price_usd` for `per` units under the name that `row` gives, or report why not."""
+        if not 0 <= row.tier_min <= _MAX_TOKENS:
+            raise InvalidField(f"a tier begins at 0 to {_MAX_TOKENS} tokens, got {row.tier_min}", param="file")
         reason = _unfit(price_usd)
         if reason is None:
             price_pusd, is_exact = _pusd(price_usd, per)
@@ -217,14 +256,19 @@ def _read_litellm(document: Mapping[str, Any], sheet: _Sheet) -> None:
         if not _is_litellm(entry):
             sheet.report.skipped["a model without litellm_provider"] += 1
             continue
-        provider = str(entry["litellm_provider"]).lower()
-        model, attributes = _litellm_name(key)
-        mode = str(entry.get("mode", ""))
-        most = _whole(entry.get("max_output_tokens"))
-        sheet.add_model(ModelRow(model, provider, mode, most, _whole(entry.get("max_input_tokens"))))
-        row = PriceRow(model, provider, D.INPUT, 0, attributes=attributes_text(attributes))
-        for name, value in entry.items():
-            _read_litellm_field(row, mode, name, value, sheet)
+        with _entry(key):
+            _read_litellm_model(key, entry, sheet)
+
+
+def _read_litellm_model(key: str, entry: Mapping[str, Any], sheet: _Sheet) -> None:
+    provider = str(entry["litellm_provider"]).lower()
+    model, attributes = _litellm_name(key)
+    mode = found if isinstance(found := entry.get("mode"), str) and found.isprintable() else ""
+    most = _whole(entry.get("max_output_tokens"))
+    sheet.add_model(ModelRow(model, provider, mode, most, _whole(entry.get("max_input_tokens"))))
+    row = PriceRow(model, provider, D.INPUT, 0, attributes=attributes_text(attributes))
+    for name, value in entry.items():
+        _read_litellm_field(row, mode, name, value, sheet)
 
 
 def _litellm_name(key: str) -> tuple[str, dict[str, str]]:
@@ -328,13 +372,19 @@ def _genai_providers(document: Any) -> list[Any] | None:
 def _read_genai(providers: Iterable[Mapping[str, Any]], sheet: _Sheet) -> None:
     for provider in providers:
         name = str(provider.get("id", "")).lower()
-        for model in provider["models"]:
-            row = PriceRow(str(model["id"]), name, D.INPUT, 0)
-            sheet.add_model(ModelRow(row.model, name, context_tokens=_whole(model.get("context_window"))))
-            for since, until, prices in _genai_periods(model.get("prices"), sheet):
-                _read_genai_prices(replace(row, effective_from=since, effective_to=until), prices, sheet)
-            for variant in model.get("price_variants") or ():
-                _read_genai_variant(row, variant, sheet)
+        with _entry(name):
+            for place, model in enumerate(provider["models"]):
+                with _entry(model.get("id", f"{name}, model {place}")):
+                    _read_genai_model(name, model, sheet)
+
+
+def _read_genai_model(provider: str, model: Mapping[str, Any], sheet: _Sheet) -> None:
+    row = PriceRow(str(model["id"]), provider, D.INPUT, 0)
+    sheet.add_model(ModelRow(row.model, provider, context_tokens=_whole(model.get("context_window"))))
+    for since, until, prices in _genai_periods(model.get("prices"), sheet):
+        _read_genai_prices(replace(row, effective_from=since, effective_to=until), prices, sheet)
+    for variant in model.get("price_variants") or ():
+        _read_genai_variant(row, variant, sheet)
 
 
 def _genai_periods(prices: Any, sheet: _Sheet) -> Iterator[tuple[datetime, datetime | None, Mapping[str, Any]]]:
@@ -394,18 +444,25 @@ def _read_genai_prices(row: PriceRow, prices: Mapping[str, Any], sheet: _Sheet) 
 
 def _read_own(document: Mapping[str, Any], sheet: _Sheet) -> None:
     for feature, price_usd in (document.get("fees") or {}).items():
-        sheet.fees.append(FeeRow(str(feature), units_of(Decimal(str(price_usd)), 9, up=True)))
-    for model in document["models"]:
-        row = PriceRow(str(model["model"]), str(model["provider"]).lower(), D.INPUT, 0)
-        defaults = attributes_text(parse_attributes(model.get("default_attributes", "")))
-        sheet.add_model(
-            ModelRow(
-                row.model, row.provider, model.get("mode", ""), model.get("max_output_tokens"),
-                model.get("context_tokens"), defaults,
-            )
-        )  # fmt: skip
-        for unit, per in (("usd_per_million", _MILLION), ("usd_per_minute", 60), ("usd_each", 1)):
-            for name, value in (model.get(unit) or {}).items():
+        with _entry(f"fees, {feature}"):
+            sheet.fees.append(FeeRow(str(feature), units_of(Decimal(str(price_usd)), 9, up=True)))
+    for place, model in enumerate(document["models"]):
+        with _entry(model.get("model", f"model {place}")):
+            _read_own_model(model, sheet)
+
+
+def _read_own_model(model: Mapping[str, Any], sheet: _Sheet) -> None:
+    row = PriceRow(str(model["model"]), str(model["provider"]).lower(), D.INPUT, 0)
+    defaults = attributes_text(parse_attributes(model.get("default_attributes", "")))
+    sheet.add_model(
+        ModelRow(
+            row.model, row.provider, str(model.get("mode", "")), _whole(model.get("max_output_tokens")),
+            _whole(model.get("context_tokens")), defaults,
+        )
+    )  # fmt: skip
+    for unit, per in (("usd_per_million", _MILLION), ("usd_per_minute", 60), ("usd_each", 1)):
+        for name, value in (model.get(unit) or {}).items():
+            with _entry(f"{row.model} {unit} {name}"):
                 _read_own_price(replace(row, dimension=_own_dimension(name)), value, per, sheet)
 
 
@@ -431,11 +488,17 @@ def _read_own_price(row: PriceRow, value: Any, per: int, sheet: _Sheet) -> None:
 
 
 def _with(row: PriceRow, **attributes: str) -> PriceRow:
-    return replace(row, attributes=attributes_text(parse_attributes(row.attributes) | attributes))
+    """Raises InvalidField for a value that has no canonical text, which no catalogue could load."""
+    wanted = parse_attributes(row.attributes) | attributes
+    text = attributes_text(wanted)
+    if parse_attributes(text) != wanted:
+        raise InvalidField(f"{text[:100]!r} cannot be an attribute", param="attributes")
+    return replace(row, attributes=text)
 
 
 def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | Decimal) and not isinstance(value, bool) and value >= 0 else None
+    is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value <= _MAX_TOKENS else None
 
 
 def shortened(names: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Price files of others: exact, dearer when in doubt, and what is not understood is said."""
 
 import argparse
+import contextlib
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -192,6 +193,61 @@ def test_no_entry_of_a_map_breaks_the_reader(value: Any) -> None:
 def test_a_file_that_is_no_price_list_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidField):
         read_prices(raw)
+
+
+def own(**model: Any) -> Any:
+    return {"format": "satmeter-prices-1", "models": [{"model": "good", "provider": "p"}, {"model": "bad"} | model]}
+
+
+def genai(**model: Any) -> Any:
+    return [{"id": "p", "models": [{"id": "bad"} | model]}]
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (own(), "'bad': it has no 'provider'"),
+        (own(provider="p", usd_each={"images": "cheap"}), "'bad usd_each images'"),
+        (own(provider="p", usd_each={"images": None}), "'bad usd_each images'"),
+        (own(provider="p", usd_each={"images": "NaN"}), "'bad usd_each images'"),
+        (own(provider="p", usd_each={"images": {"hd": "1"}}), "attributes are name=value pairs"),
+        (own(provider="p", usd_each={"pictures": "1"}), "there is no dimension 'pictures'"),
+        (own(provider="p", usd_each=["images"]), "'bad'"),
+        (own(provider="p\0"), "printable"),
+        ({"format": "satmeter-prices-1", "models": ["m"]}, "outermost"),
+        ({"format": "satmeter-prices-1"}, "it has no 'models'"),
+        ({"format": "satmeter-prices-1", "fees": {"web": "free"}, "models": []}, "'fees, web'"),
+        (genai(id="odd", prices=[1]), "'odd'"),
+        (genai(prices={"input_mtok": {"base": 1, "tiers": [{"price": 1}]}}), "'bad': it has no 'start'"),
+        (genai(prices={"input_mtok": {"base": 1, "tiers": [{"start": "x", "price": 1}]}}), "'bad'"),
+        (
+            genai(price_variants=[{"when": {"processing": "a;size=b"}, "prices": {"input_mtok": 1}}]),
+            "cannot be an attribute",
+        ),
+        (own(provider="p", usd_per_million={"input": {"9" * 30: "1"}}), "a tier begins at"),
+        ({"m": {"litellm_provider": "p", "search_context_cost_per_query": {"": 1}}}, "'m'"),
+    ],
+)
+def test_a_broken_entry_is_told_by_its_name_and_is_no_defect_of_ours(document: Any, said: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        read_prices(json.dumps(document).encode())
+    assert said in refused.value.message
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["1", "NaN", "1e999", "model", "id"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.text(max_size=5) | st.sampled_from(["models", "prices", "base", "tiers", "start", "when", "images", "0"]), inner, max_size=3
+    ),
+    max_leaves=10,
+)  # fmt: skip
+
+
+@given(ANYTHING, st.sampled_from(["prices", "price_variants", "context_window", "id", "provider", "usd_each", "mode"]))
+def test_whatever_a_file_has_in_an_entry_it_is_read_or_refused(value: Any, name: str) -> None:
+    for document in (own(provider="p") | {"fees": value}, own(**{"provider": "p", name: value}), genai(**{name: value}), [{"id": value, "models": value}]):  # fmt: skip
+        with contextlib.suppress(InvalidField):
+            assert read_prices(json.dumps(document).encode()).format
 
 
 def parsed(*words: str) -> argparse.Namespace:
