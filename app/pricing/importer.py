@@ -489,7 +489,7 @@ def _read_own_price(row: PriceRow, value: Any, per: int, sheet: _Sheet) -> None:
 
 def _with(row: PriceRow, **attributes: str) -> PriceRow:
     """Raises InvalidField for a value that has no canonical text, which no catalogue could load."""
-    wanted = parse_attributes(row.attributes) | attributes
+    wanted = parse_attributes(row.attributes) | {name: value.lower() for name, value in attributes.items()}
     text = attributes_text(wanted)
     if parse_attributes(text) != wanted:
         raise InvalidField(f"{text[:100]!r} cannot be an attribute", param="attributes")

@@ -151,10 +151,10 @@ class FeeRow:
 
 
 def parse_attributes(text: str) -> dict[str, str]:
-    """`quality=hd;size=1024x1024` as a dict. Raises InvalidField for what is not in canonical form."""
+    """`quality=hd;size=1024x1024` as a dict, in small letters. Raises InvalidField for what is not in canonical form."""
     if not text:
         return {}
-    pairs = [(name, value) for name, _, value in (pair.partition("=") for pair in text.split(";"))]
+    pairs = [(name, value) for name, _, value in (pair.partition("=") for pair in text.lower().split(";"))]
     names = [name for name, _ in pairs]
     if any(not name or not value for name, value in pairs) or any(a >= b for a, b in pairwise(names)):
         raise InvalidField(f"attributes are name=value pairs sorted by name, got {text[:100]!r}", param="attributes")
@@ -162,5 +162,5 @@ def parse_attributes(text: str) -> dict[str, str]:
 
 
 def attributes_text(attributes: Mapping[str, str]) -> str:
-    """The canonical text: names sorted, `;` between them."""
-    return ";".join(f"{name}={attributes[name]}" for name in sorted(attributes))
+    """The canonical text: names sorted, `;` between them, all in small letters, as calls are matched."""
+    return ";".join(f"{name}={attributes[name]}" for name in sorted(attributes)).lower()

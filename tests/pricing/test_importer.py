@@ -199,6 +199,13 @@ def own(**model: Any) -> Any:
     return {"format": "satmeter-prices-1", "models": [{"model": "good", "provider": "p"}, {"model": "bad"} | model]}
 
 
+def test_attributes_are_kept_in_small_letters() -> None:
+    draft = read_prices(json.dumps(own(provider="p", usd_each={"images": {"quality=HD": "1"}})).encode())
+    assert found(draft, "bad", D.IMAGES) == {(0, "quality=hd"): 10**12}
+    searcher = {"litellm_provider": "p", "search_context_cost_per_query": {"search_context_size_LOW": 1}}
+    assert (0, "search_context_size=low") in found(read_prices(json.dumps({"m": searcher}).encode()), "m", D.QUERIES)
+
+
 def genai(**model: Any) -> Any:
     return [{"id": "p", "models": [{"id": "bad"} | model]}]
 

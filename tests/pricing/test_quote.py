@@ -415,6 +415,15 @@ def test_a_cost_beyond_what_the_books_can_hold_is_refused() -> None:
         catalogue(row(D.IMAGES, 10**12)).price(CALL, Usage(images=10**12), NOW)
 
 
+@pytest.mark.parametrize("stored", ["quality=hd", "quality=HD", "Quality=Hd"])
+@pytest.mark.parametrize(("asked", "cost_nusd"), [("HD", 80_000), ("hd", 80_000), ("", 80_000), ("low", 40_000)])
+def test_attributes_are_compared_without_regard_to_capitals(stored: str, asked: str, cost_nusd: int) -> None:
+    about = ModelRow("m", "p", default_attributes=stored)
+    book = catalogue(row(D.IMAGES, 40_000_000), row(D.IMAGES, 80_000_000, stored), models=[about])
+    assert book.price(replace(CALL, attributes={"quality": asked}), Usage(images=1), NOW).cost_nusd == cost_nusd
+    assert attributes_text({"size": "1K", "Quality": "HD"}) == "quality=hd;size=1k"
+
+
 @pytest.mark.parametrize("text", ["b=1;a=2", "a=1;a=2", "a", "a=", "=1", ";"])
 def test_attributes_have_one_canonical_text(text: str) -> None:
     assert attributes_text(parse_attributes("a=1;b=2")) == "a=1;b=2"
