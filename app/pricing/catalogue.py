@@ -121,16 +121,32 @@ async def load(session: AsyncSession, version_id: int) -> Catalogue:
     fees = await rows(
         session, "SELECT feature, price_nusd, effective_from, effective_to FROM fee ORDER BY effective_from, id"
     )
-    return Catalogue(
-        version_id,
-        await prices_of(session, version_id),
-        models=[ModelRow(**found) for found in models],
-        overrides=[_price_row(found) for found in overrides],
-        markups=[MarkupRow(**found) for found in markups],
-        fees=[FeeRow(**found) for found in fees],
-        revision=version["revision"],
-        created=int(version["created_at"].timestamp()),
-    )
+    return await build(version, await _price_rows(session, version_id), models, overrides, markups, fees)
+
+
+async def build(
+    version: Row,
+    prices: Sequence[Row],
+    models: Sequence[Row] = (),
+    overrides: Sequence[Row] = (),
+    markups: Sequence[Row] = (),
+    fees: Sequence[Row] = (),
+) -> Catalogue:
+    """In a thread, because a large catalogue takes a second, in which the loop goes on with other calls."""
+
+    def work() -> Catalogue:
+        return Catalogue(
+            version["id"],
+            map(_price_row, prices),
+            models=[ModelRow(**found) for found in models],
+            overrides=map(_price_row, overrides),
+            markups=[MarkupRow(**found) for found in markups],
+            fees=[FeeRow(**found) for found in fees],
+            revision=version["revision"],
+            created=int(version["created_at"].timestamp()),
+        )
+
+    return await asyncio.to_thread(work)
 
 
 async def version_of(session: AsyncSession, version_id: int) -> Row:
@@ -142,13 +158,16 @@ async def version_of(session: AsyncSession, version_id: int) -> Row:
 
 
 async def prices_of(session: AsyncSession, version_id: int) -> list[PriceRow]:
-    found = await rows(
+    return [_price_row(found) for found in await _price_rows(session, version_id)]
+
+
+async def _price_rows(session: AsyncSession, version_id: int) -> list[Row]:
+    return await rows(
         session,
         """SELECT model, provider, dimension, price_pusd, tier_min, attributes, effective_from, effective_to
            FROM price WHERE version_id = :id ORDER BY model, provider, dimension, tier_min, attributes, effective_from""",
         id=version_id,
     )
-    return [_price_row(each) for each in found]
 
 
 def _price_row(found: Row) -> PriceRow:

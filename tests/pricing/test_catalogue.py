@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -202,6 +203,17 @@ async def test_a_version_is_loaded_once_and_the_active_one_asked_for_at_most_eve
     clock.seconds += 1
     assert cost_nusd(await known.current(unpriced.db)) == 2000
     assert (await known.at(unpriced.db, 1)) is found[0]
+
+
+async def test_the_loop_goes_on_while_a_catalogue_is_built() -> None:
+    version = {"id": 1, "revision": 0, "created_at": NOW}
+    found = [asdict(price(1000, f"m{place}")) for place in range(2000)]
+    building, turns = asyncio.ensure_future(catalogues.build(version, found)), 0
+    while not building.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 2
+    assert cost_nusd(building.result(), "m1999") == 1000
 
 
 async def test_a_call_that_began_under_an_older_version_is_priced_by_it(unpriced: House) -> None:
