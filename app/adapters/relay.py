@@ -100,7 +100,7 @@ class Dialler:
         try:
             async with socket:
                 yield Relay(socket, url, secret, self._patience)
-        except (OSError, WebSocketException):
+        except (OSError, WebSocketException, RecursionError):  # RecursionError: no relay may choose how deep we go
             raise RelayFailed from None
 
     async def _connected(self, url: str) -> ClientConnection:
@@ -173,6 +173,7 @@ class Relay:
         self._verdicts: dict[str, tuple[bool, str]] = {}
         self._challenge: str | None = None
         self._is_authenticated = False
+        self._is_authenticating = False
 
     async def subscribe(self, query: Mapping[str, Any]) -> bool:
         """Ask for events; they are kept for `next_event` and `stored`. Says whether the relay has sent all it had."""
@@ -226,16 +227,21 @@ class Relay:
     # NIP-42
 
     async def _authenticate(self) -> None:
-        """Say who we are, if we did not yet."""
+        """Say who we are, if we did not yet; and open the subscription again if the relay closed it for want of that."""
         if self._is_authenticated:
             return
+        self._is_authenticating = True
         try:
             async with asyncio.timeout(self._patience.publish_seconds):
                 self._is_authenticated = await self._is_believed()
         except TimeoutError:
             raise RelayFailed from None
+        finally:
+            self._is_authenticating = False
         if not self._is_authenticated:
             raise RelayFailed
+        if not self._is_open:
+            await self._request()
 
     async def _is_believed(self) -> bool:
         while self._challenge is None:
@@ -254,11 +260,14 @@ class Relay:
         self._is_open = True
 
     async def _renew(self, reason: str) -> None:
-        """The relay closed our subscription: open it again if it was for want of AUTH, else there is no use in it."""
+        """The relay closed our subscription: open it again if it was for want of AUTH, else there is no use in it.
+
+        A relay may say so while we authenticate, as often as it likes: one authentication runs, and it alone opens it.
+        """
         if not reason.startswith(_AUTH_REQUIRED) or self._is_authenticated:
             raise RelayFailed
-        await self._authenticate()
-        await self._request()
+        if not self._is_authenticating:
+            await self._authenticate()
 
     def _must_be_open(self) -> None:
         """Time may have run out while the subscription was being renewed; nothing would come then."""

@@ -47,6 +47,7 @@ class FakeRelay:
     is_lying: bool = False  # says that it refuses, and takes it
     passes_on: bool = True  # hands events to subscribers
     closes_subscriptions: str | None = None  # its words when it serves no subscription
+    closes_times: int = 1  # how often it says so of each
     stores: bool = False  # keeps events of every kind and gives them to later subscribers
     drops_on: Callable[[Json], bool] = field(default=lambda event: False)  # breaks the connection after such an event
     redirects_to: str | None = None
@@ -142,7 +143,9 @@ class FakeRelay:
         if not client.is_authenticated and not self.is_open_to_readers:
             return await client.say("CLOSED", name, "auth-required: say who you are")
         if self.closes_subscriptions is not None:
-            return await client.say("CLOSED", name, self.closes_subscriptions)
+            for _ in range(self.closes_times):
+                await client.say("CLOSED", name, self.closes_subscriptions)
+            return None
         client.queries[name] = query
         for event in self._stored:
             if _fits(event, query):

@@ -441,6 +441,20 @@ async def test_a_relay_that_says_too_much_is_left() -> None:
                 await connected.subscribe({"kinds": [1]})
 
 
+@pytest.mark.parametrize("times", [2, 250, 1000])
+async def test_a_relay_that_wants_auth_over_and_over_is_left_without_a_word_on_it(times: int) -> None:
+    patience = WalletPatience(
+        pay_seconds=2, answer_seconds=2, info_seconds=2, relay=RelayPatience(subscribe_seconds=0.5, publish_seconds=0.5)
+    )
+    wallets = NwcWallets(allow_private_relays=True, lightning_network="bc", patience=patience)
+    async with FakeRelay(closes_subscriptions="auth-required: again", closes_times=times) as relay:
+        assert await refusal(wallets, relay.url) == UNREACHABLE
+        connection = Connection(WalletUri(PUBKEY, (relay.url,), SECRET), Encryption.NIP44)
+        request = wallets.sign_payment(connection, "lnbc1", datetime.now(UTC) + timedelta(minutes=15))
+        paid = await wallets.pay(connection, request, "00" * 32)
+    assert (paid.outcome, paid.was_published, paid.was_answered) == (PayOutcome.UNKNOWN, False, False)
+
+
 async def test_a_server_that_takes_a_connection_and_is_silent_is_left_in_time() -> None:
     held: list[asyncio.StreamWriter] = []
 
