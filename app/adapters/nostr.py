@@ -6,18 +6,27 @@ key in its `str`, ignores the id a relay sent, and raises whatever it likes: not
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
 from pynostr.event import Event as _PynostrEvent
 from pynostr.key import PrivateKey
 
+MAX_EVENT_BYTES: Final = 128 * 1024  # an answer has a few hundred; NIP-44's old limit of 64 KiB makes 88,000
+MAX_TAGS: Final = 64
+MAX_TAG_FIELDS: Final = 16
+MAX_TAG_CHARS: Final = 1024
+MAX_TAGS_BYTES: Final = 16 * 1024  # of all tags as they came
+
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _NIP04: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}\?iv=[A-Za-z0-9+/]{22}==")
 
 _Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Hex64 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{128}\Z")]
+_Word = Annotated[str, msgspec.Meta(max_length=MAX_TAG_CHARS)]
+_Tag = Annotated[list[_Word], msgspec.Meta(max_length=MAX_TAG_FIELDS)]
+_Tags = Annotated[list[_Tag], msgspec.Meta(max_length=MAX_TAGS)]
 
 
 class CannotDecrypt(ValueError):
@@ -31,7 +40,7 @@ class Event(msgspec.Struct, frozen=True):
     pubkey: _Hex32
     created_at: int
     kind: int
-    tags: list[list[str]]
+    tags: _Tags
     content: str
     sig: _Hex64
 
@@ -74,14 +83,40 @@ def sign_event(
     return dict(event.to_dict())
 
 
-def read_event(raw: Any) -> Event | None:
-    """The event, None unless its shape, id and signature are all right."""
+def read_event(text: bytes, query: Mapping[str, Any]) -> Event | None:
+    """The event, None unless its shape, id and signature are all right.
+
+    Whoever signed it, a relay can send anything at any length: what is too large, or not of the kinds and authors of
+    `query`, is not taken apart, let alone hashed.
+    """
     try:
-        event = msgspec.convert(raw, Event)
+        if not _is_worth_reading(text, query):
+            return None
+        event = msgspec.json.decode(text, type=Event)
         ours = _PynostrEvent.from_dict(msgspec.to_builtins(event))
         return event if ours.id == event.id and ours.verify() else None
     except ValueError:  # a shape, a surrogate, or a public key that is not on the curve
         return None
+
+
+class _Claim(msgspec.Struct, frozen=True):
+    """What an event says that it is. The rest is passed over, and costs next to nothing."""
+
+    kind: int
+    pubkey: str
+    tags: msgspec.Raw
+
+
+def _is_worth_reading(text: bytes, query: Mapping[str, Any]) -> bool:
+    """Raises ValueError for what is no event at all."""
+    if len(text) > MAX_EVENT_BYTES:
+        return False
+    claim = msgspec.json.decode(text, type=_Claim)
+    return (
+        claim.kind in query.get("kinds", [claim.kind])
+        and claim.pubkey in query.get("authors", [claim.pubkey])
+        and len(bytes(claim.tags)) <= MAX_TAGS_BYTES
+    )
 
 
 def encrypt_nip04(secret: str, pubkey: str, plaintext: str) -> str:

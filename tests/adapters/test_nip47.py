@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 
 from app.adapters.nip47 import NwcWallets, WalletPatience
 from app.adapters.nip47_wire import MAX_RELAYS, REFUSALS, Info, newest_info, read_info
-from app.adapters.nostr import read_event
+from app.adapters.nostr import Event, read_event
 from app.adapters.relay import RelayPatience
 from app.autotopup.wallet import (
     Connection,
@@ -100,6 +100,10 @@ async def relay() -> AsyncIterator[FakeRelay]:
 async def wallet(relay: FakeRelay) -> AsyncIterator[FakeWallet]:
     async with FakeWallet(relay.url) as wallet:
         yield wallet
+
+
+def as_event(event: Mapping[str, Any]) -> Event | None:
+    return read_event(json.dumps(event).encode(), {})
 
 
 def free_port() -> int:
@@ -257,7 +261,7 @@ async def test_a_request_says_what_nip47_wants(relay: FakeRelay, wallet: FakeWal
     for encryption in BOTH:
         connected = connection(wallet, encryption)
         request = wallets().sign_payment(connected, invoice.text, expires_at)
-        event = read_event(dict(request.event))
+        event = as_event(request.event)
         assert event is not None
         assert (event.kind, event.id, event.pubkey) == (
             23194,
@@ -842,10 +846,10 @@ async def test_every_way_not_to_be_reached_has_the_same_words(relay: FakeRelay) 
 
 async def test_the_info_event_is_the_wallets_newest_whatever_a_relay_sends(wallet: FakeWallet) -> None:
     stranger = sdk.Keys.generate()
-    old = read_event(wallet.event(13194, "get_info", []))
-    new = read_event(wallet.event(13194, "pay_invoice", [["encryption", "nip44_v2"]]))
-    forged = read_event(wallet.event(13194, "everything", [], stranger))
-    other = read_event(wallet.event(1, "words", []))
+    old = as_event(wallet.event(13194, "get_info", []))
+    new = as_event(wallet.event(13194, "pay_invoice", [["encryption", "nip44_v2"]]))
+    forged = as_event(wallet.event(13194, "everything", [], stranger))
+    other = as_event(wallet.event(1, "words", []))
     assert old is not None
     assert new is not None
     assert forged is not None
@@ -874,7 +878,7 @@ async def test_the_info_event_is_the_wallets_newest_whatever_a_relay_sends(walle
     ],
 )
 def test_encryptions_are_read_as_wallets_have_written_them(tags: list[list[str]], expected: set[Encryption]) -> None:
-    event = read_event(FakeWallet(RELAY).event(13194, "pay_invoice", tags))
+    event = as_event(FakeWallet(RELAY).event(13194, "pay_invoice", tags))
     assert event is not None
     assert read_info(event).encryptions == expected
 

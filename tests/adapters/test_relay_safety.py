@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import nostr_sdk as sdk
 import pytest
@@ -21,10 +22,11 @@ from app.adapters import relay as relays
 from app.adapters.addresses import NotAllowed, RelayUrl, is_public, read_relay_url, resolve_by_system
 from app.adapters.nip47 import NwcWallets, WalletPatience
 from app.adapters.nip47_wire import UNREACHABLE
+from app.adapters.nostr import MAX_EVENT_BYTES, MAX_TAG_CHARS, MAX_TAG_FIELDS, MAX_TAGS, sign_event
 from app.adapters.relay import Dialler, RelayFailed, RelayPatience, dial_with
 from app.autotopup.wallet import Connection, Encryption, PayOutcome, WalletUnreachable, WalletUri
 from app.kernel.errors import WalletSilent
-from tests.adapters.fake_relay import FakeRelay
+from tests.adapters.fake_relay import FakeRelay, Json
 
 PUBLIC = "93.184.215.14"
 PUBKEY = sdk.Keys.generate().public_key().to_hex()
@@ -434,11 +436,83 @@ async def test_a_message_that_is_too_large_ends_the_connection() -> None:
 
 async def test_a_relay_that_says_too_much_is_left() -> None:
     many = tuple('["NOTICE","talk"]' for _ in range(relays.MAX_MESSAGES + 1))
-    large = tuple('["NOTICE","' + "a" * 500_000 + '"]' for _ in range(9))
+    large = tuple('["NOTICE","' + "a" * 500_000 + '"]' for _ in range(3))
     for flood in (many, large):
         async with FakeRelay(flood=flood) as relay, Dialler(allow_private=True).open(relay.url, SECRET) as connected:
             with pytest.raises(RelayFailed):
                 await connected.subscribe({"kinds": [1]})
+
+
+def signed_event(kind: int = 1, secret: str = SECRET, tags: Sequence[Sequence[str]] = (), content: str = "") -> Json:
+    return sign_event(secret, kind=kind, content=content, tags=tags)
+
+
+STRANGER = sdk.Keys.generate().secret_key().to_hex()
+BIG = MAX_TAG_CHARS
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        signed_event(kind=2),
+        signed_event(secret=STRANGER),
+        {**signed_event(), "id": "00" * 32},
+        {**signed_event(), "content": "another"},
+        signed_event(content="a" * MAX_EVENT_BYTES),
+        signed_event(tags=[["e"]] * (MAX_TAGS + 1)),
+        signed_event(tags=[["e"] * (MAX_TAG_FIELDS + 1)]),
+        signed_event(tags=[["e", "a" * (BIG + 1)]]),
+        signed_event(tags=[["e", "a" * BIG]] * 17),
+        {**signed_event(), "tags": [[]] * 40_000},
+        {**signed_event(), "tags": "e"},
+    ],
+)
+async def test_an_event_that_was_not_asked_for_or_is_too_large_is_passed_over(event: Json) -> None:
+    wanted = signed_event(tags=[["e", "a" * BIG]] * 15, content="a" * 100_000)
+    async with FakeRelay() as relay, Dialler(allow_private=True).open(relay.url, SECRET) as connected:
+        await connected.subscribe({"kinds": [1], "authors": [wanted["pubkey"]]})
+        for each in (event, wanted):
+            await relay.send_to_all(each)
+        assert (await connected.next_event()).id == wanted["id"]
+        assert connected.stored() == []
+
+
+class Chatter:
+    """A connection on which the next message has always arrived already; it counts those that were taken."""
+
+    taken = 0
+
+    async def recv(self, **_: bool) -> bytes:
+        self.taken += 1
+        return b'["NOTICE","talk"]'
+
+    async def send(self, text: str) -> None:
+        pass
+
+    async def __aenter__(self) -> "Chatter":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+async def test_a_relay_that_talks_without_a_pause_keeps_nobody_else_from_their_turn() -> None:
+    chatter, seen = Chatter(), []
+
+    async def dial(url: RelayUrl, address: str) -> ClientConnection:
+        return cast("ClientConnection", chatter)
+
+    async def others() -> None:
+        while True:
+            seen.append(chatter.taken)
+            await asyncio.sleep(0)
+
+    async with Dialler(allow_private=True, dial=dial).open("ws://127.0.0.1", SECRET) as connected:
+        task = asyncio.create_task(others())
+        with pytest.raises(RelayFailed):
+            await connected.subscribe({"kinds": [1]})
+        task.cancel()
+    assert set(seen) >= set(range(1, relays.MAX_MESSAGES))
 
 
 @pytest.mark.parametrize("times", [2, 250, 1000])
