@@ -78,8 +78,10 @@ _IPV6_SPECIAL: Final = tuple(
 )
 
 
-# Threads of their own: names that somebody makes slow must not keep the rest of the service from resolving.
-_RESOLVERS: Final = ThreadPoolExecutor(max_workers=4, thread_name_prefix="relay-resolver")
+# Threads of their own: a name that never answers holds one, and cannot be called off. Not even all names that strangers
+# have us try at once may keep a connected wallet, or the rest of the service, from resolving.
+_RESOLVERS: Final = ThreadPoolExecutor(max_workers=32, thread_name_prefix="relay-resolver")
+_PROBING_RESOLVERS: Final = ThreadPoolExecutor(max_workers=8, thread_name_prefix="relay-probe-resolver")
 
 
 class NotAllowed(Exception):
@@ -143,8 +145,12 @@ def is_public(text: str) -> bool:
 
 async def resolve_by_system(host: str, port: int) -> Sequence[str]:
     """Every address the system knows for a name. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_RESOLVERS, _addresses, host, port)
+    return await asyncio.get_running_loop().run_in_executor(_RESOLVERS, _addresses, host, port)
+
+
+async def resolve_for_probe(host: str, port: int) -> Sequence[str]:
+    """The same for a wallet that is not connected yet, on threads that connected ones do not need."""
+    return await asyncio.get_running_loop().run_in_executor(_PROBING_RESOLVERS, _addresses, host, port)
 
 
 def _addresses(host: str, port: int) -> Sequence[str]:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import bolt11
 
 from app.adapters import nip47_wire as wire
-from app.adapters.addresses import Resolve, resolve_by_system
+from app.adapters.addresses import Resolve, resolve_by_system, resolve_for_probe
 from app.adapters.nostr import Event, sign_event
 from app.adapters.relay import Dial, Dialler, Published, Relay, RelayFailed, RelayPatience
 from app.autotopup.wallet import (
@@ -59,6 +59,7 @@ class _Delivery:
     uri: WalletUri
     method: str
     event: Mapping[str, Any] = field(repr=False)
+    dialler: Dialler
     copies: int = 0  # relays that may hold the request
     drops: int = 0  # connections lost while it was held: a relay that comes back may hand it out again
     answers: int = 0  # of the wallet's, readable or not
@@ -96,7 +97,7 @@ class NwcWallets:
         allow_private_relays: bool,
         lightning_network: str,
         patience: WalletPatience | None = None,
-        resolve: Resolve = resolve_by_system,
+        resolve: Resolve | None = None,
         dial: Dial | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -104,8 +105,11 @@ class NwcWallets:
         self._allow_private = allow_private_relays
         self._network = lightning_network
         self._patience = patience or WalletPatience()
-        self._dialler = Dialler(
-            allow_private=allow_private_relays, patience=self._patience.relay, resolve=resolve, dial=dial
+        self._dialler, self._probing_dialler = (
+            Dialler(
+                allow_private=allow_private_relays, patience=self._patience.relay, resolve=resolve or own, dial=dial
+            )
+            for own in (resolve_by_system, resolve_for_probe)
         )
         self._now = now
 
@@ -145,7 +149,7 @@ class NwcWallets:
 
         Never raises for what a wallet or relay does. A refusal is one only if it surely means that nothing was paid.
         """
-        delivery = _Delivery(connection.uri, "pay_invoice", request.event)
+        delivery = _Delivery(connection.uri, "pay_invoice", request.event, self._dialler)
         patience = self._patience
         answer = await self._answer(delivery, patience.pay_seconds, patience.pay_stagger_seconds)
         if answer is None:
@@ -157,7 +161,7 @@ class NwcWallets:
     async def look_up(self, connection: Connection, payment_hash: str) -> LookupReply:
         """Ask whether an invoice was paid. Never raises for what a wallet or relay does."""
         params = {"payment_hash": payment_hash}
-        answer = await self._ask(connection.uri, connection.encryption, "lookup_invoice", params)
+        answer = await self._ask(self._dialler, connection.uri, connection.encryption, "lookup_invoice", params)
         return wire.lookup_reply(answer, payment_hash)
 
     # Getting to know a wallet
@@ -182,7 +186,7 @@ class NwcWallets:
         return None
 
     async def _info_from(self, relay_url: str, uri: WalletUri) -> wire.Info | None:
-        async with self._dialler.open(relay_url, uri.secret) as relay:
+        async with self._probing_dialler.open(relay_url, uri.secret) as relay:
             await relay.subscribe(wire.info_query(uri.pubkey))
             return wire.newest_info(relay.stored(), uri.pubkey)
 
@@ -193,7 +197,7 @@ class NwcWallets:
         WalletUnreachable, or WalletUnsuitable if it speaks neither of our encryptions.
         """
         for encryption in _to_try(info):
-            answer = await self._ask(uri, encryption, "get_info", {})
+            answer = await self._ask(self._probing_dialler, uri, encryption, "get_info", {})
             if answer is not None and answer.code != "UNSUPPORTED_ENCRYPTION":
                 return encryption, answer
             if answer is None and info is not None:
@@ -201,17 +205,17 @@ class NwcWallets:
         raise WalletUnreachable(wire.UNREACHABLE)
 
     async def _balance(self, uri: WalletUri, encryption: Encryption) -> wire.Answer | None:
-        return await self._ask(uri, encryption, "get_balance", {})
+        return await self._ask(self._probing_dialler, uri, encryption, "get_balance", {})
 
     # One request
 
     async def _ask(
-        self, uri: WalletUri, encryption: Encryption, method: str, params: Mapping[str, Any]
+        self, dialler: Dialler, uri: WalletUri, encryption: Encryption, method: str, params: Mapping[str, Any]
     ) -> wire.Answer | None:
         """The answer to a request that moves no money, None if there was none in time."""
         seconds = self._patience.answer_seconds
         event = self._signed(uri, encryption, method, params, self._now() + timedelta(seconds=seconds + 60))
-        return await self._answer(_Delivery(uri, method, event), seconds, self._patience.stagger_seconds)
+        return await self._answer(_Delivery(uri, method, event, dialler), seconds, self._patience.stagger_seconds)
 
     def _signed(
         self, uri: WalletUri, encryption: Encryption, method: str, params: Mapping[str, Any], expires_at: datetime
@@ -249,7 +253,7 @@ class NwcWallets:
         pause_seconds = self._patience.reconnect_seconds
         while True:
             try:
-                async with self._dialler.open(relay_url, delivery.uri.secret) as relay:
+                async with delivery.dialler.open(relay_url, delivery.uri.secret) as relay:
                     await relay.subscribe(wire.response_query(delivery.uri.pubkey, delivery.id))
                     if not is_held:
                         is_held = True

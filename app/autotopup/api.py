@@ -157,7 +157,8 @@ class AutoTopupController(Controller):
 
         try:
             await count_or_refuse(db, f"nwc/{owner.account_id}", CONNECTS_PER_HOUR)
-            found = await connections.probe(wallets, uri)
+            with connections.alone(owner.account_id):
+                found = await connections.probe(wallets, uri)
             answer = await db.transaction(store)
         except BaseException:
             await once.abandon()

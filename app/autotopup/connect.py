@@ -1,6 +1,8 @@
 """A wallet's connection: made after a probe, read, paused, resumed, removed; its secret kept sealed."""
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -25,11 +27,12 @@ from app.autotopup.wallet import (
     WalletUri,
 )
 from app.kernel.db import Database, Row, new_id, row, rows
-from app.kernel.errors import NotFound, WalletNotUsable, WalletSilent
+from app.kernel.errors import NotFound, RateLimitExceeded, WalletNotUsable, WalletSilent
 from app.kernel.logs import log
 from app.kernel.security import Sealer
 
 _RESEAL_AT_ONCE: Final = 500
+_CONNECTING: Final[set[uuid.UUID]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,21 @@ async def probe(wallets: Wallets, uri: WalletUri) -> Probe:
     if "pay_invoice" not in found.methods:
         raise WalletNotUsable("The wallet does not offer pay_invoice over this connection", param="nwc_url")
     return found
+
+
+@contextmanager
+def alone(account_id: uuid.UUID) -> Iterator[None]:
+    """One wallet is connected at a time: a probe takes as long as a stranger's relay likes, and threads of ours.
+
+    Raises RateLimitExceeded. Each process counts its own.
+    """
+    if account_id in _CONNECTING:
+        raise RateLimitExceeded("A wallet is being connected already; wait until that is done", retry_after_seconds=5)
+    _CONNECTING.add(account_id)
+    try:
+        yield
+    finally:
+        _CONNECTING.discard(account_id)
 
 
 async def connect(

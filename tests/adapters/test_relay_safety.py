@@ -4,8 +4,9 @@ import asyncio
 import ipaddress
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -24,7 +25,7 @@ from app.adapters.nip47 import NwcWallets, WalletPatience
 from app.adapters.nip47_wire import UNREACHABLE
 from app.adapters.nostr import MAX_EVENT_BYTES, MAX_TAG_CHARS, MAX_TAG_FIELDS, MAX_TAGS, sign_event
 from app.adapters.relay import Dialler, RelayFailed, RelayPatience, dial_with
-from app.autotopup.wallet import Connection, Encryption, PayOutcome, WalletUnreachable, WalletUri
+from app.autotopup.wallet import Connection, Encryption, PayOutcome, PayReply, WalletUnreachable, WalletUri
 from app.kernel.errors import WalletSilent
 from tests.adapters.fake_relay import FakeRelay, Json
 
@@ -399,6 +400,38 @@ async def test_the_system_resolves_names_to_addresses_alone() -> None:
     assert set(await resolve_by_system("localhost", 443)) <= {"127.0.0.1", "::1"}
     with pytest.raises(OSError):
         await resolve_by_system("nothing.invalid", 443)
+
+
+async def test_names_that_never_answer_keep_no_connected_wallet_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def getaddrinfo(host: str, port: int, **_: int) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        if host == "never.example":
+            answered.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    wallets = NwcWallets(allow_private_relays=True, lightning_network="bc", patience=QUICK)
+    brief = replace(QUICK, pay_seconds=1, relay=replace(QUICK.relay, publish_seconds=1))
+    paying = NwcWallets(allow_private_relays=True, lightning_network="bc", patience=brief)
+    never = WalletUri(PUBKEY, ("ws://never.example:7000",), SECRET)
+
+    async def pay(uri: WalletUri, by: NwcWallets) -> PayReply:
+        connection = Connection(uri, Encryption.NIP44)
+        request = by.sign_payment(connection, "lnbc1", datetime.now(UTC) + timedelta(minutes=15))
+        return await by.pay(connection, request, "00" * 32)
+
+    try:
+        async with FakeRelay() as relay, asyncio.TaskGroup() as group:
+            strangers = [group.create_task(wallets.probe(never)) for _ in range(50)]
+            others = [group.create_task(pay(never, wallets)) for _ in range(20)]
+            await asyncio.sleep(0.1)
+            assert (await pay(WalletUri(PUBKEY, (f"ws://relay.example:{relay.port}",), SECRET), paying)).was_published
+            for task in (*strangers, *others):
+                task.cancel()
+    finally:
+        answered.set()
 
 
 # What a relay may send

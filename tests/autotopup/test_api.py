@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
+from app.autotopup.wallet import Encryption, Probe, WalletUri
 from app.kernel import logs
 from tests.rig import Customer, Rig, exact
 from tests.wallets import NWC_URL, PUBKEY, SECRET, UNREACHABLE, UNSUITABLE, FakeWallets
@@ -57,6 +58,28 @@ async def test_without_a_wallet_there_is_nothing_to_show_or_to_remove(rig: Rig) 
     assert await attempts(rig, customer) == {"status": "success", "data": [], "next_cursor": None}
     gone = await rig.client.delete("/nwc-auto-topup/connection", headers=customer.owner)
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+
+
+async def test_an_account_connects_one_wallet_at_a_time(rig: Rig) -> None:
+    customer, another = await rig.customer("50"), await rig.customer("50")
+    going, answers = asyncio.Event(), asyncio.Event()
+
+    async def probe(uri: WalletUri) -> Probe:
+        going.set()
+        await answers.wait()
+        return Probe(Encryption.NIP44, frozenset({"pay_invoice"}))
+
+    slow, wallets_of(rig).probe = wallets_of(rig).probe, probe  # type: ignore[method-assign]
+    first = asyncio.create_task(connect(rig, customer))
+    await going.wait()
+    async with asyncio.timeout(20):
+        second = await rig.client.post("/nwc-auto-topup/connect", headers=customer.owner, json={"nwc_url": NWC_URL})
+    assert (second.status_code, second.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    wallets_of(rig).probe = slow  # type: ignore[method-assign]
+    await connect(rig, another)
+    answers.set()
+    await first
+    await connect(rig, customer)
 
 
 async def test_the_defaults_are_ten_and_ten(rig: Rig) -> None:
