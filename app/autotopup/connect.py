@@ -243,9 +243,12 @@ async def is_resumable(session: AsyncSession, connection: Row) -> bool:
     return found is not None
 
 
-_IS_RESUMABLE: Final = f"""(c.pause IS NULL AND c.refused_at IS NOT NULL
-                            OR c.pause IN ({", ".join(f"'{name}'" for name in sorted(LIFTED_BY_A_TOPUP))}))
-    AND EXISTS (SELECT 1 FROM topup t WHERE t.account_id = c.account_id AND t.credited_nusd > 0 AND t.settled_at > c.refused_at)"""
+# Since when something counts against a wallet: its last refusal or pause, else the silence that began then.
+_SINCE: Final = "coalesce(c.refused_at, c.silent_since)"
+# The newest one alone is read, from an index: topups are many, and were this a join, all of them might be read.
+_IS_RESUMABLE: Final = f"""(c.pause IS NULL OR c.pause IN ({", ".join(f"'{name}'" for name in sorted(LIFTED_BY_A_TOPUP))}))
+    AND {_SINCE} IS NOT NULL
+    AND (SELECT max(t.settled_at) FROM topup t WHERE t.account_id = c.account_id AND t.credited_nusd > 0) > {_SINCE}"""
 
 
 async def _tell_when_low(session: AsyncSession, account_id: uuid.UUID, threshold_nusd: int | None) -> None:

@@ -209,6 +209,24 @@ async def test_a_day_of_silence_pauses_with_a_reason_of_its_own(street: Street) 
     assert 10 < tried < MAX_ATTEMPTS_A_DAY
 
 
+async def test_a_topup_by_hand_ends_the_silence_of_a_wallet_that_is_not_paused(street: Street) -> None:
+    """Else two silences a month apart, and nothing between them but top-ups by hand, were one of a month."""
+    await street.connect(threshold=500)
+    street.wallets.answers_lookups = False
+    await street.attempt("silent")
+    await street.until_closed()
+    street.sql("UPDATE nwc_connection SET silent_since = now() - interval '1 minute'")  # tells the database's time
+    await street.tick()
+    assert (await street.connection())["silent_since"] is not None
+    await pay_by_hand(street)
+    await street.tick()
+    assert (await street.connection())["silent_since"] is None
+    street.clock.pass_(days=30)
+    await street.attempt("silent")
+    await street.until_closed()
+    assert (await street.connection())["pause"] is None
+
+
 async def test_an_answer_of_any_kind_ends_the_silence(street: Street) -> None:
     await street.connect()
     street.wallets.answers_lookups = False
