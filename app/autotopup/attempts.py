@@ -8,11 +8,12 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.autotopup.rules import DAY, HOLDS_CAP, LEASE, MOVES, OPEN, Standing, State
+from app.autotopup.rules import DAY, HOLDS_CAP, LATE_AT_MOST, LEASE, MOVES, OPEN, UNPAID, Standing, State
 from app.autotopup.tables import states_sql
 from app.kernel.db import Row, new_id, row, rows
 
 _IS_OPEN: Final = f"state IN ({states_sql(OPEN)})"
+_IS_UNPAID: Final = f"state IN ({states_sql(UNPAID)})"
 _DUE_AT_ONCE: Final = 200
 
 
@@ -112,15 +113,27 @@ _CHANGEABLE: Final = frozenset(
 )  # fmt: skip
 
 
-async def settle_late(session: AsyncSession) -> list[Row]:
-    """Closed attempts whose top-up was credited after all become SETTLED. Returns them."""
-    return await rows(
+async def paid_late(session: AsyncSession, now: datetime) -> list[AttemptRef]:
+    """Attempts closed of late whose top-up was credited after all."""
+    # Each top-up is looked up by its key: were this a join, all top-ups there ever were might be read for it.
+    found = await rows(
         session,
-        f"""UPDATE nwc_attempt n SET state = 'settled', reason = NULL FROM topup t
-            WHERE n.state IN ({states_sql(frozenset({State.REJECTED, State.EXPIRED}))})
-              AND t.account_id = n.account_id AND t.id = n.topup_id AND t.credited_nusd > 0
-            RETURNING n.*""",
+        f"""SELECT n.account_id, n.id FROM nwc_attempt n
+            WHERE n.{_IS_UNPAID} AND n.closed_at > :since
+              AND (SELECT t.credited_nusd FROM topup t WHERE t.account_id = n.account_id AND t.id = n.topup_id) > 0""",
+        since=now - LATE_AT_MOST,
     )
+    return [AttemptRef(each["account_id"], each["id"]) for each in found]
+
+
+async def settle_late(session: AsyncSession, ref: AttemptRef) -> Row | None:
+    """A closed attempt whose top-up was credited after all becomes SETTLED; None if it is no longer one that was not paid."""
+    return await row(
+        session,
+        f"""UPDATE nwc_attempt SET state = 'settled', reason = NULL
+            WHERE account_id = :account_id AND id = :id AND {_IS_UNPAID} RETURNING *""",
+        account_id=ref.account_id, id=ref.attempt_id,
+    )  # fmt: skip
 
 
 async def due(session: AsyncSession, now: datetime) -> list[AttemptRef]:

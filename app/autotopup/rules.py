@@ -25,6 +25,8 @@ class State(StrEnum):
 
 OPEN: Final = frozenset({State.CREATED, State.INVOICED, State.SENT, State.PAID_REPORTED, State.UNKNOWN})
 """At most one of an account's attempts is in one of these: two invoices could both be paid."""
+UNPAID: Final = frozenset({State.REJECTED, State.EXPIRED})
+"""Closed as not paid, which a late payment may still change."""
 HOLDS_CAP: Final = OPEN | {State.SETTLED}
 """What counts to the money of a day: all that was or may yet be paid."""
 MOVES: Final[Mapping[State, frozenset[State]]] = {
@@ -49,6 +51,8 @@ GRACE: Final = timedelta(minutes=10)
 """After an invoice expired, a payment that was under way may still be told."""
 GIVE_UP: Final = timedelta(hours=24)
 """After the invoice expired: a backend that still calls it new has lost it; nobody can pay it any more."""
+LATE_AT_MOST: Final = timedelta(days=9)
+"""After an attempt was closed: the backend is asked about its invoice for a day and a week at most."""
 RESEND_AFTER: Final = timedelta(seconds=30)
 MAX_SENDS: Final = 2
 BACK_OFF: Final = (timedelta(hours=1), timedelta(hours=2), timedelta(hours=4))

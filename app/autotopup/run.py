@@ -19,7 +19,7 @@ from app.autotopup.attempts import AttemptRef, TakenOver
 from app.autotopup.rules import State
 from app.autotopup.wallet import Connection, LightningInvoice, PayReply, WalletError, Wallets
 from app.kernel.db import Database, Row, row
-from app.kernel.errors import PaymentBackendUnavailable
+from app.kernel.errors import DatabaseUnavailable, PaymentBackendUnavailable
 from app.kernel.logs import log
 from app.kernel.security import Caller, Kind, Sealer, UnsealError
 from app.topups.create import Wish, create_topup
@@ -116,11 +116,30 @@ class AutoTopup:
 
     async def sweep(self) -> None:
         """What no driver comes back to: payments after an attempt was closed, and wallets forgiven for a top-up."""
-        for attempt in await self._db.transaction(attempts.settle_late):
-            log.info("autotopup.settled_late", account_id=str(attempt["account_id"]), topup_id=str(attempt["topup_id"]))
-            await self._db.transaction(partial(self._forgive, attempt=attempt))
-        for account_id in await self._db.transaction(connect.resumable):
-            await self._db.transaction(partial(self._resume, account_id=account_id))
+        late = await self._db.transaction(lambda session: attempts.paid_late(session, self._now()))
+        forgivable = await self._db.transaction(connect.resumable)
+        works = [partial(self._settle_late, ref=ref) for ref in late]
+        works += [partial(self._resume, account_id=account_id) for account_id in forgivable]
+        defects: list[Exception] = []
+        for work in works:
+            try:
+                await self._db.transaction(work)
+            except DatabaseUnavailable:
+                raise  # the others would fare no better; all of them come again
+            except Exception as error:  # noqa: BLE001 - a defect in one must not keep the others waiting; raised below
+                defects.append(error)
+        if defects:
+            raise ExceptionGroup("auto top-ups that could not be swept", defects)
+
+    async def _settle_late(self, session: AsyncSession, ref: AttemptRef) -> None:
+        """Settle it and forgive its wallet in one: a crash between the two would leave the wallet paused for ever."""
+        connection = await connect.lock(session, ref.account_id)
+        attempt = await attempts.settle_late(session, ref)
+        if attempt is None:
+            return
+        if connection is not None and connection["id"] == attempt["connection_id"]:
+            await connect.resume(session, connection)
+        log.info("autotopup.settled_late", account_id=str(ref.account_id), topup_id=str(attempt["topup_id"]))
 
     async def _resume(self, session: AsyncSession, account_id: uuid.UUID) -> None:
         connection = await connect.lock(session, account_id)

@@ -2,6 +2,8 @@
 
 import asyncio
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -11,7 +13,7 @@ from app.autotopup.rules import MAX_ATTEMPTS_A_DAY
 from app.kernel.errors import NotFound
 from app.kernel.security import Caller, Kind, Sealer
 from app.topups.create import Wish, create_topup
-from app.topups.credit import TopupRef, credit_if_paid
+from app.topups.credit import TopupRef, check_due, credit_if_paid
 from app.topups.methods import METHODS
 from tests.autotopup.conftest import Street
 from tests.wallets import SECRET
@@ -184,6 +186,47 @@ async def pay_by_hand(street: Street) -> None:
     )  # fmt: skip
     street.btcpay.pay(invoice_id)
     assert await credit_if_paid(street.house.db, street.btcpay, TopupRef(street.account_id, topup_id))
+
+
+async def test_payments_after_the_pause_are_forgiven_each_by_itself_and_as_one_with_their_attempt(
+    street: Street,
+) -> None:
+    broken, whole = street.account_id, await street.open(4)
+    for street.account_id in (broken, whole):
+        await street.connect()
+        await street.attempt("silent")
+    await street.until_closed()
+    for invoice_id in list(street.btcpay.invoices):
+        street.btcpay.pay(invoice_id, late=True)
+    street.sql("UPDATE topup SET next_check_at = now()")
+    await check_due(street.house.db, street.btcpay)
+    street.sql("UPDATE nwc_connection SET pause = 'unconfirmed'")  # which the wallet's own payment alone lifts
+    with pytest.raises(ExceptionGroup), unwritable(street, "nwc_connection", broken):
+        await street.autotopup.sweep()
+    assert paused_and_states(street) == {broken: (True, "expired"), whole: (False, "settled")}
+    await street.autotopup.sweep()
+    assert paused_and_states(street) == {broken: (False, "settled"), whole: (False, "settled")}
+
+
+@contextmanager
+def unwritable(street: Street, table: str, account_id: uuid.UUID) -> Iterator[None]:
+    """For this account, every change of the table breaks."""
+    street.sql(
+        f"""CREATE FUNCTION breaks() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF NEW.account_id = '{account_id}' THEN RAISE 'broken'; END IF; RETURN NEW; END $$"""
+    )
+    street.sql(f"CREATE TRIGGER breaks BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION breaks()")
+    try:
+        yield
+    finally:
+        street.sql("DROP FUNCTION breaks CASCADE")
+
+
+def paused_and_states(street: Street) -> dict[uuid.UUID, tuple[bool, str]]:
+    found = street.sql(
+        "SELECT account_id, pause IS NOT NULL, state FROM nwc_connection JOIN nwc_attempt USING (account_id)"
+    )
+    return {account_id: (is_paused, state) for account_id, is_paused, state in found}
 
 
 async def test_a_topup_from_before_the_refusal_forgives_nothing(street: Street) -> None:
