@@ -12,6 +12,7 @@ branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 _OPEN = "state IN ('created', 'invoiced', 'sent', 'paid_reported', 'unknown')"
+_UNPAID = "state IN ('rejected', 'expired')"
 
 
 def upgrade() -> None:
@@ -84,6 +85,11 @@ def upgrade() -> None:
     )
     op.create_index("nwc_attempt_due", "nwc_attempt", ["next_at"], postgresql_where=sa.text("next_at IS NOT NULL"))
     op.create_index("nwc_attempt_newest", "nwc_attempt", ["account_id", "created_at"])
+    op.create_index("nwc_attempt_unpaid", "nwc_attempt", ["closed_at"], postgresql_where=sa.text(_UNPAID))
+    # When an account was topped up last forgives its wallet, which is looked for every 30 seconds.
+    op.create_index(
+        "topup_settled", "topup", ["account_id", "settled_at"], postgresql_where=sa.text("credited_nusd > 0")
+    )
     for rights, table in _RIGHTS.items():
         op.execute(f"GRANT {rights} ON {table} TO satmeter_runtime")
 

@@ -7,7 +7,7 @@ from sqlalchemy import CheckConstraint, Index, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 from sqlmodel import Field, SQLModel
 
-from app.autotopup.rules import OPEN, State
+from app.autotopup.rules import OPEN, UNPAID, State
 from app.kernel.tables import account_key, money, when, words
 
 
@@ -73,6 +73,7 @@ class NwcAttempt(SQLModel, table=True):
         ),
         Index("nwc_attempt_due", "next_at", postgresql_where=text("next_at IS NOT NULL")),
         Index("nwc_attempt_newest", "account_id", "created_at"),
+        Index("nwc_attempt_unpaid", "closed_at", postgresql_where=text(f"state IN ({states_sql(UNPAID)})")),
     )  # fmt: skip
 
     account_id: uuid.UUID = account_key()

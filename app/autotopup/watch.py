@@ -38,9 +38,10 @@ class Watcher:
 
     async def look_for_low(self) -> None:
         """The clock's look at every account that a charge should have told of, and at what no driver comes back to."""
-        await self._autotopup.sweep()
+        # First, and so whatever becomes of the sweep. Whom that forgives is found the next time.
         for account_id in await self._autotopup.low():
             self._start(account_id, self._attend, account_id)
+        await self._autotopup.sweep()
 
     async def look_for_due(self) -> None:
         """The clock's look at attempts that wait for their next step. Does not wait until they are done."""

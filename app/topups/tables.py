@@ -24,6 +24,7 @@ class Topup(SQLModel, table=True):
         CheckConstraint("amount_units > 0", name="topup_amount_positive"),
         Index("topup_due", "next_check_at", postgresql_where=text("next_check_at IS NOT NULL")),
         Index("topup_newest", "account_id", "created_at"),
+        Index("topup_settled", "account_id", "settled_at", postgresql_where=text("credited_nusd > 0")),
         Index("topup_by_id", "id"),  # the sweep knows an invoice's order id only
         Index("topup_to_review", "account_id", postgresql_where=text("review IS NOT NULL")),
     )

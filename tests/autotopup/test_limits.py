@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.autotopup import connect
+from app.autotopup import attempts, connect
 from app.autotopup.rules import MAX_ATTEMPTS_A_DAY
+from app.kernel.db import Row, rows
 from app.kernel.errors import NotFound
 from app.kernel.security import Caller, Kind, Sealer
 from app.topups.create import Wish, create_topup
@@ -103,6 +105,63 @@ async def test_the_safety_net_finds_a_low_account_that_nobody_told_of(street: St
     await watcher.idle()
     assert street.state() == "settled"
     assert await street.autotopup.low() == []
+
+
+async def test_the_safety_net_holds_while_the_sweep_is_broken(street: Street) -> None:
+    broken, low = await street.open(100), street.account_id
+    for street.account_id in (broken, low):
+        await street.connect()
+    street.sql("UPDATE nwc_connection SET refused_at = '2020-01-01', refusals = 1 WHERE account_id = %s", broken)
+    street.account_id = broken
+    await pay_by_hand(street)
+    street.account_id = low
+    watcher = street.watcher()
+    with pytest.raises(ExceptionGroup), unwritable(street, "nwc_connection", broken):
+        await watcher.look_for_low()
+    await watcher.idle()
+    assert street.state() == "settled"
+
+
+async def test_the_sweep_reads_no_more_for_all_the_history_there_is(street: Street) -> None:
+    """Every 30 seconds: not even at a size where it looks cheap may the top-ups be read through."""
+    await street.connect()
+    await street.attempt("silent")
+    await street.until_closed()
+    street.sql(PLANT_TOPUPS, 20_000)
+    street.sql(PLANT_ATTEMPTS)
+    for table in ("topup", "nwc_attempt", "nwc_connection"):
+        street.sql(f"ANALYZE {table}")
+
+    async def look(session: AsyncSession) -> tuple[list[Row], list[Row]]:
+        before = await scans(session)
+        assert await attempts.paid_late(session, street.clock()) == []
+        assert await attempts.due(session, street.clock()) == []
+        assert await connect.resumable(session) == []
+        return before, await scans(session)
+
+    before, after = await street.house.db.transaction(look)
+    street.sql("DELETE FROM nwc_attempt WHERE created_at < '2021-01-01'")
+    street.sql("DELETE FROM topup WHERE created_at < '2021-01-01'")
+    assert before == after
+
+
+async def scans(session: AsyncSession) -> list[Row]:
+    """How often this backend read through the tables; what it has not told the statistics yet is counted as well."""
+    return await rows(
+        session,
+        """SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname IN ('topup', 'nwc_attempt')
+           ORDER BY relname""",
+    )
+
+
+PLANT_TOPUPS = """
+    INSERT INTO topup (account_id, id, backend, method, currency, amount_units, status, credited_nusd, created_at,
+                       expires_at, watch_until, settled_at)
+    SELECT id, gen_random_uuid(), 'btcpay', 'btc-lightning', 'USD', 1, 'Settled', 1, '2020-01-01', '2020-01-01', '2020-01-01',
+           '2020-01-01' FROM account, generate_series(1, %s)"""
+PLANT_ATTEMPTS = """
+    INSERT INTO nwc_attempt (account_id, id, topup_id, connection_id, amount_nusd, state, created_at, closed_at)
+    SELECT account_id, id, id, id, 1, 'expired', created_at, created_at FROM topup WHERE status = 'Settled'"""
 
 
 # --- the kill switch -----------------------------------------------------------------------------------
