@@ -21,6 +21,7 @@ from app.kernel.db import Database
 from app.kernel.embedded import EmbeddedError
 from app.kernel.errors import AppError
 from app.kernel.logs import where_it_broke
+from app.kernel.security import Resealed
 from app.kernel.settings import Settings, SettingsError, load, private_write
 from app.keys import issue as keys
 from app.migrations import MigrationError, head, migrate
@@ -217,13 +218,18 @@ def _token_create(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
-    async def rotate(house: House) -> tuple[int, int]:
+    async def rotate(house: House) -> tuple[Resealed, Resealed]:
         return await keys.reseal_all(house.db, house.keyring), await wallets.reseal_all(house.db, settings.sealer)
 
     of_keys, of_wallets = _in_house(settings, rotate)
     done = "sealed anew" if settings.key_reveal else "forgotten, because KEY_REVEAL is off"
-    text = f"{of_keys} secrets {done}." + (f" {of_wallets} wallets' secrets sealed anew." if of_wallets else "")
-    _say(json.dumps({"changed": of_keys + of_wallets}) if args.json else text)
+    both = of_keys + of_wallets
+    text = f"{of_keys.done} secrets {done}."
+    if of_wallets.done:
+        text += f" {of_wallets.done} wallets' secrets sealed anew."
+    if both.unreadable:
+        text += f" {both.unreadable} do not open with the SEALING_KEYS given and stay as they are; the log tells which."
+    _say(json.dumps({"changed": both.done, "unreadable": both.unreadable}) if args.json else text)
     return 0
 
 

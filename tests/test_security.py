@@ -23,6 +23,7 @@ from app.kernel import logs
 from app.kernel.security import (
     BASE62,
     Pepper,
+    Resealed,
     Sealer,
     UnsealError,
     canonical_credit_id,
@@ -206,8 +207,8 @@ async def test_rotation_seals_every_kept_secret_anew_and_changes_nothing_else(cl
     async with opened(clean, _sealed_by(settings, NEW, OLD)) as door:
         credit_id = keys.pop("credit_id")
         assert (await _shown(door, credit_id)).items() >= keys.items()  # the old key still opens
-        assert await reseal_all(door.rig.house.db, door.rig.house.keyring) == 3
-        assert await reseal_all(door.rig.house.db, door.rig.house.keyring) == 0
+        assert await reseal_all(door.rig.house.db, door.rig.house.keyring) == Resealed(3)
+        assert await reseal_all(door.rig.house.db, door.rig.house.keyring) == Resealed()
         assert _rows(door) == before
         assert door.rig.sql("SELECT count(*) FROM api_key WHERE sealed_secret NOT LIKE 'new2.%%'") == [(0,)]
         assert door.rig.sql("SELECT count(*) FROM api_key WHERE deleted_at IS NOT NULL AND sealed_secret IS NULL") == [
@@ -217,6 +218,19 @@ async def test_rotation_seals_every_kept_secret_anew_and_changes_nothing_else(cl
         assert (await _shown(door, credit_id)).items() >= keys.items()  # the old one is no longer needed
 
 
+async def test_a_secret_that_does_not_open_is_counted_and_keeps_no_other_from_being_sealed_anew(
+    clean: str, settings: Settings
+) -> None:
+    async with opened(clean, _sealed_by(settings, OLD)) as door:
+        await _some_keys(door)
+        spoilt = "(SELECT id FROM api_key WHERE sealed_secret IS NOT NULL ORDER BY account_id, id LIMIT 1)"
+        door.rig.sql(f"UPDATE api_key SET sealed_secret = 'lost.00' WHERE id = {spoilt}")
+    async with opened(clean, _sealed_by(settings, NEW, OLD)) as door:
+        assert await reseal_all(door.rig.house.db, door.rig.house.keyring) == Resealed(2, unreadable=1)
+        assert await reseal_all(door.rig.house.db, door.rig.house.keyring) == Resealed(0, unreadable=1)
+        assert door.rig.sql("SELECT count(*) FROM api_key WHERE sealed_secret LIKE 'new2.%%'") == [(2,)]
+
+
 async def test_with_key_reveal_off_rotation_forgets_and_keys_still_work(clean: str, settings: Settings) -> None:
     async with opened(clean, _sealed_by(settings, OLD)) as door:
         keys = await _some_keys(door)
@@ -224,7 +238,7 @@ async def test_with_key_reveal_off_rotation_forgets_and_keys_still_work(clean: s
         credit_id = keys.pop("credit_id")
         assert set((await _shown(door, credit_id)).values()) == {None}
         before = _rows(door)
-        assert await reseal_all(door.rig.house.db, door.rig.house.keyring) == 3
+        assert await reseal_all(door.rig.house.db, door.rig.house.keyring) == Resealed(3)
         assert _rows(door) == before
         await _some_keys(door)
         assert door.rig.sql("SELECT count(*) FROM api_key WHERE sealed_secret IS NOT NULL") == [(0,)]

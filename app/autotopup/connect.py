@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -29,7 +30,7 @@ from app.autotopup.wallet import (
 from app.kernel.db import Database, Row, new_id, row, rows
 from app.kernel.errors import NotFound, RateLimitExceeded, WalletNotUsable, WalletSilent
 from app.kernel.logs import log
-from app.kernel.security import Sealer
+from app.kernel.security import Resealed, Sealer, UnsealError
 
 _RESEAL_AT_ONCE: Final = 500
 _CONNECTING: Final[set[uuid.UUID]] = set()
@@ -268,31 +269,41 @@ def opened(sealer: Sealer, connection: Row) -> Connection:
     return Connection(uri, Encryption(connection["encryption"]))
 
 
-async def reseal_all(db: Database, sealer: Sealer) -> int:
-    """Seal every wallet's secret under the newest key. Returns how many were sealed anew."""
-    total = 0
-    while count := await db.transaction(lambda session: _reseal_some(session, sealer)):
-        total += count
+async def reseal_all(db: Database, sealer: Sealer) -> Resealed:
+    """Seal every wallet's secret under the newest key; one that does not open stays as it is."""
+    total = Resealed()
+    last: uuid.UUID | None = uuid.UUID(int=0)
+    while last is not None:
+        some, last = await db.transaction(partial(_reseal_some, sealer=sealer, after=last))
+        total += some
     return total
 
 
-async def _reseal_some(session: AsyncSession, sealer: Sealer) -> int:
+async def _reseal_some(session: AsyncSession, sealer: Sealer, after: uuid.UUID) -> tuple[Resealed, uuid.UUID | None]:
+    """Some accounts behind `after`, and the last of them: None when there are no more."""
     stale = await rows(
         session,
         f"""SELECT account_id, sealed_secret FROM nwc_connection
-            WHERE NOT starts_with(sealed_secret, :current) LIMIT {_RESEAL_AT_ONCE}""",
-        current=f"{sealer.current_id}.",
-    )
+            WHERE account_id > :after AND NOT starts_with(sealed_secret, :current)
+            ORDER BY account_id LIMIT {_RESEAL_AT_ONCE}""",
+        current=f"{sealer.current_id}.", after=after,
+    )  # fmt: skip
+    done = 0
     for each in stale:
         name = _row_name(each["account_id"])
+        try:
+            secret = sealer.open(each["sealed_secret"], name)
+        except UnsealError:
+            log.error("autotopup.secret_unreadable", account_id=str(each["account_id"]))
+            continue
         await row(
             session,
             """UPDATE nwc_connection SET sealed_secret = :sealed
                WHERE account_id = :account_id AND sealed_secret = :before""",
-            sealed=sealer.seal(sealer.open(each["sealed_secret"], name), name), account_id=each["account_id"],
-            before=each["sealed_secret"],
+            sealed=sealer.seal(secret, name), account_id=each["account_id"], before=each["sealed_secret"],
         )  # fmt: skip
-    return len(stale)
+        done += 1
+    return Resealed(done, len(stale) - done), stale[-1]["account_id"] if stale else None
 
 
 def _row_name(account_id: uuid.UUID) -> str:

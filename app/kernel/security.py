@@ -172,6 +172,17 @@ class Sealer:
         return f"satmeter/1/{key_id}/{row}".encode()
 
 
+@dataclass(frozen=True, slots=True)
+class Resealed:
+    """How many secrets were sealed anew (or forgotten), and how many do not open and stay as they are."""
+
+    done: int = 0
+    unreadable: int = 0
+
+    def __add__(self, other: "Resealed") -> "Resealed":
+        return Resealed(self.done + other.done, self.unreadable + other.unreadable)
+
+
 def equal(left: bytes, right: bytes) -> bool:
     """Compare in constant time."""
     return hmac.compare_digest(left, right)

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -12,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row, new_id, row, rows
 from app.kernel.errors import InvalidField, KeyNotFound, NameTaken
-from app.kernel.security import Kind, Pepper, Sealer, new_secret, preview
+from app.kernel.logs import log
+from app.kernel.security import Kind, Pepper, Resealed, Sealer, UnsealError, new_secret, preview
 from app.keys.tables import ResetPeriod
 
 NAME_LENGTH = 25
@@ -68,6 +70,7 @@ class Keyring:
         return self._sealer.open(sealed, _row_name(account_id, key_id)).decode()
 
     def resealed(self, sealed: str, account_id: uuid.UUID, key_id: uuid.UUID) -> str:
+        """Raises UnsealError."""
         return self._sealer.seal(
             self._sealer.open(sealed, _row_name(account_id, key_id)), _row_name(account_id, key_id)
         )
@@ -190,37 +193,52 @@ async def revoke(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID
         raise KeyNotFound
 
 
-async def reseal_all(db: Database, keyring: Keyring) -> int:
-    """Seal every kept secret under the newest key, or forget them all when revealing is off."""
+async def reseal_all(db: Database, keyring: Keyring) -> Resealed:
+    """Seal every kept secret under the newest key, or forget them all when revealing is off.
+
+    One that does not open stays as it is.
+    """
     if not keyring.reveal:
         found = await db.transaction(
             lambda session: rows(
                 session, "UPDATE api_key SET sealed_secret = NULL WHERE sealed_secret IS NOT NULL RETURNING id"
             )
         )
-        return len(found)
-    total = 0
-    while count := await db.transaction(lambda session: _reseal_some(session, keyring)):
-        total += count
+        return Resealed(len(found))
+    total = Resealed()
+    last: tuple[uuid.UUID, uuid.UUID] | None = (uuid.UUID(int=0), uuid.UUID(int=0))
+    while last is not None:
+        some, last = await db.transaction(partial(_reseal_some, keyring=keyring, after=last))
+        total += some
     return total
 
 
-async def _reseal_some(session: AsyncSession, keyring: Keyring) -> int:
+async def _reseal_some(
+    session: AsyncSession, keyring: Keyring, after: tuple[uuid.UUID, uuid.UUID]
+) -> tuple[Resealed, tuple[uuid.UUID, uuid.UUID] | None]:
+    """Some keys behind `after`, and the last of them: None when there are no more."""
     stale = await rows(
         session,
         """SELECT account_id, id, sealed_secret FROM api_key
-           WHERE sealed_secret IS NOT NULL AND NOT starts_with(sealed_secret, :current) LIMIT 500""",
-        current=f"{keyring.current_sealing_key}.",
-    )
+           WHERE (account_id, id) > (:account_id, :id) AND NOT starts_with(sealed_secret, :current)
+           ORDER BY account_id, id LIMIT 500""",
+        account_id=after[0], id=after[1], current=f"{keyring.current_sealing_key}.",
+    )  # fmt: skip
+    done = 0
     for key in stale:
-        sealed = keyring.resealed(key["sealed_secret"], key["account_id"], key["id"])
+        try:
+            sealed = keyring.resealed(key["sealed_secret"], key["account_id"], key["id"])
+        except UnsealError:
+            log.error("key.secret_unreadable", account_id=str(key["account_id"]), key_id=str(key["id"]))
+            continue
         await row(
             session,
             """UPDATE api_key SET sealed_secret = :sealed
                WHERE account_id = :account_id AND id = :id AND sealed_secret = :before""",
             sealed=sealed, account_id=key["account_id"], id=key["id"], before=key["sealed_secret"],
         )  # fmt: skip
-    return len(stale)
+        done += 1
+    return Resealed(done, len(stale) - done), (stale[-1]["account_id"], stale[-1]["id"]) if stale else None
 
 
 async def _start_window(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> None:

@@ -13,7 +13,7 @@ from app.autotopup import attempts, connect
 from app.autotopup.rules import MAX_ATTEMPTS_A_DAY
 from app.kernel.db import Row, rows
 from app.kernel.errors import NotFound
-from app.kernel.security import Caller, Kind, Sealer
+from app.kernel.security import Caller, Kind, Resealed, Sealer
 from app.topups.create import Wish, create_topup
 from app.topups.credit import TopupRef, check_due, credit_if_paid
 from app.topups.methods import METHODS
@@ -116,9 +116,10 @@ async def test_the_safety_net_holds_while_the_sweep_is_broken(street: Street) ->
     await pay_by_hand(street)
     street.account_id = low
     watcher = street.watcher()
-    with pytest.raises(ExceptionGroup), unwritable(street, "nwc_connection", broken):
-        await watcher.look_for_low()
-    await watcher.idle()
+    with unwritable(street, "nwc_connection", broken):
+        with pytest.raises(ExceptionGroup):
+            await watcher.look_for_low()
+        await watcher.idle()
     assert street.state() == "settled"
 
 
@@ -433,8 +434,8 @@ async def test_the_secret_is_sealed_anew_by_keys_rotate_and_opens_for_its_accoun
     new = Sealer([("newer", bytes(range(32))), *old])
     before = (await street.connection())["sealed_secret"]
     assert SECRET not in before
-    assert await connect.reseal_all(street.house.db, new) == 1
-    assert await connect.reseal_all(street.house.db, new) == 0
+    assert await connect.reseal_all(street.house.db, new) == Resealed(1)
+    assert await connect.reseal_all(street.house.db, new) == Resealed()
     connection = await street.connection()
     assert connection["sealed_secret"].startswith("newer.")
     assert connect.opened(new, connection).uri.secret == SECRET
@@ -442,6 +443,17 @@ async def test_the_secret_is_sealed_anew_by_keys_rotate_and_opens_for_its_accoun
     with pytest.raises(Exception, match="does not open"):
         connect.opened(new, stolen)
     assert SECRET not in repr(connect.opened(new, connection))
+
+
+async def test_a_secret_that_does_not_open_is_counted_and_keeps_no_other_from_being_sealed_anew(street: Street) -> None:
+    accounts = [street.account_id, *[await street.open() for _ in range(2)]]
+    for account_id in accounts:
+        await street.connect(account_id=account_id)
+    street.sql("UPDATE nwc_connection SET sealed_secret = 'lost.00' WHERE account_id = %s", min(accounts))
+    new = Sealer([("newer", bytes(range(32))), *street.house.settings.sealing_keys])
+    assert await connect.reseal_all(street.house.db, new) == Resealed(2, unreadable=1)
+    assert await connect.reseal_all(street.house.db, new) == Resealed(0, unreadable=1)
+    assert street.sql("SELECT sealed_secret FROM nwc_connection WHERE account_id = %s", min(accounts)) == [("lost.00",)]
 
 
 async def test_a_secret_that_cannot_be_opened_pauses_with_a_reason(street: Street) -> None:
