@@ -69,11 +69,17 @@ async def open_attempt(session: AsyncSession, connection: Row, now: datetime) ->
 
 
 async def claim(session: AsyncSession, ref: AttemptRef, now: datetime) -> Row | None:
-    """Take an open attempt that nobody holds; until `claimed_until` it is ours alone. None if it is not to be had."""
+    """Take an open attempt that is due and that nobody holds; until `claimed_until` it is ours alone.
+
+    None if it is not to be had. A list of what is due may be stale, so its time is looked at once more; a credit that
+    came by itself is reason enough.
+    """
     return await row(
         session,
-        f"""UPDATE nwc_attempt SET claimed_until = :until
+        f"""UPDATE nwc_attempt n SET claimed_until = :until
             WHERE account_id = :account_id AND id = :id AND {_IS_OPEN} AND (claimed_until IS NULL OR claimed_until <= :now)
+              AND (next_at <= :now
+                   OR (SELECT credited_nusd FROM topup t WHERE t.account_id = n.account_id AND t.id = n.topup_id) > 0)
             RETURNING *""",
         until=now + LEASE, account_id=ref.account_id, id=ref.attempt_id, now=now,
     )  # fmt: skip

@@ -132,6 +132,21 @@ async def test_a_cancelled_driver_leaves_what_it_sent_written_down(street: Stree
     assert (await street.until_closed())["state"] == "expired"
 
 
+async def test_a_driver_with_a_stale_list_waits_for_the_attempts_time(street: Street) -> None:
+    await street.connect()
+    street.wallets.acts = ["RATE_LIMITED", "pays"]
+    await street.begin()
+    [due] = await street.autotopup.due()
+    await street.another().drive(due)
+    assert street.state() == "invoiced"
+    street.clock.pass_(seconds=29)
+    await street.another().drive(due)
+    assert sum(street.wallets.published.values()) == 1
+    street.clock.pass_(seconds=1)
+    await street.another().drive(due)
+    assert (street.state(), sum(street.wallets.published.values())) == ("settled", 2)
+
+
 async def test_drivers_at_once_ask_the_wallet_once(street: Street) -> None:
     await street.connect()
     ref = await street.begin()
