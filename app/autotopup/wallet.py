@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 
 class Encryption(StrEnum):
@@ -130,5 +131,5 @@ class Wallets(Protocol):
 
 
 def hosts(relays: Sequence[str]) -> list[str]:
-    """What of the relays may be shown: their host names."""
-    return [relay.partition("://")[2].partition("/")[0] for relay in relays]
+    """What of the relays may be shown: their host names. A path or a query may hold a key to them."""
+    return [urlsplit(relay).netloc for relay in relays]

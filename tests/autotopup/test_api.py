@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from app.autotopup.wallet import Encryption, Probe, WalletUri
+from app.autotopup.wallet import Encryption, Probe, WalletUri, hosts
 from app.kernel import logs
 from tests.rig import Customer, Rig, exact
 from tests.wallets import NWC_URL, PUBKEY, SECRET, UNREACHABLE, UNSUITABLE, FakeWallets
@@ -58,6 +58,14 @@ async def test_without_a_wallet_there_is_nothing_to_show_or_to_remove(rig: Rig) 
     assert await attempts(rig, customer) == {"status": "success", "data": [], "next_cursor": None}
     gone = await rig.client.delete("/nwc-auto-topup/connection", headers=customer.owner)
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("rest", ["", "/", "/v1", "?token=key", "/v1?token=key"])
+def test_of_a_relay_only_the_host_is_shown(rest: str) -> None:
+    assert hosts([f"wss://relay.example.com:7000{rest}", f"wss://[2606:4700::1111]{rest}"]) == [
+        "relay.example.com:7000",
+        "[2606:4700::1111]",
+    ]
 
 
 async def test_an_account_connects_one_wallet_at_a_time(rig: Rig) -> None:
