@@ -32,6 +32,10 @@ CONNECTS_PER_HOUR = 60
 MIN_THRESHOLD_NUSD = 5_000_000_000
 DEFAULT_NUSD = 10_000_000_000
 _SWITCHED_OFF = "The operator has switched auto top-ups off."
+_CANNOT_LOOK_UP = (
+    "The wallet does not offer lookup_invoice over this connection: when an answer of its is lost, it cannot be asked"
+    " whether it paid. Connect again with one that may look up invoices."
+)
 
 AttemptState = Literal["created", "invoiced", "sent", "paid_reported", "unknown", "rejected", "settled", "expired"]
 
@@ -82,6 +86,7 @@ class ConnectionView(msgspec.Struct, frozen=True):
     relays: list[str]
     encryption: str
     lud16: str | None
+    warnings: list[str]
     last_attempt: AttemptView | None
     created_at: datetime
 
@@ -99,6 +104,7 @@ class ConnectionView(msgspec.Struct, frozen=True):
             relays=hosts(connection["relays"]),
             encryption=connection["encryption"],
             lud16=connection["lud16"],
+            warnings=[] if connection["can_look_up"] else [_CANNOT_LOOK_UP],
             last_attempt=AttemptView.of(last) if last else None,
             created_at=connection["created_at"],
         )

@@ -526,6 +526,7 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "value": ("What was paid, in the coin.", 0.00012),
     "video_seconds": ("Seconds of video.", None),
     "wallet_pubkey": ("The wallet's Nostr public key.", "b889…"),
+    "warnings": ("What works less well than it could, and what would help; empty if nothing.", []),
     "worth_usd": ("What it was worth when it settled, USD.", 7.8),
 }
 """What a field or parameter means, with an example; `Struct.field` goes before `field`. Without a row, its name must do."""

@@ -46,10 +46,21 @@ async def test_a_connected_wallet_is_shown_without_its_secret(rig: Rig) -> None:
     assert data == {
         "enabled": True, "state": "active", "pause_reason": None, "threshold_usd": 5, "topup_amount_usd": Decimal("20.5"),
         "max_per_day_usd": 100, "wallet_pubkey": PUBKEY, "relays": ["relay.example.com"], "encryption": "nip44_v2",
-        "lud16": "me@example.com", "last_attempt": None,
+        "lud16": "me@example.com", "warnings": [], "last_attempt": None,
     }  # fmt: skip
     again = (await shown(rig, customer))["data"]
     assert {**again, "created_at": None} == {**data, "created_at": None}
+
+
+async def test_a_wallet_that_cannot_look_up_payments_is_connected_with_a_warning(rig: Rig) -> None:
+    customer = await rig.customer("50")
+    wallets_of(rig).methods = frozenset({"pay_invoice", "get_info"})
+    for answer in (await connect(rig, customer), await shown(rig, customer)):
+        [warning] = answer["data"]["warnings"]
+        assert "lookup_invoice" in warning
+        assert answer["data"]["state"] == "active"
+    wallets_of(rig).methods |= {"lookup_invoice"}
+    assert (await connect(rig, customer))["data"]["warnings"] == []
 
 
 async def test_without_a_wallet_there_is_nothing_to_show_or_to_remove(rig: Rig) -> None:
