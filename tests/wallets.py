@@ -96,7 +96,7 @@ class FakeLightning(FakeBtcpay):
 class FakeWallets:
     """One wallet for everybody, which does what `acts` says, one after the other, and then `act` for ever.
 
-    An act is `pays`, `pays unproven`, `pays silently`, `pays, then OTHER`, `silent`, `unreachable`, `garbage`,
+    An act is `pays`, `pays unproven`, `pays silently`, `pays, then OTHER`, `silent`, `unreachable`, `not taken`, `garbage`,
     `wrong preimage`, `late` (silent; pays when `pay_late` is called), `dies unsent`, `dies sent`, `dies paid`, or an error code.
     """
 
@@ -166,6 +166,8 @@ class FakeWallets:
             case "late":
                 self.late.append(bolt11)
                 return PayReply(PayOutcome.UNKNOWN)
+            case "not taken":
+                return PayReply(PayOutcome.UNKNOWN, was_taken=False)
             case "garbage":
                 return PayReply(PayOutcome.UNKNOWN, was_answered=True)
             case _:

@@ -153,7 +153,8 @@ class NwcWallets:
         patience = self._patience
         answer = await self._answer(delivery, patience.pay_seconds, patience.pay_stagger_seconds)
         if answer is None:
-            reply = PayReply(PayOutcome.UNKNOWN, was_answered=delivery.answers > 0)
+            is_refused = delivery.was_sent and delivery.copies == 0
+            reply = PayReply(PayOutcome.UNKNOWN, was_answered=delivery.answers > 0, was_taken=not is_refused)
         else:
             reply = wire.pay_reply(answer, payment_hash, is_certain=delivery.is_certain)
         return replace(reply, was_published=delivery.was_sent)

@@ -93,6 +93,7 @@ LIFTED_BY_A_TOPUP: Final = frozenset({"refusals", "silence"})
 REASONS: Final[Mapping[str, str]] = {
     "refused": "The wallet refused to pay.",
     "silence": "The wallet did not answer, and the invoice was not paid.",
+    "not_taken": "The wallet's relays did not take the request, and the invoice was not paid.",
     "unreached": "None of the wallet's relays could be reached.",
     "unpaid": "The wallet's answer left it open, and the invoice was not paid.",
     "unconfirmed": "The wallet said that it paid, and the payment did not arrive.",
@@ -187,7 +188,8 @@ def meaning_of(reply: PayReply, sends: int) -> Meaning:
         return Meaning(State.INVOICED, reason="unreached", again_in=RESEND_AFTER, was_sent=False)
     pause = code if code in PAUSE_AT_ONCE else None
     if reply.outcome is PayOutcome.UNKNOWN or code not in DEFINITE or sends > 1:
-        return Meaning(State.UNKNOWN, code or ("OTHER" if reply.was_answered else None), pause=pause)
+        reason = None if reply.was_taken or reply.was_answered else "not_taken"
+        return Meaning(State.UNKNOWN, code or ("OTHER" if reply.was_answered else None), reason, pause=pause)
     if code == "RATE_LIMITED":
         return Meaning(State.INVOICED, code, again_in=RESEND_AFTER)
     if code == "UNSUPPORTED_ENCRYPTION":

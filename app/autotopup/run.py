@@ -383,6 +383,8 @@ class AutoTopup:
                 await connect.stop(session, connection, "unconfirmed", now)
             elif attempt["answered_at"] is not None:
                 await connect.note_refusal(session, connection, None, now)
+            elif attempt["reason"] == "not_taken":  # the wallet need not have heard of it
+                await connect.wait(session, connection, now + rules.BACK_OFF[0])
             else:
                 await connect.note_silence(session, connection, attempt["sent_at"], now)
             return moved
@@ -430,7 +432,9 @@ class AutoTopup:
 def _why_unpaid(attempt: Row) -> str:
     if attempt["state"] == State.PAID_REPORTED:
         return "unconfirmed"
-    return "unpaid" if attempt["answered_at"] is not None else "silence"
+    if attempt["answered_at"] is not None:
+        return "unpaid"
+    return attempt["reason"] or "silence"
 
 
 async def _topup(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID) -> Row | None:

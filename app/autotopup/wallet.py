@@ -75,6 +75,8 @@ class PayReply:
     """Whether any answer came at all; a relay that cannot be reached leaves this False, and `was_published` too."""
     was_published: bool = True
     """Whether the request may have reached a relay."""
+    was_taken: bool = True
+    """False if every relay that it reached said that it does not take it; relays have passed such events on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -500,7 +500,7 @@ async def test_no_relay_means_not_published_and_soon_over() -> None:
 async def test_a_relay_that_refuses_the_event_ends_the_wait(relay: FakeRelay, wallet: FakeWallet) -> None:
     relay.refuses = "blocked: not on the list"
     reply = await pay(wallet)
-    assert reply == PayReply(PayOutcome.UNKNOWN, was_answered=False, was_published=True)
+    assert reply == PayReply(PayOutcome.UNKNOWN, was_answered=False, was_published=True, was_taken=False)
     assert wallet.executed == []
 
 

@@ -30,7 +30,10 @@ async def test_the_request_is_committed_before_it_is_published(street: Street) -
         seen.append(street.last())
         assert (seen[-1]["state"], seen[-1]["event_id"], seen[-1]["bolt11"]) == ("sent", event_id, bolt11)
         # Nor is any transaction of ours open while the wallet is asked.
-        [(idle,)] = street.sql("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%%'")
+        [(idle,)] = street.sql(
+            """SELECT count(*) FROM pg_stat_activity
+               WHERE state LIKE 'idle in transaction%%' AND datname = current_database()"""
+        )
         assert idle == 0
 
     street.wallets.before_pay = look
@@ -217,6 +220,18 @@ async def test_relays_that_stay_away_cost_no_refusal_and_the_wallet_is_asked_sel
     connection = await street.connection()
     assert (connection["refusals"], connection["pause"]) == (0, None)
     assert timedelta(minutes=5) <= connection["not_before"] - street.clock() <= timedelta(hours=1)
+
+
+async def test_relays_that_do_not_take_the_request_are_not_the_wallets_silence(street: Street) -> None:
+    await street.connect()
+    street.wallets.answers_lookups = False
+    attempt = await street.attempt("not taken")
+    assert attempt["state"] == "unknown"  # relays have said so of what they passed on
+    attempt = await street.until_closed()
+    assert (attempt["state"], attempt["reason"]) == ("expired", "not_taken")
+    connection = await street.connection()
+    assert (connection["silent_since"], connection["refusals"], connection["pause"]) == (None, 0, None)
+    assert connection["not_before"] > street.clock()
 
 
 # --- the invoice ----------------------------------------------------------------------------------------
