@@ -178,17 +178,26 @@ def test_killed_while_a_payment_is_unknown(shop: Shop) -> None:
     assert (len(shop.invoices()), shop.asked_to_pay()) == (1, 1)
 
 
-def test_killed_between_the_wallets_word_and_btcpays(shop: Shop) -> None:
-    shop.drive("wallet", behaviour="pays_late", delay_seconds=1)
-    shop.spend("0.5")
-    eventually(lambda: shop.state() == "sent")
-    shop.drive("lose-events", from_now_on=True)
-    shop.drive("down", mode="error")
-    eventually(lambda: shop.state() == "paid_reported")
-    assert shop.balance() == Decimal("4.75")
-    shop.crash_and_come_back()
-    shop.until_settled()
-    assert (len(shop.invoices()), shop.asked_to_pay()) == (1, 1)
+async def test_killed_between_the_wallets_word_and_btcpays(shop: Shop, tmp_path: Path) -> None:
+    relay = RealRelay(tmp_path, free_ports(1)[0])
+    await relay.start()
+    try:
+        await asyncio.to_thread(shop.drive, "wallet", relays=[relay.url])
+        await asyncio.to_thread(shop.connect)
+        await asyncio.to_thread(shop.drive, "lose-events", from_now_on=True)
+        await relay.stop()  # so that BTCPay goes blind between the invoice and its payment, for certain
+        await asyncio.to_thread(shop.spend, "0.5")
+        await asyncio.to_thread(eventually, lambda: shop.state() == "invoiced")
+        await asyncio.to_thread(shop.drive, "down", mode="error", methods=["GET"])
+        await relay.start()
+        await asyncio.to_thread(shop.hurry)
+        await asyncio.to_thread(eventually, lambda: shop.state() == "paid_reported", 60)
+        assert await asyncio.to_thread(shop.balance) == Decimal("4.75")
+        await asyncio.to_thread(shop.crash_and_come_back)
+        await asyncio.to_thread(shop.until_settled)
+        assert (len(shop.invoices()), shop.asked_to_pay()) == (1, 1)
+    finally:
+        await relay.stop()
 
 
 def test_killed_at_any_moment_it_pays_once(shop: Shop) -> None:

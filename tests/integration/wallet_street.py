@@ -9,7 +9,7 @@ import contextlib
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -62,6 +62,8 @@ class Street:
     database_url: str
     token: str
     spent_usd: Decimal = Decimal(0)
+    rounds: list[int] = field(default_factory=list)
+    """How many rounds of the clock's jobs each house has completed."""
     _known: dict[str, Any] = field(default_factory=dict)
 
     # --- the customer ---
@@ -134,6 +136,17 @@ class Street:
         self.clock.ahead += timedelta(**duration)
         await self.drive("clock", advance_seconds=int(timedelta(**duration).total_seconds()))
 
+    async def settled_down(self, rounds: int = 2) -> None:
+        """Wait until every house's jobs have run that often since now, and what they began is done."""
+        wanted = [done + rounds + 1 for done in self.rounds]  # the one that is going may have begun before
+
+        async def has_come() -> bool:
+            return all(done >= least for done, least in zip(self.rounds, wanted, strict=True))
+
+        await self.until(has_come, True)
+        for house in self.houses:
+            await house.watcher.idle()
+
     async def invoices(self) -> list[Any]:
         """What auto top-ups asked for, newest first; the customer's own first one is left out."""
         return list((await self.sandbox.get("/sandbox/invoices")).json())[:-1]
@@ -202,7 +215,7 @@ async def opened(state: Path, database_url: str, wallets: Made, processes: int =
             httpx.AsyncClient(base_url=settings.sandbox_url, trust_env=False, timeout=30) as sandbox,
         ):
             street = Street(service, sandbox, houses, clock, database_url, token)
-            async with _jobs(houses):
+            async with _jobs(street):
                 yield street
             await street.check()
         for house in houses:
@@ -248,18 +261,21 @@ async def _served(app: Litestar, listener: socket.socket) -> AsyncIterator[None]
 
 
 @contextlib.asynccontextmanager
-async def _jobs(houses: Iterable[House]) -> AsyncIterator[None]:
+async def _jobs(street: Street) -> AsyncIterator[None]:
     """What the clock does, oftener: in tests nobody wants to wait."""
 
-    async def work(house: House) -> None:
+    street.rounds = [0] * len(street.houses)
+
+    async def work(number: int, house: House) -> None:
         while True:
             await for_each_gateway(house, process_waiting)
             await for_each_gateway(house, check_due)
             await house.watcher.look_for_low()
             await house.watcher.look_for_due()
+            street.rounds[number] += 1
             await asyncio.sleep(0.1)
 
-    tasks = [asyncio.create_task(work(house)) for house in houses]
+    tasks = [asyncio.create_task(work(number, house)) for number, house in enumerate(street.houses)]
     try:
         yield
     finally:
