@@ -503,7 +503,7 @@ async def test_without_a_database_every_call_is_refused_and_none_hangs() -> None
 
 
 async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Database) -> None:
-    batcher = Batcher(db, "SELECT 1", "SELECT 1")
+    batcher = Batcher(db, "SELECT 1", "SELECT 1", asyncio.Lock())
     params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()}
     calls = [asyncio.create_task(batcher.decide(params)) for _ in range(5_001)]
     await asyncio.sleep(0)

@@ -34,9 +34,9 @@ _STUCK_AFTER_SECONDS: Final = 0.5
 """As long as a batch waits for a lock: afterwards its account's calls go their own way."""
 
 
-def decider(db: Database, one: LiteralString, many: LiteralString | None) -> Decider:
-    """Decide calls with the statement `one`, those in flight together with `many`, if that is given."""
-    return partial(decide_one, db, one) if many is None else Batcher(db, one, many).decide
+def decider(db: Database, one: LiteralString, many: LiteralString | None, turn: asyncio.Lock) -> Decider:
+    """Decide calls with the statement `one`, those in flight together with `many`, if that is given, in its `turn`."""
+    return partial(decide_one, db, one) if many is None else Batcher(db, one, many, turn).decide
 
 
 async def decide_one(db: Database, statement: LiteralString, params: Params) -> Row | None:
@@ -67,14 +67,15 @@ class _Call(msgspec.Struct, frozen=True, eq=False):
 
 
 class Batcher:
-    """One operation's calls, one batch at a time.
+    """One operation's calls, one batch at a time; those that share a `turn` have one batch at a time together.
 
+    Two batches at once would wait for each other's accounts, where these are busy, and the worker for both.
     An account that somebody keeps locked must not hold up the others: a call that is stuck goes on alone, and
     while it does, further calls of its account do not join a batch.
     """
 
-    def __init__(self, db: Database, one: LiteralString, many: LiteralString) -> None:
-        self._db, self._one, self._many = db, one, many
+    def __init__(self, db: Database, one: LiteralString, many: LiteralString, turn: asyncio.Lock) -> None:
+        self._db, self._one, self._many, self._turn = db, one, many, turn
         self._columns = re.findall(r"%\((\w+)\)s::\w+\[\]", many)
         self._waiting: deque[_Call] = deque()
         self._deciding: asyncio.Task[None] | None = None
@@ -100,9 +101,11 @@ class Batcher:
     async def _decide_all(self) -> None:
         await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
         while self._waiting:
-            batch = self._next_batch()
+            batch: list[_Call] = []
             try:
-                await (self._decide_batch(batch) if len(batch) > 1 else self._decide_alone(batch))
+                async with self._turn:
+                    batch = self._next_batch()
+                    await (self._decide_batch(batch) if len(batch) > 1 else self._decide_alone(batch))
             except DatabaseUnavailable:
                 _fail(batch)
             except asyncio.CancelledError:

@@ -1,5 +1,6 @@
 """Authorize, settle, release, charge: money set aside for a call, and taken once for what it cost."""
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -199,9 +200,10 @@ class Meter:
     def __init__(self, db: Database, pepper: Pepper, *, hold_sync_commit: bool, batch: bool) -> None:
         self._db, self._pepper = db, pepper
         self._synchronous_commit = "on" if hold_sync_commit else "off"
-        self._authorize = decider(db, statements.AUTHORIZE, statements.AUTHORIZE_BATCH if batch else None)
-        self._settle = decider(db, statements.SETTLE, statements.SETTLE_BATCH if batch else None)
-        self._charge = decider(db, statements.CHARGE, statements.CHARGE_BATCH if batch else None)
+        turn = asyncio.Lock()
+        self._authorize = decider(db, statements.AUTHORIZE, statements.AUTHORIZE_BATCH if batch else None, turn)
+        self._settle = decider(db, statements.SETTLE, statements.SETTLE_BATCH if batch else None, turn)
+        self._charge = decider(db, statements.CHARGE, statements.CHARGE_BATCH if batch else None, turn)
         self.on_low: Callable[[uuid.UUID], None] = lambda _: None
 
     async def authorize(self, service: str, owner: KeyOwner, ask: Ask) -> Held:
