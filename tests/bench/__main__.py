@@ -300,7 +300,9 @@ def _plant(url: str, accounts: int, rows: int) -> list[str]:
         with conn.cursor() as cursor, cursor.copy("COPY mine FROM STDIN") as copy:
             for number, key in enumerate(keys):
                 copy.write_row((number * (accounts // ACCOUNTS), pepper.lookup(key)))
-        for statement in _PLANTING:
+        for step, statement in enumerate(_PLANTING, start=1):
+            if rows:
+                print(f"  step {step} of {len(_PLANTING)}", flush=True)
             conn.execute(statement.encode(), {"accounts": accounts, "each": rows // accounts})
         for table in ("account", "api_key", "credential", "entry", "usage"):
             conn.execute(f"VACUUM ANALYZE {table}".encode())
@@ -321,13 +323,15 @@ _PLANTING: Final = (
     f"""INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd)
         SELECT account_id, 1, 'adjustment', 'opening', 'adjustment', {_OPENING}, {_OPENING} FROM planted""",
     """CREATE TEMP TABLE called AS
-       SELECT p.account_id, p.key_id, i, gen_random_uuid() AS hold_id, uuidv7() AS usage_id FROM generate_series(1, %(each)s) i CROSS JOIN planted p""",
-    f"""INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd, usage_id)
-        SELECT account_id, 1 + i, 'usage', hold_id::text, 'revenue:usage', -45000, {_OPENING} - 45000 * i::bigint, usage_id FROM called""",
+       SELECT p.account_id, p.key_id, i, gen_random_uuid() AS hold_id, uuidv7() AS usage_id, now() AS at
+       FROM generate_series(1, %(each)s) i CROSS JOIN planted p""",
+    f"""INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd, usage_id, created_at)
+        SELECT account_id, 1 + i, 'usage', hold_id::text, 'revenue:usage', -45000, {_OPENING} - 45000 * i::bigint, usage_id, at
+        FROM called""",
     f"""INSERT INTO usage (account_id, id, hold_id, service, request_id, key_id, window_start, outcome, cost_nusd, balance_after_nusd,
-                           held_after_nusd)
+                           held_after_nusd, created_at)
         SELECT c.account_id, c.usage_id, c.hold_id, 'past', c.hold_id::text, c.key_id, k.window_start, 'completed', 45000,
-               {_OPENING} - 45000 * c.i::bigint, 0
+               {_OPENING} - 45000 * c.i::bigint, 0, c.at
         FROM called c JOIN api_key k ON k.account_id = c.account_id""",
 )
 
