@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import structlog
 
+from app.kernel import logs
 from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.settings import Settings, load
 from app.main import create_app
@@ -29,6 +30,15 @@ _TABLES = (
     " webhook_delivery, service_token, admin_token, admin_log, price_version, priced_model, price,"
     " price_override, markup, fee, usage_day, usage_dropped, rollup_day, usage_archive"
 )
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """What a test does with the logs ends with it: the stream that they went to may be closed by then."""
+    before, least = structlog.get_config(), logs._least
+    yield
+    structlog.configure(**before)
+    logs._least = least
 
 
 @pytest.fixture(scope="session")

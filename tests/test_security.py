@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -328,7 +327,6 @@ def debug_log() -> Iterator[io.StringIO]:
         yield printed
     root.handlers = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
 
 
 async def test_no_secret_is_in_any_log_line_error_or_table(

@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import logging
 import uuid
 from decimal import Decimal
 from typing import Any
 
 import pytest
-import structlog
 
 from app.autotopup.wallet import Encryption, Probe, WalletUri, hosts
 from app.kernel import logs
@@ -255,21 +253,17 @@ async def test_an_api_key_may_neither_connect_nor_look(rig: Rig) -> None:
 
 async def test_the_secret_is_in_no_answer_log_or_table(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("DEBUG")
-    try:
-        customer, wallets = await rig.customer(), wallets_of(rig)
-        told = []
-        for unfit in (UNREACHABLE, None):
-            wallets.unfit = unfit
-            headers = customer.owner | {"Idempotency-Key": f"k{unfit}"[:9].replace(" ", "")}
-            told.append(await rig.client.post("/nwc-auto-topup/connect", headers=headers, json={"nwc_url": NWC_URL}))
-        await rig.house.watcher.idle()
-        told += [
-            await rig.client.get(path, headers=customer.owner)
-            for path in ("/nwc-auto-topup", "/nwc-auto-topup/attempts")
-        ]
-        captured = capsys.readouterr()
-    finally:
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    customer, wallets = await rig.customer(), wallets_of(rig)
+    told = []
+    for unfit in (UNREACHABLE, None):
+        wallets.unfit = unfit
+        headers = customer.owner | {"Idempotency-Key": f"k{unfit}"[:9].replace(" ", "")}
+        told.append(await rig.client.post("/nwc-auto-topup/connect", headers=headers, json={"nwc_url": NWC_URL}))
+    await rig.house.watcher.idle()
+    told += [
+        await rig.client.get(path, headers=customer.owner) for path in ("/nwc-auto-topup", "/nwc-auto-topup/attempts")
+    ]
+    captured = capsys.readouterr()
     everything = json.dumps([answer.text for answer in told]) + captured.out + captured.err
     for (table,) in rig.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
         everything += str(rig.sql(f"SELECT t::text FROM {table} t"))
