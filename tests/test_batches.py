@@ -4,7 +4,7 @@ import asyncio
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +18,7 @@ from app.kernel.db import Database
 from app.kernel.errors import AppError, DatabaseUnavailable, InvalidField
 from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
-from app.metering.batch import Batcher
+from app.metering.batch import Batches
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 
 PEPPER = Pepper(b"a pepper for tests, of 32 bytes and more")
@@ -123,11 +123,13 @@ ACTS = {
 }
 
 
-VERBS = {"authorize": 35, "settle": 25, "charge": 20, "release": 8, "extend": 5, "act": 12}
+VERBS = {"authorize": 25, "settle": 15, "charge": 15, "mixed": 25, "release": 8, "extend": 5, "act": 12}
+IN_A_BATCH = ("settle", "authorize", "charge")
+"""The order in which the verbs of a batch are decided."""
 
 
 class Stream:
-    """A random stream of rounds. A round is one verb many times, so that its order is the same on both sides."""
+    """A random stream of rounds. A round is one verb many times, or those of a batch mixed: in an order that is known."""
 
     def __init__(self, seed: int, single: Side, batched: Side, conn: psycopg.Connection[Any], db: Database) -> None:
         self.choice = random.Random(seed)
@@ -141,13 +143,15 @@ class Stream:
             if verb == "act":
                 await self.act()
             elif verb in ("release", "extend"):
-                await self.together(getattr(self, verb), one_by_one=True)
+                await self.together((verb,), one_by_one=True)
             else:
-                await self.together(getattr(self, verb))
+                await self.together(IN_A_BATCH if verb == "mixed" else (verb,))
 
-    async def together(self, verb: Callable[[], Any], *, one_by_one: bool = False) -> None:
+    async def together(self, verbs: Sequence[str], *, one_by_one: bool = False) -> None:
         """One after the other on one side, all at once on the other; the answers must be the same."""
-        calls = [made for made in (verb() for _ in range(self.choice.randrange(1, 25))) if made is not None]
+        wanted = [self.choice.choice(verbs) for _ in range(self.choice.randrange(1, 25))]
+        made = [(verbs.index(verb), getattr(self, verb)()) for verb in wanted]
+        calls = [((rank, call[0]), call[1]) for rank, call in made if call is not None]
         order = list(_in_waves(calls))
         single = [await outcome(calls[place][1](self.sides[0], 0)) for place in order]
         if one_by_one:
@@ -231,13 +235,13 @@ class Stream:
 
 
 def _in_waves(calls: list[Any]) -> Iterable[int]:
-    """The places of calls in the order a batcher takes them: first each once, then the repeats, and so on."""
+    """The places of calls in the order of batches: each once, verb by verb, then the repeats, and so on."""
     seen: Counter[Any] = Counter()
-    waves: list[tuple[int, int]] = []
+    waves: list[tuple[int, int, int]] = []
     for place, (identity, _) in enumerate(calls):
-        waves.append((seen[identity], place))
+        waves.append((seen[identity], identity[0], place))
         seen[identity] += 1
-    return [place for _, place in sorted(waves)]
+    return [place for _, _, place in sorted(waves)]
 
 
 ROWS = {
@@ -394,6 +398,72 @@ async def test_every_verb_at_once_on_many_accounts_leaves_the_books_right(
     assert owner_conn.execute("SELECT count(*) FROM hold WHERE state = 'open'").fetchone() == (0,)
 
 
+@pytest.mark.parametrize("hold_sync_commit", [True, False])
+async def test_all_verbs_share_a_transaction_unless_holds_need_not_be_durable(
+    db: Database, owner_conn: psycopg.Connection[Any], hold_sync_commit: bool
+) -> None:
+    first, second, third = plant(owner_conn, [1_000] * 3, [{}])
+    batching = Meter(db, PEPPER, hold_sync_commit=hold_sync_commit, batch=True)
+    held = [await batching.authorize(SERVICE, first, Ask(f"h{n}", 50, None, None)) for n in range(2)]
+    owner_conn.execute("CREATE TABLE durability AS SELECT '' AS of_table, '' AS setting LIMIT 0")
+    owner_conn.execute("GRANT INSERT ON durability TO satmeter_runtime")
+    owner_conn.execute(
+        """CREATE FUNCTION note_durability() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN INSERT INTO durability VALUES (TG_TABLE_NAME, current_setting('synchronous_commit')); RETURN NULL; END $$"""
+    )
+    try:
+        for table in ("hold", "entry"):
+            owner_conn.execute(
+                f"CREATE TRIGGER noted AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION note_durability()".encode()
+            )
+        await asyncio.gather(
+            *(batching.authorize(SERVICE, second, Ask(f"r{n}", 50, None, None)) for n in range(2)),
+            *(batching.settle(SERVICE, each.hold_id, Work(20)) for each in held),
+            *(batching.charge(SERVICE, third, Ask(f"c{n}", 20, None, None), Work(20)) for n in range(2)),
+        )
+        settings = set(owner_conn.execute("SELECT * FROM durability").fetchall())
+    finally:
+        owner_conn.execute("DROP FUNCTION note_durability CASCADE")
+        owner_conn.execute("DROP TABLE durability")
+    made_in = owner_conn.execute(
+        """SELECT xmin::text FROM hold WHERE request_id LIKE 'r%' UNION SELECT xmin::text FROM entry WHERE kind = 'usage'"""
+    ).fetchall()
+    assert len(made_in) == (1 if hold_sync_commit else 2)
+    assert settings == {("hold", "on" if hold_sync_commit else "off"), ("entry", "on")}
+
+
+async def test_workers_whose_batches_cross_do_not_wait_for_each_other_for_ever(
+    db: Database, owner_conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One settles where the other authorizes: locked verb by verb, each would hold what the other wants next."""
+    sides = plant(owner_conn, [10**9] * 8, [{}]), plant(owner_conn, [10**9] * 8, [{}])
+    workers, alone = (meter(db), meter(db)), 0
+    one = Database.one
+
+    async def counted(self: Database, statement: Any, params: Any) -> Any:
+        nonlocal alone
+        alone += 1
+        return await one(self, statement, params)
+
+    monkeypatch.setattr(Database, "one", counted)
+
+    async def work(number: int) -> None:
+        worker, settling, asking = workers[number], sides[number], sides[1 - number]
+        for turn in range(100):
+            held = await asyncio.gather(
+                *(worker.authorize(SERVICE, owner, Ask(f"{number}.{turn}", 1, None, None)) for owner in settling)
+            )
+            await asyncio.gather(
+                *(worker.settle(SERVICE, each.hold_id, Work(1)) for each in held),
+                *(worker.authorize(SERVICE, owner, Ask(f"{number}.{turn}b", 1, None, None)) for owner in asking),
+            )
+
+    await asyncio.gather(work(0), work(1))
+    assert alone < 50, (
+        "a batch that is refused goes on alone, call by call; a machine that stalls may refuse one or two"
+    )
+
+
 # --- one's trouble is not the others' -----------------------------------------------------------------
 
 
@@ -503,14 +573,18 @@ async def test_without_a_database_every_call_is_refused_and_none_hangs() -> None
 
 
 async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Database) -> None:
-    batcher = Batcher(db, "SELECT 1", "SELECT 1", asyncio.Lock())
+    decide = Batches(db).decider("SELECT 1", "SELECT 1")
     params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()}
-    calls = [asyncio.create_task(batcher.decide(params)) for _ in range(5_001)]
+
+    async def call() -> None:
+        await decide(params)
+
+    calls = [asyncio.create_task(call()) for _ in range(5_001)]
     await asyncio.sleep(0)
     await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     assert sum(isinstance(call.exception(), DatabaseUnavailable) for call in calls if call.done()) == 1
-    for call in calls:
-        call.cancel()
+    for waiting in calls:
+        waiting.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
 
 
@@ -529,7 +603,7 @@ async def test_one_call_with_another_keys_request_id_is_refused(
 def test_holds_are_as_durable_as_the_setting_says(owner_conn: psycopg.Connection[Any], durability: str) -> None:
     with owner_conn.transaction():
         owner_conn.execute(
-            "SELECT authorize_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', %s)",
+            "SELECT authorize_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', %s)",
             [durability],
         )
         assert owner_conn.execute("SHOW synchronous_commit").fetchone() == (durability,)

@@ -8,8 +8,8 @@ No commit stands anywhere but here.
 import asyncio
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, LiteralString, NoReturn, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, LiteralString, NoReturn, TypeAlias, TypeVar, cast
 
 import psycopg
 import uuid_utils.compat
@@ -28,6 +28,7 @@ RUNTIME_ROLE: Final = "satmeter_runtime"
 
 T = TypeVar("T")
 Row = dict[str, Any]
+Params: TypeAlias = Mapping[str, Any]
 _OPTIONS = "-c timezone=UTC -c statement_timeout=15s -c lock_timeout=10s -c idle_in_transaction_session_timeout=30s"
 _TRY_AGAIN: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the server has rolled the whole transaction back."""
@@ -55,10 +56,16 @@ class Database:
             max_overflow=pool_size,
             pool_timeout=5,
         )
-        self._hot: AsyncConnectionPool[psycopg.AsyncConnection[Row]] = AsyncConnectionPool(
-            url,
-            min_size=1,
-            max_size=pool_size,
+        self._hot = self._pool(min_size=1, max_size=pool_size)
+        # One batch at a time keeps to one connection: a pool would hand out its connections in turn, and each of their
+        # server processes would find its caches cold. A second one is for batches that may not share a transaction.
+        self._batches = self._pool(min_size=0, max_size=2)
+
+    def _pool(self, *, min_size: int, max_size: int) -> AsyncConnectionPool[psycopg.AsyncConnection[Row]]:
+        return AsyncConnectionPool(
+            self._url,
+            min_size=min_size,
+            max_size=max_size,
             timeout=5,
             max_waiting=2000,
             open=False,
@@ -75,9 +82,11 @@ class Database:
 
     async def open(self) -> None:
         await self._hot.open()
+        await self._batches.open()
 
     async def close(self) -> None:
         await self._hot.close()
+        await self._batches.close()
         await self._engine.dispose()
 
     async def transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
@@ -101,40 +110,43 @@ class Database:
                 await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
         raise AssertionError("unreachable")
 
-    async def one(self, statement: LiteralString, params: Mapping[str, Any]) -> Row | None:
+    async def one(self, statement: LiteralString, params: Params) -> Row | None:
         """The hot path's only verb: one prepared statement, one round trip, its own durable transaction.
 
         Raises DatabaseUnavailable, and psycopg.errors.UniqueViolation for its caller to read.
         """
+
+        async def run(conn: psycopg.AsyncConnection[Row]) -> list[Row]:
+            return await (await conn.execute(statement, params)).fetchall()
+
         try:
-            found = await self._hot_rows(statement, params)
+            found = await _retried(self._hot, run)
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             _raise(error)
         except psycopg.errors.NumericValueOutOfRange as error:
             _raise(error)
         return found[0] if found else None
 
-    async def many(self, statement: LiteralString, params: Mapping[str, Any]) -> list[Row]:
-        """The same for a batch of calls: any refusal of PostgreSQL, of a lock too, is for its caller to read.
+    async def together(self, asked: Sequence[tuple[LiteralString, Params]]) -> list[list[Row]]:
+        """Some statements in one transaction and one round trip, and the rows of each.
 
-        Raises DatabaseUnavailable when the connection broke or could not be had, and psycopg.Error otherwise.
+        Any refusal of PostgreSQL, of a lock too, undoes them all and is for the caller to read: psycopg.Error.
+        Raises DatabaseUnavailable when the connection broke or could not be had.
         """
+
+        async def run(conn: psycopg.AsyncConnection[Row]) -> list[list[Row]]:
+            if len(asked) == 1:
+                return [await (await conn.execute(*asked[0])).fetchall()]
+            async with conn.pipeline():  # what is sent between two of its syncs is one transaction
+                found = [await conn.execute(*each) for each in asked]
+            return [await each.fetchall() for each in found]
+
         try:
-            return await self._hot_rows(statement, params)
+            return await _retried(self._batches, run)
         except psycopg.errors.LockNotAvailable:
             raise
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             _raise(error)
-
-    async def _hot_rows(self, statement: LiteralString, params: Mapping[str, Any]) -> list[Row]:
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                async with self._hot.connection() as conn:
-                    return await (await conn.execute(statement, params)).fetchall()
-            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
-                if attempt == _ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable")
 
     async def is_ready(self) -> bool:
         """Whether a statement gets through now; never raises."""
@@ -151,6 +163,21 @@ class Database:
 async def _send_every_int_as_int8(conn: psycopg.AsyncConnection[Row]) -> None:
     """One parameter type whatever the number's size, so that a statement is prepared once and not four times."""
     conn.adapters.register_dumper(int, Int8Dumper)
+
+
+async def _retried(
+    pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]],
+    work: Callable[[psycopg.AsyncConnection[Row]], Awaitable[T]],
+) -> T:
+    """On a connection of the pool, and again when the server rolled it back for a race."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            async with pool.connection() as conn:
+                return await work(conn)
+        except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+            if attempt == _ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _may_retry(error: Exception, committing: bool) -> bool:

@@ -1,8 +1,9 @@
 """Calls in flight at the same moment, decided together: while one batch is at the database, the next one fills.
 
+A batch is of all verbs, and one transaction: what a commit costs is shared by as many calls as there are.
 There is no timer: a call that finds nobody at the database goes at once and alone. A batch changes no answer that
-single calls would have given. It never holds the same call twice (a repeat goes with the next one and so finds the
-first), and where PostgreSQL refuses it as a whole, each of its calls is run alone and gets what is its own.
+single calls would have given. It never holds the same call of a verb twice (a repeat goes with the next one and so
+finds the first), and where PostgreSQL refuses it as a whole, each of its calls is run alone and gets what is its own.
 """
 
 import asyncio
@@ -19,10 +20,9 @@ import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
-from app.kernel.db import Database, Row
+from app.kernel.db import Database, Params, Row
 from app.kernel.errors import DatabaseUnavailable
 
-Params: TypeAlias = Mapping[str, Any]
 Decider: TypeAlias = Callable[[Params], Awaitable[Row | None]]
 """Decides one call: what its statement returns."""
 
@@ -32,11 +32,6 @@ _MOST_WAITING: Final = 5_000
 _LONGEST_WAIT_SECONDS: Final = 5
 _STUCK_AFTER_SECONDS: Final = 0.5
 """As long as a batch waits for a lock: afterwards its account's calls go their own way."""
-
-
-def decider(db: Database, one: LiteralString, many: LiteralString | None, turn: asyncio.Lock) -> Decider:
-    """Decide calls with the statement `one`, those in flight together with `many`, if that is given, in its `turn`."""
-    return partial(decide_one, db, one) if many is None else Batcher(db, one, many, turn).decide
 
 
 async def decide_one(db: Database, statement: LiteralString, params: Params) -> Row | None:
@@ -66,62 +61,21 @@ class _Call(msgspec.Struct, frozen=True, eq=False):
             self.answer.set_exception(error)
 
 
-class Batcher:
-    """One operation's calls, one batch at a time; those that share a `turn` have one batch at a time together.
+class _Verb:
+    """One verb's calls that wait, and its statements: for `one` call, and for `many`."""
 
-    Two batches at once would wait for each other's accounts, where these are busy, and the worker for both.
-    An account that somebody keeps locked must not hold up the others: a call that is stuck goes on alone, and
-    while it does, further calls of its account do not join a batch.
-    """
+    def __init__(self, one: LiteralString, many: LiteralString) -> None:
+        self.one, self._many = one, many
+        self._columns = [name for name in re.findall(r"%\((\w+)\)s::\w+\[\]", many) if name != "lock"]
+        self.waiting: deque[_Call] = deque()
 
-    def __init__(self, db: Database, one: LiteralString, many: LiteralString, turn: asyncio.Lock) -> None:
-        self._db, self._one, self._many, self._turn = db, one, many, turn
-        self._columns = re.findall(r"%\((\w+)\)s::\w+\[\]", many)
-        self._waiting: deque[_Call] = deque()
-        self._deciding: asyncio.Task[None] | None = None
-        self._alone: set[asyncio.Task[None]] = set()
-        self._apart: Counter[uuid.UUID] = Counter()
-
-    async def decide(self, params: Params) -> Row | None:
-        """The call's row, as the single statement would have returned it; raises what that would have raised.
-
-        Raises DatabaseUnavailable also for a call that could not be sent within seconds.
-        """
-        if params["account_id"] in self._apart:
-            return await decide_one(self._db, self._one, params)
-        if len(self._waiting) >= _MOST_WAITING:
-            raise DatabaseUnavailable(retry_after_seconds=1)
-        loop = asyncio.get_running_loop()
-        call = _Call(params, loop.create_future(), loop.time())
-        self._waiting.append(call)
-        if self._deciding is None or self._deciding.done():
-            self._deciding = asyncio.create_task(self._decide_all())
-        return await call.answer
-
-    async def _decide_all(self) -> None:
-        await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
-        while self._waiting:
-            batch: list[_Call] = []
-            try:
-                async with self._turn:
-                    batch = self._next_batch()
-                    await (self._decide_batch(batch) if len(batch) > 1 else self._decide_alone(batch))
-            except DatabaseUnavailable:
-                _fail(batch)
-            except asyncio.CancelledError:
-                _fail((*batch, *self._waiting))
-                raise
-            except Exception as error:  # noqa: BLE001 - it is the callers' to see, and the next batch is not to blame
-                for call in batch:
-                    call.fail(error)
-
-    def _next_batch(self) -> list[_Call]:
+    def next_batch(self) -> list[_Call]:
         """The calls that came first, leaving out those nobody waits for any more, and repeats for the next time."""
         batch: dict[tuple[int, int], _Call] = {}
         repeats: list[_Call] = []
         oldest = asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
-        while self._waiting and len(batch) + len(repeats) < _MOST_IN_A_BATCH:
-            call = self._waiting.popleft()
+        while self.waiting and len(batch) + len(repeats) < _MOST_IN_A_BATCH:
+            call = self.waiting.popleft()
             identity = call.params["account_id"].int, call.params["hold_id"].int  # hashed faster than UUIDs
             if call.since < oldest:
                 _fail([call])
@@ -129,23 +83,94 @@ class Batcher:
                 repeats.append(call)
             elif not call.answer.done():
                 batch[identity] = call
-        self._waiting.extendleft(reversed(repeats))
+        self.waiting.extendleft(reversed(repeats))
         return list(batch.values())
 
-    async def _decide_batch(self, batch: list[_Call]) -> None:
+    def asked(self, batch: list[_Call], lock: str | None) -> tuple[LiteralString, Params]:
+        """The statement for a batch, which locks the accounts `lock` first."""
         asked = [call.params for call in batch]
-        params = {name: _array([each[name] for each in asked]) for name in self._columns}
+        columns = {name: _array([each[name] for each in asked]) for name in self._columns}
+        return self._many, {**batch[0].params, **columns, "lock": lock}
+
+
+class Batches:
+    """The verbs' calls, one batch at a time.
+
+    Two batches at once would wait for each other's accounts, where these are busy, and cost two commits.
+    An account that somebody keeps locked must not hold up the others: a call that is stuck goes on alone, and
+    while it does, further calls of its account do not join a batch.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._verbs: list[_Verb] = []
+        self._deciding: asyncio.Task[None] | None = None
+        self._alone: set[asyncio.Task[None]] = set()
+        self._apart: Counter[uuid.UUID] = Counter()
+
+    def decider(self, one: LiteralString, many: LiteralString) -> Decider:
+        """Decides the calls of a verb: alone with the statement `one`, those in flight together with `many`.
+
+        In a batch the verbs follow each other in the order in which they came to be known here.
+        """
+        verb = _Verb(one, many)
+        self._verbs.append(verb)
+        return partial(self._decide, verb)
+
+    async def _decide(self, verb: _Verb, params: Params) -> Row | None:
+        """The call's row, as the single statement would have returned it; raises what that would have raised.
+
+        Raises DatabaseUnavailable also for a call that could not be sent within seconds.
+        """
+        if params["account_id"] in self._apart:
+            return await decide_one(self._db, verb.one, params)
+        if len(verb.waiting) >= _MOST_WAITING:
+            raise DatabaseUnavailable(retry_after_seconds=1)
+        loop = asyncio.get_running_loop()
+        call = _Call(params, loop.create_future(), loop.time())
+        verb.waiting.append(call)
+        if self._deciding is None or self._deciding.done():
+            self._deciding = asyncio.create_task(self._decide_all())
+        return await call.answer
+
+    async def _decide_all(self) -> None:
+        await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
+        while any(verb.waiting for verb in self._verbs):
+            batches: list[tuple[_Verb, list[_Call]]] = []
+            try:
+                batches = [(verb, batch) for verb in self._verbs if (batch := verb.next_batch())]
+                if sum(len(batch) for _, batch in batches) > 1:
+                    await self._decide_together(batches)
+                else:
+                    await self._decide_alone(batches)
+            except DatabaseUnavailable:
+                _fail(_calls(batches))
+            except asyncio.CancelledError:
+                _fail(_calls([*batches, *((verb, list(verb.waiting)) for verb in self._verbs)]))
+                raise
+            except Exception as error:  # noqa: BLE001 - it is the callers' to see, and the next batch is not to blame
+                for call in _calls(batches):
+                    call.fail(error)
+
+    async def _decide_together(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
+        # The first statement locks the accounts of all: those of the others are locked when their turn comes.
+        lock: str | None = _array(list({call.params["account_id"] for call in _calls(batches)}))
+        asked = []
+        for verb, batch in batches:
+            asked.append(verb.asked(batch, lock))
+            lock = None
         try:
-            found = await self._db.many(self._many, {**batch[0].params, **params})
+            found = await self._db.together(asked)
         except psycopg.Error:  # one of them is the reason, or somebody else's lock; alone it hurts nobody else
-            await self._decide_alone(batch)
+            await self._decide_alone(batches)
             return
         # Their callers go on when the next batch is under way: the database need not wait for them.
-        asyncio.get_running_loop().call_soon(_answer, batch, found)
+        for (_, batch), rows in zip(batches, found, strict=True):
+            asyncio.get_running_loop().call_soon(_answer, batch, rows)
 
-    async def _decide_alone(self, calls: list[_Call]) -> None:
-        """Each with the single statement, all at once; returns when they are done, or when some are stuck."""
-        tasks = {asyncio.create_task(self._run_alone(call)) for call in calls}
+    async def _decide_alone(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
+        """Each with its single statement, all at once; returns when they are done, or when some are stuck."""
+        tasks = {asyncio.create_task(self._run_alone(verb, call)) for verb, batch in batches for call in batch}
         if not tasks:
             return
         self._alone |= tasks
@@ -153,11 +178,11 @@ class Batcher:
             task.add_done_callback(self._alone.discard)
         await asyncio.wait(tasks, timeout=_STUCK_AFTER_SECONDS)
 
-    async def _run_alone(self, call: _Call) -> None:
+    async def _run_alone(self, verb: _Verb, call: _Call) -> None:
         account_id = call.params["account_id"]
         self._apart[account_id] += 1
         try:
-            call.succeed(await decide_one(self._db, self._one, call.params))
+            call.succeed(await decide_one(self._db, verb.one, call.params))
         except DatabaseUnavailable:
             _fail([call])
         except Exception as error:  # noqa: BLE001 - it is its caller's
@@ -167,6 +192,10 @@ class Batcher:
             self._apart[account_id] -= 1
             if not self._apart[account_id]:
                 del self._apart[account_id]
+
+
+def _calls(batches: Iterable[tuple[_Verb, list[_Call]]]) -> list[_Call]:
+    return [call for _, batch in batches for call in batch]
 
 
 def _answer(batch: list[_Call], found: list[Row]) -> None:

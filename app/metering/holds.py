@@ -1,12 +1,12 @@
 """Authorize, settle, release, charge: money set aside for a call, and taken once for what it cost."""
 
-import asyncio
 import base64
 import binascii
 import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -30,7 +30,7 @@ from app.kernel.money import usd, usd_text
 from app.kernel.security import Pepper, equal
 from app.keys.verify import KeyOwner
 from app.metering import statements
-from app.metering.batch import decide_one, decider
+from app.metering.batch import Batches, decide_one
 
 _IN_HOLD_NAMESPACE: Final = hashlib.sha1(uuid.UUID("6f1f3c0e-0b53-4f9e-8f5f-5a7e3e7e2001").bytes, usedforsecurity=False)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -193,17 +193,25 @@ def hold_id_for(service: str, request_id: str) -> uuid.UUID:
 class Meter:
     """The metering verbs. A verdict against the caller is raised as an AppError.
 
-    Each is one statement; with `batch`, the calls in flight at one moment are decided in one together.
+    Each is one statement; with `batch`, the calls in flight at one moment are decided in one transaction together.
     `on_low` is told of an account whose balance a charge took below its `low_nusd`; it must not take long.
     """
 
     def __init__(self, db: Database, pepper: Pepper, *, hold_sync_commit: bool, batch: bool) -> None:
         self._db, self._pepper = db, pepper
         self._synchronous_commit = "on" if hold_sync_commit else "off"
-        turn = asyncio.Lock()
-        self._authorize = decider(db, statements.AUTHORIZE, statements.AUTHORIZE_BATCH if batch else None, turn)
-        self._settle = decider(db, statements.SETTLE, statements.SETTLE_BATCH if batch else None, turn)
-        self._charge = decider(db, statements.CHARGE, statements.CHARGE_BATCH if batch else None, turn)
+        if batch:
+            together = Batches(db)
+            # Settles come first: what they free is there for the others. A transaction is as durable as all that is in
+            # it, so that holds that need not survive a crash of the database have transactions of their own.
+            self._settle = together.decider(statements.SETTLE, statements.SETTLE_BATCH)
+            holding = together if hold_sync_commit else Batches(db)
+            self._authorize = holding.decider(statements.AUTHORIZE, statements.AUTHORIZE_BATCH)
+            self._charge = together.decider(statements.CHARGE, statements.CHARGE_BATCH)
+        else:
+            self._settle = partial(decide_one, db, statements.SETTLE)
+            self._authorize = partial(decide_one, db, statements.AUTHORIZE)
+            self._charge = partial(decide_one, db, statements.CHARGE)
         self.on_low: Callable[[uuid.UUID], None] = lambda _: None
 
     async def authorize(self, service: str, owner: KeyOwner, ask: Ask) -> Held:

@@ -7,7 +7,7 @@ on the latest figures, and all money of one account moves in one order. Tables t
 early, a UNIQUE key refuses the insert, the whole statement is undone, and the caller runs it again.
 
 The `…_BATCH` statements ask PostgreSQL's functions for many calls at once: alembic/versions/0004_priced_calls.py has
-them, and they must say what the statements here say.
+them (0007 says what they lock), and they must say what the statements here say. They follow each other in one transaction.
 """
 
 from typing import Final, LiteralString
@@ -255,14 +255,14 @@ FROM (SELECT account_id FROM hold WHERE state = 'open' AND expires_at < now() OR
 
 AUTHORIZE_BATCH: Final[LiteralString] = """
 SELECT * FROM authorize_batch(
-    %(account_id)s::uuid[], %(key_id)s::uuid[], %(hold_id)s::uuid[], %(service)s::text[], %(request_id)s::text[],
+    %(lock)s::uuid[], %(account_id)s::uuid[], %(key_id)s::uuid[], %(hold_id)s::uuid[], %(service)s::text[], %(request_id)s::text[],
     %(request_hash)s::bytea[], %(amount_nusd)s::bigint[], %(min_nusd)s::bigint[], %(model)s::text[], %(endpoint)s::text[],
     %(price_version)s::int[], %(ttl_seconds)s::bigint[],
     %(synchronous_commit)s)
 """
 
 _WORK: Final[LiteralString] = """
-    %(account_id)s::uuid[], %(key_id)s::uuid[], %(hold_id)s::uuid[], %(service)s::text[], %(request_id)s::text[],
+    %(lock)s::uuid[], %(account_id)s::uuid[], %(key_id)s::uuid[], %(hold_id)s::uuid[], %(service)s::text[], %(request_id)s::text[],
     %(charge_id)s::uuid[], %(cost_nusd)s::bigint[], %(outcome)s::text[], %(served_model)s::text[], %(provider)s::text[],
     %(upstream_id)s::text[], %(latency_ms)s::int[], %(ttft_ms)s::int[], %(units)s::jsonb[],
     %(price_version)s::int[], %(lines)s::jsonb[], %(model)s::text[], %(endpoint)s::text[], %(flags)s::text[]"""
