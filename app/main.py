@@ -141,6 +141,7 @@ def _open(house: House) -> Any:
         await house.db.open()
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be looked at by every collection
+        gc.set_threshold(20_000, 20, 50)  # a worker under load passes the default, 700 new objects, again and again
         try:
             yield
         finally:
