@@ -52,6 +52,19 @@ async def db(clean: str) -> AsyncIterator[Database]:
     assert report.is_clean, report.findings
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The parameters of each call that was decided by a statement of its own."""
+    asked, one = [], Database.one
+
+    async def noted(self: Database, statement: Any, params: Any) -> Any:
+        asked.append(params)
+        return await one(self, statement, params)
+
+    monkeypatch.setattr(Database, "one", noted)
+    return asked
+
+
 def meter(db: Database, *, batch: bool = True) -> Meter:
     return Meter(db, PEPPER, hold_sync_commit=True, batch=batch)
 
@@ -433,19 +446,11 @@ async def test_all_verbs_share_a_transaction_unless_holds_need_not_be_durable(
 
 
 async def test_workers_whose_batches_cross_do_not_wait_for_each_other_for_ever(
-    db: Database, owner_conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+    db: Database, owner_conn: psycopg.Connection[Any], alone: list[Any]
 ) -> None:
     """One settles where the other authorizes: locked verb by verb, each would hold what the other wants next."""
     sides = plant(owner_conn, [10**9] * 8, [{}]), plant(owner_conn, [10**9] * 8, [{}])
-    workers, alone = (meter(db), meter(db)), 0
-    one = Database.one
-
-    async def counted(self: Database, statement: Any, params: Any) -> Any:
-        nonlocal alone
-        alone += 1
-        return await one(self, statement, params)
-
-    monkeypatch.setattr(Database, "one", counted)
+    workers = meter(db), meter(db)
 
     async def work(number: int) -> None:
         worker, settling, asking = workers[number], sides[number], sides[1 - number]
@@ -459,7 +464,7 @@ async def test_workers_whose_batches_cross_do_not_wait_for_each_other_for_ever(
             )
 
     await asyncio.gather(work(0), work(1))
-    assert alone < 50, (
+    assert len(alone) < 50, (
         "a batch that is refused goes on alone, call by call; a machine that stalls may refuse one or two"
     )
 
@@ -499,6 +504,25 @@ async def test_an_account_that_is_locked_does_not_hold_up_the_others(
         )
         assert len(more) == 9
     assert (await calls[0]).available_nusd == 999
+
+
+async def test_calls_of_an_account_whose_single_call_is_under_way_wait_for_a_batch(
+    db: Database, owner_conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, alone: list[Any]
+) -> None:
+    """Alone, each of them would wait for the account in a server process of its own."""
+    monkeypatch.setattr("app.metering.batch._STUCK_AFTER_SECONDS", 30)
+    (owner,) = plant(owner_conn, [1_000], [{}])
+    batching = meter(db)
+    with owner_conn.transaction():
+        owner_conn.execute("SELECT 1 FROM account FOR UPDATE")
+        calls = [asyncio.create_task(batching.authorize(SERVICE, owner, Ask("first", 1, None, None)))]
+        await asyncio.sleep(0.1)
+        calls += [
+            asyncio.create_task(batching.authorize(SERVICE, owner, Ask(f"r{n}", 1, None, None))) for n in range(20)
+        ]
+        await asyncio.sleep(0.1)
+    assert len(await asyncio.gather(*calls)) == 21
+    assert len(alone) == 1
 
 
 async def test_callers_who_leave_do_not_break_the_batch_they_were_in(

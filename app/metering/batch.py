@@ -170,17 +170,22 @@ class Batches:
 
     async def _decide_alone(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
         """Each with its single statement, all at once; returns when they are done, or when some are stuck."""
-        tasks = {asyncio.create_task(self._run_alone(verb, call)) for verb, batch in batches for call in batch}
+        tasks = {
+            asyncio.create_task(self._run_alone(verb, call)): call.params["account_id"]
+            for verb, batch in batches
+            for call in batch
+        }
         if not tasks:
             return
-        self._alone |= tasks
+        self._alone |= tasks.keys()
         for task in tasks:
             task.add_done_callback(self._alone.discard)
-        await asyncio.wait(tasks, timeout=_STUCK_AFTER_SECONDS)
+        _, stuck = await asyncio.wait(tasks, timeout=_STUCK_AFTER_SECONDS)
+        for task in stuck:
+            self._apart[tasks[task]] += 1
+            task.add_done_callback(partial(self._join_again, tasks[task]))
 
     async def _run_alone(self, verb: _Verb, call: _Call) -> None:
-        account_id = call.params["account_id"]
-        self._apart[account_id] += 1
         try:
             call.succeed(await decide_one(self._db, verb.one, call.params))
         except DatabaseUnavailable:
@@ -189,9 +194,11 @@ class Batches:
             call.fail(error)
         finally:
             _fail([call])  # cancelled; otherwise it has its answer
-            self._apart[account_id] -= 1
-            if not self._apart[account_id]:
-                del self._apart[account_id]
+
+    def _join_again(self, account_id: uuid.UUID, _: asyncio.Task[None]) -> None:
+        self._apart[account_id] -= 1
+        if not self._apart[account_id]:
+            del self._apart[account_id]
 
 
 def _calls(batches: Iterable[tuple[_Verb, list[_Call]]]) -> list[_Call]:
