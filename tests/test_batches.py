@@ -612,6 +612,35 @@ async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Databas
     await asyncio.gather(*calls, return_exceptions=True)
 
 
+async def test_large_and_small_batches_do_not_take_turns() -> None:
+    sizes, may_answer = [], asyncio.Semaphore(0)
+
+    class Slow(Database):
+        async def together(self, asked: Any) -> Any:
+            sizes.append(sum(params["number"].count(",") + 1 for _, params in asked))
+            await may_answer.acquire()
+            return [[] for _ in asked]
+
+    batches = Batches(Slow("postgresql://nobody@127.0.0.1:1/none"))
+    first, second = (batches.decider("", "%(number)s::bigint[]") for _ in range(2))
+
+    def call(decide: Any, number: int) -> asyncio.Task[Any]:
+        params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "number": number}
+        return asyncio.create_task(decide(params))
+
+    calls = [call(first, n) for n in range(10)]
+    while not sizes:
+        await asyncio.sleep(0)
+    calls += [call(first, n) for n in range(30)] + [call(second, n) for n in range(10)]
+    await asyncio.sleep(0)
+    for _ in range(3):
+        may_answer.release()
+    await asyncio.gather(*calls)
+    assert sizes == [10, 26, 14], (
+        "the ten that are about to call again, and forty that wait: 25 each, rounded up by verb"
+    )
+
+
 # --- the functions ------------------------------------------------------------------------------------
 
 

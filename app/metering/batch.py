@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from math import ceil
 from types import NoneType
 from typing import Any, Final, LiteralString, TypeAlias
 
@@ -29,6 +30,7 @@ Decider: TypeAlias = Callable[[Params], Awaitable[Row | None]]
 _ATTEMPTS: Final = 4
 _MOST_IN_A_BATCH: Final = 500
 _MOST_WAITING: Final = 5_000
+_WORTH_SPLITTING: Final = 24
 _LONGEST_WAIT_SECONDS: Final = 5
 _STUCK_AFTER_SECONDS: Final = 0.5
 """As long as a batch waits for a lock: afterwards its account's calls go their own way."""
@@ -69,12 +71,16 @@ class _Verb:
         self._columns = [name for name in re.findall(r"%\((\w+)\)s::\w+\[\]", many) if name != "lock"]
         self.waiting: deque[_Call] = deque()
 
-    def next_batch(self) -> list[_Call]:
-        """The calls that came first, leaving out those nobody waits for any more, and repeats for the next time."""
+    def next_batch(self, share: float) -> list[_Call]:
+        """The calls that came first, leaving out those nobody waits for any more, and repeats for the next time.
+
+        At most a `share` of those that wait.
+        """
         batch: dict[tuple[int, int], _Call] = {}
         repeats: list[_Call] = []
         oldest = asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
-        while self.waiting and len(batch) + len(repeats) < _MOST_IN_A_BATCH:
+        most = min(_MOST_IN_A_BATCH, ceil(len(self.waiting) * share))
+        while self.waiting and len(batch) + len(repeats) < most:
             call = self.waiting.popleft()
             identity = call.params["account_id"].int, call.params["hold_id"].int  # hashed faster than UUIDs
             if call.since < oldest:
@@ -135,11 +141,14 @@ class Batches:
 
     async def _decide_all(self) -> None:
         await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
-        while any(verb.waiting for verb in self._verbs):
+        size = 0
+        while waiting := sum(len(verb.waiting) for verb in self._verbs):
+            share = _share(waiting, size)
             batches: list[tuple[_Verb, list[_Call]]] = []
             try:
-                batches = [(verb, batch) for verb in self._verbs if (batch := verb.next_batch())]
-                if sum(len(batch) for _, batch in batches) > 1:
+                batches = [(verb, batch) for verb in self._verbs if (batch := verb.next_batch(share))]
+                size = sum(len(batch) for _, batch in batches)
+                if size > 1:
                     await self._decide_together(batches)
                 else:
                     await self._decide_alone(batches)
@@ -199,6 +208,17 @@ class Batches:
         self._apart[account_id] -= 1
         if not self._apart[account_id]:
             del self._apart[account_id]
+
+
+def _share(waiting: int, before: int) -> float:
+    """How much of those that wait the next batch takes: half of them and the batch before together, when they are more.
+
+    Else large and small batches take turns: the worker is idle while a large one is decided, and the database while the
+    many callers of that one are answered and call again.
+    """
+    if waiting < _WORTH_SPLITTING or before == 0:
+        return 1
+    return min(1, (waiting + before) / (2 * waiting))
 
 
 def _calls(batches: Iterable[tuple[_Verb, list[_Call]]]) -> list[_Call]:
