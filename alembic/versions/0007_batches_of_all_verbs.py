@@ -15,6 +15,10 @@ down_revision: str | None = "0006"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
+_AS_IT_IS = sa.text(
+    """SELECT pg_get_functiondef(f.oid), pg_get_function_identity_arguments(f.oid)
+       FROM (SELECT CAST(CAST(:name AS regproc) AS oid) AS oid) f"""
+)
 _LOCKED_ITS_OWN = "PERFORM 1 FROM account WHERE id = ANY (p_account_id) ORDER BY id FOR NO KEY UPDATE;"
 _LOCKS_WHAT_IT_IS_TOLD = """IF p_lock IS NOT NULL THEN
         PERFORM 1 FROM account WHERE id = ANY (p_lock) ORDER BY id FOR NO KEY UPDATE;
@@ -23,16 +27,7 @@ _LOCKS_WHAT_IT_IS_TOLD = """IF p_lock IS NOT NULL THEN
 
 def upgrade() -> None:
     for name in ("authorize_batch", "settle_batch", "charge_batch"):
-        before, arguments = (
-            op.get_bind()
-            .execute(
-                sa.text(
-                    "SELECT pg_get_functiondef(oid), pg_get_function_identity_arguments(oid) FROM pg_proc WHERE proname = :name"
-                ),
-                {"name": name},
-            )
-            .one()
-        )
+        before, arguments = op.get_bind().execute(_AS_IT_IS, {"name": name}).one()
         after = _replaced(_replaced(before, f"{name}(", f"{name}(p_lock uuid[], "), _LOCKED_ITS_OWN, _LOCKS_WHAT_IT_IS_TOLD)
         op.execute(f"DROP FUNCTION {name}({arguments})")
         op.get_bind().exec_driver_sql(after)
