@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -79,7 +79,9 @@ async def test_a_day_is_summed_an_hour_after_it_ended_and_not_before(past: Past)
 async def test_days_are_exact_while_charges_race_them_in_several_processes(past: Past) -> None:
     """The day is closed in the middle of its traffic, by many at once: the worst a wrong clock could do."""
     customers = [await past.rig.customer("100") for _ in range(3)]
-    tomorrow = datetime.now(UTC) + timedelta(days=1, hours=2)
+    tomorrow = datetime.combine(
+        datetime.now(UTC).date() + timedelta(days=1), time(2), UTC
+    )  # today is over, and no other day
     dice = random.Random(5)
 
     async def call(number: int) -> None:
