@@ -597,7 +597,7 @@ async def test_without_a_database_every_call_is_refused_and_none_hangs() -> None
 
 
 async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Database) -> None:
-    decide = Batches(db).decider("SELECT 1", "SELECT 1")
+    decide = Batches(db).decider("SELECT 1", "SELECT %(account_id)s::uuid[], %(hold_id)s::uuid[]")
     params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()}
 
     async def call() -> None:
@@ -622,7 +622,7 @@ async def test_large_and_small_batches_do_not_take_turns() -> None:
             return [[] for _ in asked]
 
     batches = Batches(Slow("postgresql://nobody@127.0.0.1:1/none"))
-    first, second = (batches.decider("", "%(number)s::bigint[]") for _ in range(2))
+    first, second = (batches.decider("", "%(hold_id)s::uuid[], %(number)s::bigint[]") for _ in range(2))
 
     def call(decide: Any, number: int) -> asyncio.Task[Any]:
         params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "number": number}

@@ -10,10 +10,11 @@ import asyncio
 import re
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from math import ceil
+from operator import itemgetter
 from types import NoneType
 from typing import Any, Final, LiteralString, TypeAlias
 
@@ -69,6 +70,7 @@ class _Verb:
     def __init__(self, one: LiteralString, many: LiteralString) -> None:
         self.one, self._many = one, many
         self._columns = [name for name in re.findall(r"%\((\w+)\)s::\w+\[\]", many) if name != "lock"]
+        self._of = itemgetter(*self._columns)
         self.waiting: deque[_Call] = deque()
 
     def next_batch(self, share: float) -> list[_Call]:
@@ -94,8 +96,8 @@ class _Verb:
 
     def asked(self, batch: list[_Call], lock: str | None) -> tuple[LiteralString, Params]:
         """The statement for a batch, which locks the accounts `lock` first."""
-        asked = [call.params for call in batch]
-        columns = {name: _array([each[name] for each in asked]) for name in self._columns}
+        values = zip(*[self._of(call.params) for call in batch], strict=True)
+        columns = dict(zip(self._columns, map(_array, values), strict=True))
         return self._many, {**batch[0].params, **columns, "lock": lock}
 
 
@@ -242,32 +244,24 @@ def _fail(calls: Iterable[_Call]) -> None:
 def _array(values: Sequence[Any]) -> str:
     """A PostgreSQL array as text, sent as one parameter: much cheaper than psycopg's own adaptation.
 
-    A column is mostly of one type, and then written at once.
+    What JSON writes as PostgreSQL reads it is written at once: null, numbers, quoted ids and times, and text in which
+    nothing had to be escaped.
     """
-    kinds = set(map(type, values))
-    write = _COLUMN[kinds.pop()] if len(kinds) == 1 else _mixed
-    return write(values)
+    if set(map(type, values)) <= _ALIKE_IN_JSON:
+        text = _json(values)
+        if b"\\" not in text:
+            return f"{{{text[1:-1].decode()}}}"
+    return "{" + ",".join(map(_element, values)) + "}"
 
 
-def _mixed(values: Sequence[Any]) -> str:
-    return "{" + ",".join([_COLUMN[type(value)]((value,))[1:-1] for value in values]) + "}"
-
-
-def _quoted(texts: Iterable[str]) -> str:
-    return '{"' + '","'.join(texts) + '"}'
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+def _element(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, bytes):
+        return f'"\\\\x{value.hex()}"'
+    text = _json(value.obj).decode() if isinstance(value, Jsonb) else str(value)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 _json: Final = msgspec.json.Encoder().encode
-_COLUMN: Final[Mapping[type, Callable[[Sequence[Any]], str]]] = {
-    NoneType: lambda values: "{" + ",".join(["NULL"] * len(values)) + "}",
-    int: lambda values: "{" + ",".join(map(str, values)) + "}",
-    uuid.UUID: lambda values: "{" + ",".join([value.hex for value in values]) + "}",
-    str: lambda values: _quoted(map(_escaped, values)),
-    bytes: lambda values: _quoted(["\\\\x" + value.hex() for value in values]),
-    datetime: lambda values: _quoted([value.isoformat() for value in values]),
-    Jsonb: lambda values: _quoted([_escaped(_json(value.obj).decode()) for value in values]),
-}
+_ALIKE_IN_JSON: Final = frozenset({NoneType, int, uuid.UUID, str, datetime})
