@@ -1,6 +1,7 @@
 """Calls priced from the catalogue: held for what they may cost, charged for what they used, at the prices they began with."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import uuid
@@ -9,13 +10,16 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.admin.tokens import create_token
-from app.metering.holds import HoldTicket, _base64, expire_holds, hold_id_for
+from app.kernel.errors import HoldNotFound
+from app.metering.holds import expire_holds, hold_id_for
 from app.metering.priced import lines_of
+from app.metering.ticket import HoldTicket
 from app.pricing import rules
 from app.pricing.quote import AUSD_PER_NUSD, Call, Catalogue
 from app.pricing.rows import Dimension, FeeRow, Usage
@@ -314,15 +318,32 @@ async def test_a_hold_that_the_database_lost_is_still_priced_by_what_it_was_aske
     assert shop.sql("SELECT model FROM usage") == [("dall-e-3",)]
 
 
-async def test_a_hold_id_of_before_tickets_carried_prices_is_charged_too(shop: Rig) -> None:
+@pytest.mark.parametrize("of_version", [1, 2])
+async def test_a_hold_id_that_an_earlier_version_gave_out_is_charged_too(shop: Rig, of_version: int) -> None:
     customer = await shop.customer("10")
     held = await shop.authorize(customer.api_key, "0.5", "old")
     pepper = shop.house.settings.pepper
     ticket = HoldTicket.opened(held["hold_id"], pepper, "proxy")
     assert ticket.window_start is not None
+    times = [int(when.timestamp() * 1_000_000) for when in (ticket.window_start, ticket.made_at)]
     body = ticket.account_id.bytes + ticket.key_id.bytes + hold_id_for("proxy", "old").bytes
-    body += int(ticket.window_start.timestamp() * 1_000_000).to_bytes(8) + b"old"
-    old = _base64(pepper.tag(b"hold", b"proxy", body) + body)
+    if of_version == 1:
+        body += times[0].to_bytes(8) + b"old"
+    else:
+        body += msgspec.msgpack.encode(("old", *times, 500_000_000, None, "gpt-4o", None, {"quality": "hd"}))
+    old, other = (
+        base64.urlsafe_b64encode(pepper.tag(b"hold", service, body) + body).decode().rstrip("=")
+        for service in (b"proxy", b"another")
+    )
+    again = HoldTicket.opened(old, pepper, "proxy")
+    assert (again.hold_id, again.request_id, again.window_start) == (ticket.hold_id, "old", ticket.window_start)
+    if of_version == 2:
+        assert (again.made_at, again.amount_nusd, again.model, again.attributes) == (
+            ticket.made_at, 500_000_000, "gpt-4o", {"quality": "hd"}
+        )  # fmt: skip
+    for not_ours in (other, old[:-1], old + "A", old[:-1] + ("B" if old[-1] == "A" else "A")):
+        with pytest.raises(HoldNotFound):
+            HoldTicket.opened(not_ours, pepper, "proxy")
     done = await shop.settle(old, "0.25")
     assert (done["cost"]["total_cost_usd"], await shop.held(customer)) == (D("0.25"), D(0))
 

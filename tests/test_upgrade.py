@@ -14,7 +14,8 @@ from alembic import command
 from app.audit import audit
 from app.kernel.db import Database, new_id
 from app.kernel.security import Pepper
-from app.metering.holds import HoldTicket, Meter, Work
+from app.metering.holds import Meter, Work
+from app.metering.ticket import HoldTicket
 from app.migrations import head, migrate
 
 PEPPER = Pepper(b"p" * 32)

@@ -19,9 +19,10 @@ from app.kernel.money import JsonNumber, is_given, parse_usd, usd
 from app.kernel.security import Service
 from app.keys.verify import KeyOwner, Verifier
 from app.ledger.charge import ChargeId
-from app.metering.holds import Ask, Charged, HoldTicket, Meter, Work
+from app.metering.holds import Ask, Charged, Meter, Work
 from app.metering.priced import Cost, Limits, Pricer
 from app.metering.refund import refund
+from app.metering.ticket import HoldTicket
 from app.pricing import quote
 from app.pricing.rows import Usage
 

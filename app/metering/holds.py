@@ -1,11 +1,9 @@
 """Authorize, settle, release, charge: money set aside for a call, and taken once for what it cost."""
 
-import base64
-import binascii
 import hashlib
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
@@ -27,88 +25,16 @@ from app.kernel.errors import (
     RequestIdReuse,
 )
 from app.kernel.money import usd, usd_text
-from app.kernel.security import Pepper, equal
+from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
 from app.metering import statements
 from app.metering.batch import Batches, decide_one
+from app.metering.ticket import HoldTicket
 
 _IN_HOLD_NAMESPACE: Final = hashlib.sha1(uuid.UUID("6f1f3c0e-0b53-4f9e-8f5f-5a7e3e7e2001").bytes, usedforsecurity=False)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ATTEMPTS: Final = 4
 
-
-class _Carried(msgspec.Struct, frozen=True, array_like=True):
-    """What a ticket carries besides ids: times are microseconds since 1970."""
-
-    request_id: str
-    window_start: int
-    made_at: int
-    amount_nusd: int | None
-    price_version: int | None
-    model: str | None
-    endpoint: str | None
-    attributes: dict[str, str] | None
-
-
 # Values of the hot path are structs: made at each call, they cost a tenth of a frozen dataclass.
-_pack: Final = msgspec.msgpack.Encoder().encode
-_unpack: Final = msgspec.msgpack.Decoder(_Carried).decode
-
-
-class HoldTicket(msgspec.Struct, frozen=True):
-    """What an opaque `hold_id` carries, so that a settle needs no look-up, and works when the hold's row is gone.
-
-    `amount_nusd` is what was held at first, None for a call that nothing was held for; `window_start` is None where
-    the call counts to the key's window of the moment it is settled.
-    """
-
-    account_id: uuid.UUID
-    key_id: uuid.UUID
-    hold_id: uuid.UUID
-    request_id: str
-    window_start: datetime | None
-    made_at: datetime
-    amount_nusd: int | None
-    price_version: int | None = None
-    model: str | None = None
-    endpoint: str | None = None
-    attributes: Mapping[str, str] | None = None
-
-    def sealed(self, pepper: Pepper, service: str) -> str:
-        """The wire form, which only the service it was made for can use."""
-        assert self.window_start is not None
-        carried = _Carried(
-            self.request_id, _microseconds(self.window_start), _microseconds(self.made_at), self.amount_nusd,
-            self.price_version, self.model, self.endpoint, dict(self.attributes) if self.attributes else None,
-        )  # fmt: skip
-        body = self.account_id.bytes + self.key_id.bytes + self.hold_id.bytes + _pack(carried)
-        return _base64(pepper.tag(b"hold", service.encode(), body) + body)
-
-    @classmethod
-    def opened(cls, text: str, pepper: Pepper, service: str) -> "HoldTicket":
-        """Raises HoldNotFound for anything that we did not make for this service."""
-        try:
-            data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        except (binascii.Error, ValueError):
-            raise HoldNotFound from None
-        tag, body = data[:16], data[16:]
-        # Base64 reads several spellings alike; only the one we gave out is ours.
-        if len(body) < 57 or _base64(data) != text or not equal(tag, pepper.tag(b"hold", service.encode(), body)):
-            raise HoldNotFound
-        it = _carried(body[48:])
-        return cls(
-            uuid.UUID(bytes=body[:16]), uuid.UUID(bytes=body[16:32]), uuid.UUID(bytes=body[32:48]), it.request_id, _from_microseconds(it.window_start), _from_microseconds(it.made_at),
-            it.amount_nusd, it.price_version, it.model, it.endpoint, it.attributes,
-        )  # fmt: skip
-
-
-def _carried(data: bytes) -> _Carried:
-    """Also from a ticket that was given out before tickets carried prices: its call must be charged too."""
-    try:
-        return _unpack(data)
-    except msgspec.MsgspecError:
-        window_start = int.from_bytes(data[:8])
-        return _Carried(data[8:].decode(), window_start, _microseconds(datetime.now(UTC)), None, None, None, None, None)
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -412,16 +338,3 @@ def _over_key_limit(found: Row, amount_nusd: int) -> AppError:
 def _place(ticket: HoldTicket) -> dict[str, Any]:
     """Where its hold is."""
     return {"account_id": ticket.account_id, "hold_id": ticket.hold_id}
-
-
-def _base64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def _microseconds(when: datetime) -> int:
-    delta = when - _EPOCH
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
-
-
-def _from_microseconds(count: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=count)

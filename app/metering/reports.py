@@ -20,8 +20,9 @@ from app.kernel.reading import read
 from app.kernel.security import Service
 from app.keys.verify import Verifier
 from app.metering.api import Attributes, ChargeView, SettleRequest, Sha256Hex, Word, WorkDone, charged_for, settled
-from app.metering.holds import HoldTicket, Meter, hold_id_for
+from app.metering.holds import Meter, hold_id_for
 from app.metering.priced import Pricer
+from app.metering.ticket import HoldTicket
 
 MAX_ITEMS: Final = 500
 MAX_BODY_BYTES: Final = 1024 * 1024
