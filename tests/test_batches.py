@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from app.audit import audit
-from app.kernel.db import Database
+from app.kernel.db import Database, Lane, Params
 from app.kernel.errors import AppError, DatabaseUnavailable, InvalidField
 from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
@@ -597,7 +597,7 @@ async def test_without_a_database_every_call_is_refused_and_none_hangs() -> None
 
 
 async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Database) -> None:
-    decide = Batches(db).decider("SELECT 1", "SELECT %(account_id)s::uuid[], %(hold_id)s::uuid[]")
+    decide = Batches(db).decider("SELECT 1", "f(%(account_id)s::uuid[], %(hold_id)s::uuid[])", "item bigint")
     params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()}
 
     async def call() -> None:
@@ -615,14 +615,17 @@ async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Databas
 async def test_large_and_small_batches_do_not_take_turns() -> None:
     sizes, may_answer = [], asyncio.Semaphore(0)
 
-    class Slow(Database):
-        async def together(self, asked: Any) -> Any:
-            sizes.append(sum(params["number"].count(",") + 1 for _, params in asked))
+    class Slow(Lane):
+        async def all(self, _: str, params: Params) -> list[tuple[Any, ...]]:
+            sizes.append(sum(text.count(",") + 1 for name, text in params.items() if name.endswith("number")))
             await may_answer.acquire()
-            return [[] for _ in asked]
+            return []
 
-    batches = Batches(Slow("postgresql://nobody@127.0.0.1:1/none"))
-    first, second = (batches.decider("", "%(hold_id)s::uuid[], %(number)s::bigint[]") for _ in range(2))
+    db = Database("postgresql://nobody@127.0.0.1:1/none")
+    db.lane = lambda: Slow(db._batches)  # type: ignore[method-assign]
+    batches = Batches(db)
+    many = "f(%(hold_id)s::uuid[], %(number)s::bigint[])"
+    first, second = (batches.decider("", many, "item bigint") for _ in range(2))
 
     def call(decide: Any, number: int) -> asyncio.Task[Any]:
         params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "number": number}

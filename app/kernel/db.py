@@ -8,12 +8,12 @@ No commit stands anywhere but here.
 import asyncio
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, LiteralString, NoReturn, TypeAlias, TypeVar, cast
 
 import psycopg
 import uuid_utils.compat
-from psycopg.rows import AsyncRowFactory, dict_row
+from psycopg.rows import AsyncRowFactory, dict_row, tuple_row
 from psycopg.types.numeric import Int8Dumper
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import CursorResult, text
@@ -115,38 +115,21 @@ class Database:
 
         Raises DatabaseUnavailable, and psycopg.errors.UniqueViolation for its caller to read.
         """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with self._hot.connection() as conn:
+                    found = await (await conn.execute(statement, params)).fetchall()
+                return found[0] if found else None
+            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
+                if attempt == _ATTEMPTS:
+                    _raise(error)
+            except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.NumericValueOutOfRange) as error:
+                _raise(error)
+        raise AssertionError("unreachable")
 
-        async def run(conn: psycopg.AsyncConnection[Row]) -> list[Row]:
-            return await (await conn.execute(statement, params)).fetchall()
-
-        try:
-            found = await _retried(self._hot, run)
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            _raise(error)
-        except psycopg.errors.NumericValueOutOfRange as error:
-            _raise(error)
-        return found[0] if found else None
-
-    async def together(self, asked: Sequence[tuple[LiteralString, Params]]) -> list[list[Row]]:
-        """Some statements in one transaction and one round trip, and the rows of each.
-
-        Any refusal of PostgreSQL, of a lock too, undoes them all and is for the caller to read: psycopg.Error.
-        Raises DatabaseUnavailable when the connection broke or could not be had.
-        """
-
-        async def run(conn: psycopg.AsyncConnection[Row]) -> list[list[Row]]:
-            if len(asked) == 1:
-                return [await (await conn.execute(*asked[0])).fetchall()]
-            async with conn.pipeline():  # what is sent between two of its syncs is one transaction
-                found = [await conn.execute(*each) for each in asked]
-            return [await each.fetchall() for each in found]
-
-        try:
-            return await _retried(self._batches, run)
-        except psycopg.errors.LockNotAvailable:
-            raise
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            _raise(error)
+    def lane(self) -> "Lane":
+        """A connection for statements that follow each other closely. Its user closes it."""
+        return Lane(self._batches)
 
     async def is_ready(self) -> bool:
         """Whether a statement gets through now; never raises."""
@@ -160,24 +143,47 @@ class Database:
         return await psycopg.AsyncConnection.connect(self._url, options=self._options, connect_timeout=5)
 
 
+class Lane:
+    """One connection, taken at the first statement and kept from one to the next: the pool's care for each would cost
+    as much as what the driver does for it.
+    """
+
+    def __init__(self, pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]]) -> None:
+        self._pool = pool
+        self._cursor: psycopg.AsyncCursor[tuple[Any, ...]] | None = None
+
+    async def all(self, statement: LiteralString, params: Params) -> list[tuple[Any, ...]]:
+        """One prepared statement, one round trip, its own durable transaction; its rows.
+
+        Any refusal of PostgreSQL, of a lock too, is for the caller to read: psycopg.Error. Raises DatabaseUnavailable
+        when the connection broke or could not be had.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                if self._cursor is None:
+                    self._cursor = (await self._pool.getconn()).cursor(row_factory=tuple_row)
+                await self._cursor.execute(statement, params)
+                return await self._cursor.fetchall()
+            except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
+                if attempt == _ATTEMPTS:
+                    raise
+            except psycopg.errors.LockNotAvailable:
+                raise
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                await self.close()
+                _raise(error)
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        """Give the connection back, whatever became of it; the next statement takes another."""
+        if self._cursor is not None:
+            cursor, self._cursor = self._cursor, None
+            await self._pool.putconn(cast("psycopg.AsyncConnection[Row]", cursor.connection))
+
+
 async def _send_every_int_as_int8(conn: psycopg.AsyncConnection[Row]) -> None:
     """One parameter type whatever the number's size, so that a statement is prepared once and not four times."""
     conn.adapters.register_dumper(int, Int8Dumper)
-
-
-async def _retried(
-    pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]],
-    work: Callable[[psycopg.AsyncConnection[Row]], Awaitable[T]],
-) -> T:
-    """On a connection of the pool, and again when the server rolled it back for a race."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            async with pool.connection() as conn:
-                return await work(conn)
-        except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
-            if attempt == _ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
 
 
 def _may_retry(error: Exception, committing: bool) -> bool:

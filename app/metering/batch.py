@@ -8,11 +8,13 @@ finds the first), and where PostgreSQL refuses it as a whole, each of its calls 
 
 import asyncio
 import re
+import sys
 import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import accumulate
 from math import ceil
 from operator import itemgetter
 from types import NoneType
@@ -65,12 +67,16 @@ class _Call(msgspec.Struct, frozen=True, eq=False):
 
 
 class _Verb:
-    """One verb's calls that wait, and its statements: for `one` call, and for `many`."""
+    """One verb's calls that wait, and how they are asked: with the statement `one`, or by the function `many`."""
 
-    def __init__(self, one: LiteralString, many: LiteralString) -> None:
-        self.one, self._many = one, many
-        self._columns = [name for name in re.findall(r"%\((\w+)\)s::\w+\[\]", many) if name != "lock"]
-        self._of = itemgetter(*self._columns)
+    def __init__(self, number: int, one: LiteralString, many: LiteralString, returned: LiteralString) -> None:
+        self.one = one
+        self.many = many.replace("%(", f"%({number}_")  # statements of several verbs tell their parameters apart
+        self.lock = f"{number}_lock"
+        columns = [name for name in re.findall(r"%\((\w+)\)s::\w+\[\]", many) if name != "lock"]
+        self._of = itemgetter(*columns)
+        self._parameters = [f"{number}_{name}" for name in columns]
+        self.returned = [(sys.intern(name), kind) for name, kind in map(str.split, returned.split(","))]
         self.waiting: deque[_Call] = deque()
 
     def next_batch(self, share: float) -> list[_Call]:
@@ -94,11 +100,10 @@ class _Verb:
         self.waiting.extendleft(reversed(repeats))
         return list(batch.values())
 
-    def asked(self, batch: list[_Call], lock: str | None) -> tuple[LiteralString, Params]:
-        """The statement for a batch, which locks the accounts `lock` first."""
+    def asked(self, batch: list[_Call]) -> dict[str, str | None]:
+        """The parameters of `many` for a batch."""
         values = zip(*[self._of(call.params) for call in batch], strict=True)
-        columns = dict(zip(self._columns, map(_array, values), strict=True))
-        return self._many, {**batch[0].params, **columns, "lock": lock}
+        return dict(zip(self._parameters, map(_array, values), strict=True))
 
 
 class Batches:
@@ -111,17 +116,20 @@ class Batches:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._lane = db.lane()
         self._verbs: list[_Verb] = []
+        self._statements: dict[tuple[_Verb, ...], LiteralString] = {}
         self._deciding: asyncio.Task[None] | None = None
         self._alone: set[asyncio.Task[None]] = set()
         self._apart: Counter[uuid.UUID] = Counter()
 
-    def decider(self, one: LiteralString, many: LiteralString) -> Decider:
-        """Decides the calls of a verb: alone with the statement `one`, those in flight together with `many`.
+    def decider(self, one: LiteralString, many: LiteralString, returned: LiteralString) -> Decider:
+        """Decides the calls of a verb: alone with the statement `one`, those in flight together by the function `many`.
 
-        In a batch the verbs follow each other in the order in which they came to be known here.
+        `many` is how the function is called, each parameter an array; `returned` its columns with their types, `item`
+        (which call, from 1) first. In a batch the verbs follow each other in the order in which they came to be known.
         """
-        verb = _Verb(one, many)
+        verb = _Verb(len(self._verbs), one, many, returned)
         self._verbs.append(verb)
         return partial(self._decide, verb)
 
@@ -143,6 +151,12 @@ class Batches:
 
     async def _decide_all(self) -> None:
         await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
+        try:
+            await self._decide_waiting()
+        finally:
+            await self._lane.close()
+
+    async def _decide_waiting(self) -> None:
         size = 0
         while waiting := sum(len(verb.waiting) for verb in self._verbs):
             share = _share(waiting, size)
@@ -164,20 +178,24 @@ class Batches:
                     call.fail(error)
 
     async def _decide_together(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
-        # The first statement locks the accounts of all: those of the others are locked when their turn comes.
-        lock: str | None = _array(list({call.params["account_id"] for call in _calls(batches)}))
-        asked = []
+        params: dict[str, str | None] = {}
         for verb, batch in batches:
-            asked.append(verb.asked(batch, lock))
-            lock = None
+            params |= verb.asked(batch)
+            params[verb.lock] = None
+        # The first function locks the accounts of all: those of the others are locked when their turn comes.
+        params[batches[0][0].lock] = _array(list({call.params["account_id"] for call in _calls(batches)}))
         try:
-            found = await self._db.together(asked)
+            found = await self._lane.all(self._statement(tuple(verb for verb, _ in batches)), params)
         except psycopg.Error:  # one of them is the reason, or somebody else's lock; alone it hurts nobody else
             await self._decide_alone(batches)
             return
         # Their callers go on when the next batch is under way: the database need not wait for them.
-        for (_, batch), rows in zip(batches, found, strict=True):
-            asyncio.get_running_loop().call_soon(_answer, batch, rows)
+        asyncio.get_running_loop().call_soon(_answer, batches, found)
+
+    def _statement(self, verbs: tuple[_Verb, ...]) -> LiteralString:
+        if verbs not in self._statements:
+            self._statements[verbs] = _statement(verbs)
+        return self._statements[verbs]
 
     async def _decide_alone(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
         """Each with its single statement, all at once; returns when they are done, or when some are stuck."""
@@ -227,10 +245,27 @@ def _calls(batches: Iterable[tuple[_Verb, list[_Call]]]) -> list[_Call]:
     return [call for _, batch in batches for call in batch]
 
 
-def _answer(batch: list[_Call], found: list[Row]) -> None:
-    rows = {row["item"]: row for row in found}
-    for item, call in enumerate(batch, start=1):
-        call.succeed(rows.get(item))
+def _statement(verbs: Sequence[_Verb]) -> LiteralString:
+    """Asks these verbs' functions, one after the other. Each has columns of its own, after the verb's place here."""
+    branches = []
+    for place, verb in enumerate(verbs):
+        columns = ", ".join(
+            f"f.{name}" if other is verb else f"NULL::{kind}" for other in verbs for name, kind in other.returned
+        )
+        branches.append(f"SELECT {place}, {columns} FROM {verb.many} f")
+    return " UNION ALL ".join(branches)
+
+
+def _answer(batches: list[tuple[_Verb, list[_Call]]], found: list[tuple[Any, ...]]) -> None:
+    """Give each call its row; a call without one gets None."""
+    starts = list(accumulate((len(verb.returned) for verb, _ in batches), initial=1))
+    names = [[name for name, _ in verb.returned] for verb, _ in batches]
+    for row in found:
+        place = row[0]
+        answer = dict(zip(names[place], row[starts[place] :], strict=False))
+        batches[place][1][answer["item"] - 1].succeed(answer)
+    for call in _calls(batches):
+        call.succeed(None)
 
 
 def _fail(calls: Iterable[_Call]) -> None:

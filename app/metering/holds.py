@@ -130,10 +130,10 @@ class Meter:
             together = Batches(db)
             # Settles come first: what they free is there for the others. A transaction is as durable as all that is in
             # it, so that holds that need not survive a crash of the database have transactions of their own.
-            self._settle = together.decider(statements.SETTLE, statements.SETTLE_BATCH)
+            self._settle = together.decider(statements.SETTLE, statements.SETTLE_BATCH, statements.SETTLED)
             holding = together if hold_sync_commit else Batches(db)
-            self._authorize = holding.decider(statements.AUTHORIZE, statements.AUTHORIZE_BATCH)
-            self._charge = together.decider(statements.CHARGE, statements.CHARGE_BATCH)
+            self._authorize = holding.decider(statements.AUTHORIZE, statements.AUTHORIZE_BATCH, statements.AUTHORIZED)
+            self._charge = together.decider(statements.CHARGE, statements.CHARGE_BATCH, statements.CHARGED)
         else:
             self._settle = partial(decide_one, db, statements.SETTLE)
             self._authorize = partial(decide_one, db, statements.AUTHORIZE)

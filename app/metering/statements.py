@@ -253,13 +253,18 @@ SELECT coalesce(array_agg(DISTINCT account_id), '{}') AS account_ids
 FROM (SELECT account_id FROM hold WHERE state = 'open' AND expires_at < now() ORDER BY expires_at LIMIT 1000) due
 """
 
-AUTHORIZE_BATCH: Final[LiteralString] = """
-SELECT * FROM authorize_batch(
+# The batch functions of the migrations, and what their rows are. Every parameter is an array.
+
+AUTHORIZE_BATCH: Final[LiteralString] = """authorize_batch(
     %(lock)s::uuid[], %(account_id)s::uuid[], %(key_id)s::uuid[], %(hold_id)s::uuid[], %(service)s::text[], %(request_id)s::text[],
     %(request_hash)s::bytea[], %(amount_nusd)s::bigint[], %(min_nusd)s::bigint[], %(model)s::text[], %(endpoint)s::text[],
     %(price_version)s::int[], %(ttl_seconds)s::bigint[],
-    %(synchronous_commit)s)
-"""
+    (%(synchronous_commit)s::text[])[1])"""
+
+AUTHORIZED: Final[LiteralString] = """
+    item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, usage_nusd bigint,
+    key_held_nusd bigint, reset_at timestamptz, window_start timestamptz, expires_at timestamptz, created_at timestamptz,
+    request_hash bytea, amount_nusd bigint, price_version int"""
 
 _WORK: Final[LiteralString] = """
     %(lock)s::uuid[], %(account_id)s::uuid[], %(key_id)s::uuid[], %(hold_id)s::uuid[], %(service)s::text[], %(request_id)s::text[],
@@ -267,6 +272,15 @@ _WORK: Final[LiteralString] = """
     %(upstream_id)s::text[], %(latency_ms)s::int[], %(ttft_ms)s::int[], %(units)s::jsonb[],
     %(price_version)s::int[], %(lines)s::jsonb[], %(model)s::text[], %(endpoint)s::text[], %(flags)s::text[]"""
 
-SETTLE_BATCH: Final[LiteralString] = f"SELECT * FROM settle_batch({_WORK}, %(window_start)s::timestamptz[])"
+SETTLE_BATCH: Final[LiteralString] = f"settle_batch({_WORK}, %(window_start)s::timestamptz[])"
 
-CHARGE_BATCH: Final[LiteralString] = f"SELECT * FROM charge_batch({_WORK}, %(amount_nusd)s::bigint[])"
+SETTLED: Final[LiteralString] = """
+    item bigint, is_repeat boolean, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint, flags text,
+    is_low boolean"""
+
+CHARGE_BATCH: Final[LiteralString] = f"charge_batch({_WORK}, %(amount_nusd)s::bigint[])"
+
+CHARGED: Final[LiteralString] = """
+    item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, usage_nusd bigint,
+    key_held_nusd bigint, reset_at timestamptz, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint,
+    flags text, is_low boolean"""
