@@ -612,6 +612,41 @@ async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Databas
     await asyncio.gather(*calls, return_exceptions=True)
 
 
+def through(lane: type[Lane]) -> Batches:
+    """Batches that ask no database."""
+    db = Database("postgresql://nobody@127.0.0.1:1/none")
+    db.lane = lambda: lane(db._batches)  # type: ignore[method-assign]
+    return Batches(db)
+
+
+def call(decide: Any, number: int = 0) -> asyncio.Task[Any]:
+    return asyncio.create_task(decide({"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "number": number}))
+
+
+MANY = "f(%(hold_id)s::uuid[], %(number)s::bigint[])"
+
+
+async def test_a_call_that_comes_while_the_connection_is_given_back_is_decided_too() -> None:
+    closing, may_close = asyncio.Event(), asyncio.Event()
+
+    class SlowToClose(Lane):
+        async def all(self, _: str, __: Params) -> list[tuple[Any, ...]]:
+            return [(0, 1), (0, 2)]
+
+        async def close(self) -> None:
+            closing.set()
+            await may_close.wait()
+
+    decide = through(SlowToClose).decider("", MANY, "item bigint")
+    early = [call(decide), call(decide)]
+    await closing.wait()
+    late = [call(decide), call(decide)]
+    await asyncio.sleep(0)
+    may_close.set()
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*early, *late) == [{"item": 1}, {"item": 2}] * 2
+
+
 async def test_large_and_small_batches_do_not_take_turns() -> None:
     sizes, may_answer = [], asyncio.Semaphore(0)
 
@@ -621,16 +656,8 @@ async def test_large_and_small_batches_do_not_take_turns() -> None:
             await may_answer.acquire()
             return []
 
-    db = Database("postgresql://nobody@127.0.0.1:1/none")
-    db.lane = lambda: Slow(db._batches)  # type: ignore[method-assign]
-    batches = Batches(db)
-    many = "f(%(hold_id)s::uuid[], %(number)s::bigint[])"
-    first, second = (batches.decider("", many, "item bigint") for _ in range(2))
-
-    def call(decide: Any, number: int) -> asyncio.Task[Any]:
-        params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "number": number}
-        return asyncio.create_task(decide(params))
-
+    batches = through(Slow)
+    first, second = (batches.decider("", MANY, "item bigint") for _ in range(2))
     calls = [call(first, n) for n in range(10)]
     while not sizes:
         await asyncio.sleep(0)

@@ -151,10 +151,11 @@ class Batches:
 
     async def _decide_all(self) -> None:
         await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
-        try:
-            await self._decide_waiting()
-        finally:
-            await self._lane.close()
+        while any(verb.waiting for verb in self._verbs):  # also those that came while the lane was closed
+            try:
+                await self._decide_waiting()
+            finally:
+                await self._lane.close()
 
     async def _decide_waiting(self) -> None:
         size = 0
