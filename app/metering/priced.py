@@ -43,10 +43,7 @@ class Pricer:
 
     async def version(self) -> int | None:
         """The version that a call authorized now is priced by, None while nothing is sold."""
-        try:
-            return (await self._catalogues.current(self._db)).version_id
-        except NoActiveVersion:
-            return None
+        return await self._catalogues.active_id(self._db)
 
     async def limits(self, ask: Ask, min_output_tokens: int | None) -> Limits:
         """What an estimated call may cost at most, and with the shortest answer that is still of use.

@@ -53,10 +53,15 @@ class Catalogues:
 
     async def current(self, db: Database) -> Catalogue:
         """The active version. Raises NoActiveVersion, DatabaseUnavailable."""
-        await self._reread(db)
-        if self._active_id is None:
+        version_id = await self.active_id(db)
+        if version_id is None:
             raise NoActiveVersion
-        return await self._get(db, self._active_id)
+        return await self._get(db, version_id)
+
+    async def active_id(self, db: Database) -> int | None:
+        """The active version's id without loading it; None while nothing is sold. Raises DatabaseUnavailable."""
+        await self._reread(db)
+        return self._active_id
 
     async def at(self, db: Database, version_id: int) -> Catalogue:
         """An activated version, for a call that began under it. Raises InvalidField if there is none of that id."""
