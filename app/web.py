@@ -1,12 +1,15 @@
 """What every request shares: who is calling, idempotency, how a body is read and how an error looks."""
 
-import functools
 import hashlib
 import logging
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -16,7 +19,9 @@ from litestar.di import NamedDependency
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from prometheus_client import Counter, Histogram
+from prometheus_client import REGISTRY, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from app.admin.tokens import ServiceTokens, verify_admin
 from app.kernel.db import Database
@@ -53,10 +58,50 @@ _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """What is counted by its own name; callers may invent others, and each would be a new time series."""
 
-_requests = Counter("satmeter_requests_total", "Requests answered", ["method", "route", "status"])
-_seconds = Histogram(
-    "satmeter_request_seconds", "Time to answer", ["route"], buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
-)
+_BOUNDS_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was answered alike: in how many seconds altogether, and how often within each bound and beyond the last."""
+
+    seconds: float = 0.0
+    within: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS_SECONDS) + 1))
+
+
+class Answered(Collector):
+    """Requests answered, and how fast: counted as they come, and put into the library's terms when it asks.
+
+    Its own counters, made for threads, take seven times as long.
+    """
+
+    def __init__(self) -> None:
+        self._tallies: defaultdict[tuple[str, str, int], _Tally] = defaultdict(_Tally)
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        tally = self._tallies[method, route, status]
+        tally.seconds += seconds
+        tally.within[bisect_left(_BOUNDS_SECONDS, seconds)] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("satmeter_requests", "Requests answered", labels=["method", "route", "status"])
+        of_route: defaultdict[str, _Tally] = defaultdict(_Tally)
+        for (method, route, status), tally in self._tallies.items():
+            requests.add_metric([method, route, str(status)], sum(tally.within))
+            total = of_route[route]
+            total.seconds += tally.seconds
+            total.within = [before + more for before, more in zip(total.within, tally.within, strict=True)]
+        seconds = HistogramMetricFamily("satmeter_request_seconds", "Time to answer", labels=["route"])
+        bounds = [*map(str, _BOUNDS_SECONDS), "+Inf"]
+        for route, total in of_route.items():
+            up_to = zip(bounds, accumulate(total.within), strict=True)
+            seconds.add_metric([route], list(up_to), sum_value=total.seconds)
+        yield requests
+        yield seconds
+
+
+_answered = Answered()
+REGISTRY.register(_answered)
 
 
 class JsonRequest(Request[Any, Any, Any]):
@@ -328,19 +373,11 @@ async def _too_large(send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-@functools.cache
-def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    """Looked up once: methods, routes and statuses are few."""
-    return _requests.labels(method, route, status), _seconds.labels(route)
-
-
 def account_for(scope: Scope, status: int, seconds: float) -> None:
     """One request's place in the metrics, and its log line."""
     route, method = scope.get("path_template") or "unmatched", str(scope.get("method", ""))
     method = method if method in _METHODS else "other"
-    count, clock = _series(method, route, status)
-    count.inc()
-    clock.observe(seconds)
+    _answered.count(method, route, status, seconds)
     if is_told(logging.INFO):
         log.info(
             "request",

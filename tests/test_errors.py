@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from app.kernel import errors
 from app.kernel.errors import AppError
 from app.kernel.settings import Settings
 from app.topups.gateway import GatewayUnavailable
-from app.web import error_body
+from app.web import Answered, error_body
 from tests.door import JSON, Answer, Door, idempotency_key, opened, refusal_faults
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -161,6 +162,28 @@ async def test_invented_methods_do_not_become_time_series(door: Door) -> None:
     assert "BREW" not in series
     assert "/nope" not in series
     assert 'method="other",route="unmatched",status="405"' in series
+
+
+def test_each_answer_is_counted_once_and_by_how_long_it_took() -> None:
+    answered, registry = Answered(), CollectorRegistry()
+    registry.register(answered)
+    for seconds in (0.0005, 0.001, 0.002, 20):
+        answered.count("GET", "/a", 200, seconds)
+    answered.count("POST", "/a", 503, 0.02)
+    answered.count("GET", "/b", 200, 0.5)
+    told = generate_latest(registry).decode().splitlines()
+    assert [line for line in told if line.startswith("satmeter_requests_total")] == [
+        'satmeter_requests_total{method="GET",route="/a",status="200"} 4.0',
+        'satmeter_requests_total{method="POST",route="/a",status="503"} 1.0',
+        'satmeter_requests_total{method="GET",route="/b",status="200"} 1.0',
+    ]
+    within = [re.fullmatch(r'satmeter_request_seconds_bucket{le="(.+)",route="/a"} (.+)', line) for line in told]
+    assert [(found[1], found[2]) for found in within if found] == [
+        ("0.001", "2.0"), ("0.003", "3.0"), ("0.01", "3.0"), ("0.03", "4.0"), ("0.1", "4.0"), ("0.3", "4.0"),
+        ("1.0", "4.0"), ("3.0", "4.0"), ("10.0", "4.0"), ("+Inf", "5.0"),
+    ]  # fmt: skip
+    assert 'satmeter_request_seconds_count{route="/a"} 5.0' in told
+    assert 'satmeter_request_seconds_sum{route="/a"} 20.0235' in told
 
 
 # --- Idempotency-Key -------------------------------------------------------------------------------------------
