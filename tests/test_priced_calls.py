@@ -348,6 +348,20 @@ async def test_a_hold_id_that_an_earlier_version_gave_out_is_charged_too(shop: R
     assert (done["cost"]["total_cost_usd"], await shop.held(customer)) == (D("0.25"), D(0))
 
 
+async def test_a_request_may_be_repeated_while_the_service_is_upgraded(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    first = await shop.authorize(customer.api_key, "0.5", "again", ttl_seconds=60)
+    [(key_id,)] = shop.sql("SELECT key_id FROM hold")
+    told = (key_id.hex, "again", None, None, 60, (500_000_000, 500_000_000))
+    shop.sql("UPDATE hold SET request_hash = %s", hashlib.sha256(repr(told).encode()).digest())
+    again = await shop.authorize(customer.api_key, "0.5", "again", ttl_seconds=60)
+    assert again["hold_id"] == first["hold_id"]
+    other = await shop.meter(
+        "authorize", request_id="again", api_key=customer.api_key, max_cost_usd="0.4", ttl_seconds=60
+    )
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "request_id_reuse")
+
+
 async def test_the_seeds_own_milliseconds_have_fractions_and_are_kept_whole(shop: Rig) -> None:
     customer = await shop.customer("10")
     held = [(await ask(shop, customer.api_key))["hold_id"] for _ in range(2)]

@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, LiteralString, NoReturn, TypeAlias, TypeVar, cast
 
+import msgspec
 import psycopg
-import uuid_utils.compat
+import uuid_utils
 from psycopg.rows import AsyncRowFactory, dict_row, tuple_row
 from psycopg.types.numeric import Int8Dumper
 from psycopg_pool import AsyncConnectionPool
@@ -40,7 +41,7 @@ _ATTEMPTS: Final = 6
 
 def new_id() -> uuid.UUID:
     """A UUIDv7 made by the app: sorts by time, which keeps index pages warm. Never a secret."""
-    return uuid_utils.compat.uuid7()
+    return msgspec.convert(uuid_utils.uuid7().bytes, uuid.UUID)  # half the time of uuid_utils.compat
 
 
 class Database:

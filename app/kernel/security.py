@@ -102,11 +102,12 @@ def _checksum(prefix: str, body: str) -> str:
 class Pepper:
     """The key of every lookup hash; a stolen database without it cannot even confirm a guess."""
 
-    __slots__ = ("_mac",)
+    __slots__ = ("_mac", "_quick")
 
     def __init__(self, key: bytes) -> None:
         assert len(key) >= 32
         self._mac = hmac.new(key, digestmod="sha256")
+        self._quick: dict[bytes, hashlib.blake2b] = {}
 
     def lookup(self, secret: str) -> bytes:
         """HMAC(pepper, SHA-256(secret)): 32 bytes, what the credential table is keyed by."""
@@ -120,6 +121,15 @@ class Pepper:
         """A 16-byte MAC over length-framed parts, one key per purpose."""
         framed = b"".join([len(part).to_bytes(4) + part for part in parts])
         return self._hmac(purpose + b"\x00" + framed)[:16]
+
+    def quick_tag(self, purpose: bytes, message: bytes) -> bytes:
+        """A 16-byte MAC for what is tagged at every call, one key per purpose: keyed BLAKE2b takes half of HMAC's time."""
+        mac = self._quick.get(purpose)
+        if mac is None:
+            mac = self._quick[purpose] = hashlib.blake2b(key=self._hmac(b"quick\x00" + purpose), digest_size=16)
+        mac = mac.copy()
+        mac.update(message)
+        return mac.digest()
 
     def _hmac(self, message: bytes) -> bytes:
         mac = self._mac.copy()  # keyed once: that is most of a short message's cost
