@@ -348,6 +348,12 @@ async def test_a_hold_id_that_an_earlier_version_gave_out_is_charged_too(shop: R
     assert (done["cost"]["total_cost_usd"], await shop.held(customer)) == (D("0.25"), D(0))
 
 
+def test_a_request_always_has_the_same_hold_whatever_the_version() -> None:
+    namespace = uuid.UUID("6f1f3c0e-0b53-4f9e-8f5f-5a7e3e7e2001")
+    for service, request_id in (("proxy", "r"), ("", ""), ("Ünï", "a" * 64)):
+        assert hold_id_for(service, request_id) == uuid.uuid5(namespace, f"{service}\x00{request_id}")
+
+
 async def test_a_request_may_be_repeated_while_the_service_is_upgraded(shop: Rig) -> None:
     customer = await shop.customer("10")
     first = await shop.authorize(customer.api_key, "0.5", "again", ttl_seconds=60)
