@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from app.audit import audit
 from app.kernel.db import Database, Lane, Params
 from app.kernel.errors import AppError, DatabaseUnavailable, InvalidField
 from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
-from app.metering.batch import Batches
+from app.metering.batch import Batches, _array
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 
 PEPPER = Pepper(b"a pepper for tests, of 32 bytes and more")
@@ -669,6 +670,33 @@ async def test_large_and_small_batches_do_not_take_turns() -> None:
     assert sizes == [10, 26, 14], (
         "the ten that are about to call again, and forty that wait: 25 each, rounded up by verb"
     )
+
+
+# --- parameters ---------------------------------------------------------------------------------------
+
+ODD = ["", "NULL", "null", '"', "\\", '\\"', "{}", ",", " a ", "a\nb\tc\x01\x7f", "é\u2028😀", "\\x00", "it's"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("text", ODD),
+        *(("text", [odd]) for odd in ODD),
+        ("text", ["a", None, *ODD]),
+        ("text", [None, None]),
+        ("bigint", [0, -1, 2**63 - 1, None, -(2**63)]),
+        ("uuid", [uuid.UUID(int=0), None, uuid.UUID(int=2**128 - 1)]),
+        ("timestamptz", [datetime(2026, 11, 26, 1, 2, 3, 456789, tzinfo=UTC), None, datetime(1970, 1, 1, tzinfo=UTC)]),
+        ("bytea", [b"", b"\x00\xff\\", None]),
+        ("jsonb", [Jsonb({odd: odd}) for odd in ODD] + [None, Jsonb({"n": 1})]),
+    ],
+)
+def test_postgresql_reads_an_array_as_what_was_written(
+    owner_conn: psycopg.Connection[Any], kind: str, values: list[Any]
+) -> None:
+    owner_conn.execute("SET timezone = 'UTC'")
+    found = owner_conn.execute(f"SELECT %s::{kind}[]".encode(), [_array(values)]).fetchone()
+    assert found == ([value.obj if isinstance(value, Jsonb) else value for value in values],)
 
 
 # --- the functions ------------------------------------------------------------------------------------
