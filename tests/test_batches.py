@@ -648,6 +648,59 @@ async def test_a_call_that_comes_while_the_connection_is_given_back_is_decided_t
         assert await asyncio.gather(*early, *late) == [{"item": 1}, {"item": 2}] * 2
 
 
+async def test_a_call_that_waits_when_the_batches_are_stopped_is_refused() -> None:
+    closing = asyncio.Event()
+
+    class NeverCloses(Lane):
+        async def all(self, _: str, __: Params) -> list[tuple[Any, ...]]:
+            return [(0, 1), (0, 2)]
+
+        async def close(self) -> None:
+            closing.set()
+            await asyncio.Event().wait()
+
+    batches = through(NeverCloses)
+    decide = batches.decider("", MANY, "item bigint")
+    early = [call(decide), call(decide)]
+    await closing.wait()
+    late = call(decide)
+    await asyncio.sleep(0)
+    assert batches._deciding is not None
+    batches._deciding.cancel()
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*early) == [{"item": 1}, {"item": 2}]
+        with pytest.raises(DatabaseUnavailable):
+            await late
+
+
+async def test_a_connection_is_kept_from_statement_to_statement_for_a_while(
+    db: Database, owner_conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken() -> int:
+        return db._batches.get_stats().get("requests_num", 0)
+
+    before, lane = taken(), db.lane()
+    assert [await lane.all("SELECT %(n)s::int", {"n": n}) for n in range(3)] == [[(0,)], [(1,)], [(2,)]]
+    assert taken() == before + 1
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await lane.all("SELECT 1 / %(n)s::int", {"n": 0})
+    assert await lane.all("SELECT 1", {}) == [(1,)]
+    assert taken() == before + 1, "a refused statement does no harm to the connection"
+    await lane.close()
+    monkeypatch.setattr("app.kernel.db._KEPT_SECONDS", -1.0)
+    for _ in range(2):
+        await lane.all("SELECT 1", {})
+    assert taken() == before + 3
+    monkeypatch.undo()
+    [(pid,)] = await lane.all("SELECT pg_backend_pid()", {})
+    owner_conn.execute("SELECT pg_terminate_backend(%s)", [pid])
+    with pytest.raises(DatabaseUnavailable):
+        await lane.all("SELECT 1", {})
+    assert await lane.all("SELECT 1", {}) == [(1,)], "a broken one is replaced"
+    await lane.close()
+    await lane.close()
+
+
 async def test_large_and_small_batches_do_not_take_turns() -> None:
     sizes, may_answer = [], asyncio.Semaphore(0)
 

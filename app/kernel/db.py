@@ -7,6 +7,7 @@ No commit stands anywhere but here.
 
 import asyncio
 import random
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, LiteralString, NoReturn, TypeAlias, TypeVar, cast
@@ -37,6 +38,7 @@ _BUSY: Final = frozenset({"55P03", "57014", "57P01", "57P02", "57P03", "53300", 
 """Lock and statement timeouts, shutdown, start-up, too many connections: our trouble, not the caller's."""
 _OUT_OF_RANGE: Final = "22003"
 _ATTEMPTS: Final = 6
+_KEPT_SECONDS: Final = 300.0
 
 
 def new_id() -> uuid.UUID:
@@ -146,12 +148,13 @@ class Database:
 
 class Lane:
     """One connection, taken at the first statement and kept from one to the next: the pool's care for each would cost
-    as much as what the driver does for it.
+    as much as what the driver does for it. It goes back every few minutes, for the pool to renew.
     """
 
     def __init__(self, pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]]) -> None:
         self._pool = pool
         self._cursor: psycopg.AsyncCursor[tuple[Any, ...]] | None = None
+        self._until = 0.0
 
     async def all(self, statement: LiteralString, params: Params) -> list[tuple[Any, ...]]:
         """One prepared statement, one round trip, its own durable transaction; its rows.
@@ -161,8 +164,11 @@ class Lane:
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
+                if self._cursor is not None and time.monotonic() > self._until:
+                    await self.close()
                 if self._cursor is None:
                     self._cursor = (await self._pool.getconn()).cursor(row_factory=tuple_row)
+                    self._until = time.monotonic() + _KEPT_SECONDS
                 await self._cursor.execute(statement, params)
                 return await self._cursor.fetchall()
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):

@@ -150,12 +150,17 @@ class Batches:
         return await call.answer
 
     async def _decide_all(self) -> None:
-        await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
-        while any(verb.waiting for verb in self._verbs):  # also those that came while the lane was closed
-            try:
-                await self._decide_waiting()
-            finally:
-                await self._lane.close()
+        try:
+            await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
+            while any(verb.waiting for verb in self._verbs):  # also those that came while the lane was closed
+                try:
+                    await self._decide_waiting()
+                finally:
+                    await self._lane.close()
+        finally:  # cancelled; otherwise none is left
+            for verb in self._verbs:
+                _fail(verb.waiting)
+                verb.waiting.clear()
 
     async def _decide_waiting(self) -> None:
         size = 0
@@ -172,7 +177,7 @@ class Batches:
             except DatabaseUnavailable:
                 _fail(_calls(batches))
             except asyncio.CancelledError:
-                _fail(_calls([*batches, *((verb, list(verb.waiting)) for verb in self._verbs)]))
+                _fail(_calls(batches))
                 raise
             except Exception as error:  # noqa: BLE001 - it is the callers' to see, and the next batch is not to blame
                 for call in _calls(batches):
@@ -280,13 +285,17 @@ def _fail(calls: Iterable[_Call]) -> None:
 def _array(values: Sequence[Any]) -> str:
     """A PostgreSQL array as text, sent as one parameter: much cheaper than psycopg's own adaptation.
 
-    What JSON writes as PostgreSQL reads it is written at once: null, numbers, quoted ids and times, and text in which
-    nothing had to be escaped.
+    What JSON writes as PostgreSQL reads it is written at once: null, numbers, quoted ids and times, and text without
+    control characters; with them, or with what else is escaped, it is written by hand.
     """
-    if set(map(type, values)) <= _ALIKE_IN_JSON:
+    kinds = set(map(type, values))
+    if kinds <= _ALIKE_IN_JSON:
         text = _json(values)
         if b"\\" not in text:
             return f"{{{text[1:-1].decode()}}}"
+    elif kinds <= _JSONB:  # has no control characters
+        text = _json([None if value is None else _json(value.obj).decode() for value in values])
+        return f"{{{text[1:-1].decode()}}}"
     return "{" + ",".join(map(_element, values)) + "}"
 
 
@@ -295,9 +304,9 @@ def _element(value: object) -> str:
         return "NULL"
     if isinstance(value, bytes):
         return f'"\\\\x{value.hex()}"'
-    text = _json(value.obj).decode() if isinstance(value, Jsonb) else str(value)
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 _json: Final = msgspec.json.Encoder().encode
 _ALIKE_IN_JSON: Final = frozenset({NoneType, int, uuid.UUID, str, datetime})
+_JSONB: Final = frozenset({NoneType, Jsonb})
