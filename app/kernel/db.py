@@ -148,7 +148,7 @@ class Database:
 
 class Lane:
     """One connection, taken at the first statement and kept from one to the next: the pool's care for each would cost
-    as much as what the driver does for it. It goes back every few minutes, for the pool to renew.
+    half as much as what the driver does for it. It goes back every few minutes, for the pool to renew.
     """
 
     def __init__(self, pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]]) -> None:
