@@ -20,34 +20,28 @@ from app.autotopup.api import AutoTopupController
 from app.kernel.db import Database, row
 from app.kernel.errors import AppError, DatabaseUnavailable
 from app.keys.api import KeysController
-from app.metering import ext_authz
-from app.metering.api import MeterController
-from app.metering.hot import Door, in_front_of
-from app.metering.reports import ReportsController
+from app.metering.api import ext_authz
+from app.metering.api.calls import MeterController
+from app.metering.api.hot import Door, in_front_of
+from app.metering.api.reports import ReportsController
 from app.migrations import head
 from app.pricing import api as pricing
 from app.topups import api as topups
 from app.topups.gateway import Gateways
-from app.web import (
-    MAX_BODY_BYTES,
-    JsonRequest,
-    account_for,
-    around_requests,
+from app.web.around import around_requests, headers_of_ours, send_refusal
+from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json
+from app.web.callers import (
     bearer,
-    headers_of_ours,
-    on_app_error,
-    on_defect,
-    on_http_error,
     provide_admin,
     provide_caller,
     provide_gateway,
     provide_key,
-    provide_once,
     provide_owner,
     provide_service,
-    read_json,
-    send_refusal,
 )
+from app.web.idempotency import provide_once
+from app.web.metrics import account_for
+from app.web.refusals import on_app_error, on_defect, on_http_error
 from app.wiring import House
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import uvicorn
-from litestar.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.jobs import schedule
@@ -247,7 +246,7 @@ def serve(role: str, settings: Settings) -> None:
     """A child's life: serve one application on the socket that the parent bound."""
     logs.configure(settings.log_level)
     assert settings.database_url is not None
-    app: ASGIApp = create_app(build(settings, settings.database_url)) if role == "http" else _sandbox(settings)
+    app = create_app(build(settings, settings.database_url)) if role == "http" else _sandbox(settings)
     config = uvicorn.Config(
         app,
         http=WritesOnce,
@@ -325,7 +324,7 @@ class _Gathering:
         self._transport.close()
 
 
-def _sandbox(settings: Settings) -> ASGIApp:
+def _sandbox(settings: Settings) -> Any:
     config = SandboxConfig(
         state_dir=settings.data_dir / "sandbox",
         public_url=settings.sandbox_url,

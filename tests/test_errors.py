@@ -15,7 +15,8 @@ from app.kernel import errors
 from app.kernel.errors import AppError
 from app.kernel.settings import Settings
 from app.topups.gateway import GatewayUnavailable
-from app.web import Answered, error_body
+from app.web.metrics import Answered
+from app.web.refusals import error_body
 from tests.door import JSON, Answer, Door, idempotency_key, opened, refusal_faults
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

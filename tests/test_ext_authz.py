@@ -15,7 +15,7 @@ from app.admin.tokens import create_token
 from app.kernel.security import new_secret
 from app.kernel.settings import Settings
 from app.main import create_app
-from app.metering.ext_authz import PATH
+from app.metering.api.ext_authz import PATH
 from app.metering.holds import expire_holds
 from app.wiring import build
 from tests.rig import Customer, FakeBtcpay, Rig, exact

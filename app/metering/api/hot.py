@@ -1,7 +1,7 @@
 """authorize, settle and charge with nothing between ASGI and their handlers: they are asked on every call of every model.
 
 What is ordinary is answered here, in front of everything else; whatever else there is about a request goes on to where
-all requests go. Both ways run the same handlers of api.py, read bodies and render refusals with the same functions, so
+all requests go. Both ways run the same handlers of calls.py, read bodies and render refusals with the same functions, so
 that an answer never tells which way it came.
 """
 
@@ -17,7 +17,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app.kernel.security import Service
-from app.metering.api import MeterController
+from app.metering.api.calls import MeterController
 
 _HOT: Final = (MeterController.authorize, MeterController.settle, MeterController.charge)
 _encode: Final = msgspec.json.Encoder().encode

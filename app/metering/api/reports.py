@@ -19,7 +19,16 @@ from app.kernel.errors import AppError, InvalidApiKey, InvalidField, ModelNotPri
 from app.kernel.reading import read
 from app.kernel.security import Service
 from app.keys.verify import Verifier
-from app.metering.api import Attributes, ChargeView, SettleRequest, Sha256Hex, Word, WorkDone, charged_for, settled
+from app.metering.api.calls import (
+    Attributes,
+    ChargeView,
+    SettleRequest,
+    Sha256Hex,
+    Word,
+    WorkDone,
+    charged_for,
+    settled,
+)
 from app.metering.holds import Meter, hold_id_for
 from app.metering.priced import Pricer
 from app.metering.ticket import HoldTicket

@@ -1,0 +1,1 @@
+"""How proxies and gateways ask for metering: call by call, as a subrequest, and many at a time."""

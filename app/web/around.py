@@ -1,0 +1,91 @@
+"""What stands around every request: its id, the headers of its answer, a limit to its size, its place in the metrics."""
+
+import random
+import re
+import time
+from collections.abc import Iterable, Mapping
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.kernel.errors import AppError
+from app.web.bodies import LARGER_BODIES, MAX_BODY_BYTES, JsonRequest, whole
+from app.web.metrics import account_for
+from app.web.refusals import on_app_error, on_defect, refuse_too_large
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}", re.ASCII)
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_LENGTH = re.compile(rb"\d{1,18}")
+_DEFAULTS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
+
+def around_requests(app: ASGIApp) -> ASGIApp:
+    """Give every request an id, a size limit, one log line and its place in the metrics."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])  # ASGI has the names in lower case
+        request_id = request_id_of(headers)
+        scope.setdefault("state", {})
+        structlog.contextvars.bind_contextvars(request_id=request_id)  # a request is a context of its own
+        started, status = time.perf_counter(), 500
+        length = headers.get(b"content-length", b"0")
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = _with_ours(message.get("headers", ()), scope, request_id)
+            await send(message)
+
+        try:
+            if _LENGTH.fullmatch(length) and int(length) > LARGER_BODIES.get(scope["path"], MAX_BODY_BYTES):
+                await refuse_too_large(sending)
+            else:
+                await app(scope, whole(receive), sending)
+        finally:
+            account_for(scope, status, time.perf_counter() - started)
+
+    return wrapped
+
+
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's own id if it is a sane one, else the trace's, else a new one."""
+    own, trace = headers.get(b"x-request-id"), headers.get(b"traceparent")
+    if own is not None and _REQUEST_ID.fullmatch(text := own.decode("latin-1")):
+        return text
+    if trace is not None and (found := _TRACEPARENT.fullmatch(trace.decode("latin-1"))):
+        return found[1]
+    return f"{random.getrandbits(128):032x}"
+
+
+def _with_ours(lines: Iterable[tuple[bytes, bytes]], scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
+    """The headers every answer bears, added to an answer's own."""
+    theirs = [line for line in lines if line[0].lower() != b"x-request-id"]
+    names = {name.lower() for name, _ in theirs}
+    once = scope["state"].get("once")
+    return [
+        *theirs,
+        *(line for line in _DEFAULTS if line[0] not in names),
+        (b"x-request-id", request_id.encode()),
+        *([(b"idempotent-replayed", b"true")] if once is not None and once.replayed else []),
+    ]
+
+
+def headers_of_ours(headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """The headers every answer bears, to a request with these `headers`."""
+    return [*_DEFAULTS, (b"x-request-id", request_id_of(headers).encode())]
+
+
+async def send_refusal(scope: Scope, receive: Receive, send: Send, error: Exception) -> None:
+    """What Litestar would answer for this error, for a route that does without it."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        request = JsonRequest(scope, receive, send)
+        answer = on_app_error(request, error) if isinstance(error, AppError) else on_defect(request, error)
+        await answer.to_asgi_response(app=None, request=request)(scope, receive, send)
+
+    await around_requests(refuse)(scope, receive, send)
