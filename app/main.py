@@ -29,18 +29,11 @@ from app.pricing import api as pricing
 from app.topups import api as topups
 from app.topups.gateway import Gateways
 from app.web.around import around_requests, headers_of_ours, send_refusal
-from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json
-from app.web.callers import (
-    bearer,
-    provide_admin,
-    provide_caller,
-    provide_gateway,
-    provide_key,
-    provide_owner,
-    provide_service,
-)
-from app.web.idempotency import provide_once
+from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json, refuse_large_body
+from app.web.callers import Callers, bearer, giving_who_called
+from app.web.idempotency import provide_once, refuse_malformed_key
 from app.web.metrics import account_for
+from app.web.queries import refuse_odd_query
 from app.web.refusals import on_app_error, on_defect, on_http_error
 from app.wiring import House
 
@@ -89,10 +82,7 @@ def create_app(house: House) -> Litestar:
         "catalogues": house.catalogues, "pricer": house.pricer,
         "wallets": house.wallets, "watcher": house.watcher,
     }  # fmt: skip
-    callers: dict[str, Callable[..., Any]] = {
-        "caller": provide_caller, "owner": provide_owner, "key": provide_key, "service": provide_service, "admin": provide_admin,
-        "gateway": provide_gateway, "once": provide_once,
-    }  # fmt: skip
+    callers = Callers(house.db, house.settings.pepper, house.verifier, house.services)
     contract = docs.Contract(house.settings.public_url)
     app = Litestar(
         route_handlers=[
@@ -103,7 +93,9 @@ def create_app(house: House) -> Litestar:
             AdminTopupsController, *pricing.handlers, *docs.handlers,
         ],
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
-        | {name: Provide(provider) for name, provider in callers.items()},
+        | {name: Provide(giving_who_called(), sync_to_thread=False) for name in callers.names}
+        | {"once": Provide(provide_once)},
+        guards=[callers.ask, refuse_malformed_key, refuse_large_body, refuse_odd_query],
         request_class=JsonRequest,
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={AppError: on_app_error, HTTPException: on_http_error, Exception: on_defect},

@@ -60,17 +60,21 @@ class Door:
         self,
         method: str,
         target: str,
-        headers: Mapping[str, str | bytes] | None = None,
+        headers: Mapping[str, str | bytes] | Iterable[tuple[str, str]] | None = None,
         body: bytes | Sequence[bytes] | None = None,
         *,
         breaks_off: bool = False,
+        client: str = "127.0.0.1",
     ) -> Answer:
         """Send a request. `body` as a sequence comes in chunks, without a Content-Length.
 
         `target` is percent-encoded, and decoded as uvicorn does it.
         """
         path, _, query = target.partition("?")
-        wire = [(name.lower().encode(), _latin1(value)) for name, value in (headers or {}).items()]
+        lines = headers.items() if isinstance(headers, Mapping) else headers or ()
+        wire = [(name.lower().encode(), _latin1(value)) for name, value in lines]
+        if body is not None and not isinstance(body, bytes):
+            wire.append((b"transfer-encoding", b"chunked"))
         if isinstance(body, bytes) and "content-length" not in {name.decode() for name, _ in wire}:
             wire.append((b"content-length", str(len(body)).encode()))
         if b"host" not in {name for name, _ in wire}:
@@ -78,7 +82,7 @@ class Door:
         scope = {
             "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
             "path": unquote(path), "raw_path": path.encode("latin-1"), "query_string": query.encode("latin-1"),
-            "root_path": "", "scheme": "http", "headers": wire, "client": ("127.0.0.1", 50000), "server": ("testserver", 80),
+            "root_path": "", "scheme": "http", "headers": wire, "client": (client, 50000), "server": ("testserver", 80),
         }  # fmt: skip
         chunks = [body] if isinstance(body, bytes) else list(body or [])
         start: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from app.kernel.ratelimit import block_of, count_or_refuse
 from app.kernel.security import Caller
 from app.kernel.settings import Settings
 from app.keys.issue import Keyring
-from app.keys.verify import Verifier, authenticate, require_scope
+from app.keys.verify import Shown, Verifier, authenticate, require_scope
 from app.ledger.statement import Balance, balance
 
 _NULL: Final = msgspec.Raw(b"null")
@@ -69,14 +69,16 @@ async def create_account(
     """No e-mail, no password, no body. Limited per address block and per hour."""
     _refuse_guessable(request.headers.get("idempotency-key"))
     address = request.client.host if request.client else "unknown"
-    await count_or_refuse(db, f"account/{block_of(address)}", settings.accounts_per_hour_per_block)
-    await count_or_refuse(db, "account", settings.accounts_per_hour)
+
+    async def admit() -> None:
+        await count_or_refuse(db, f"account/{block_of(address)}", settings.accounts_per_hour_per_block)
+        await count_or_refuse(db, "account", settings.accounts_per_hour)
 
     async def effect(session: Any) -> NewAccount:
         opened = await open_account(session, keyring)
         return NewAccount(True, opened.credit_id, opened.api_key, usd(0))
 
-    return await once.do(NewAccount, effect)
+    return await once.do(NewAccount, effect, admit=admit)
 
 
 def _refuse_guessable(key: str | None) -> None:
@@ -92,14 +94,16 @@ def _refuse_guessable(key: str | None) -> None:
 @post("/credits/balance", status_code=200, tags=["Accounts"], summary="Ask for the balance")
 async def ask_balance(
     request: Request[Any, Any, Any],
+    anybody: NamedDependency[Caller | None],
     db: NamedDependency[Database],
     verifier: NamedDependency[Verifier],
     data: JSONBody[BalanceRequest | None] = None,
 ) -> BalanceView:
     """With `credit_id` in the body, `x-credit-id`, or any API-key header."""
-    if data is not None and data.credit_id is not None:
-        return await _balance(db, await verifier.credit_id(data.credit_id))
-    return await _balance(db, await authenticate(verifier, request.headers))
+    if anybody is None or (data is not None and data.credit_id is not None):
+        told = data.credit_id if data is not None else None
+        return await _balance(db, await authenticate(verifier, Shown.of(request.headers.multi_items(), told)))
+    return await _balance(db, anybody)
 
 
 @get("/credits/balance", tags=["Accounts"], summary="Read the balance")

@@ -30,14 +30,23 @@ class Once:
     """
 
     def __init__(
-        self, db: Database, pepper: Pepper, sealer: Sealer, *, scope: str, key: str | None, request_hash: bytes
+        self,
+        db: Database,
+        pepper: Pepper,
+        sealer: Sealer,
+        *,
+        scope: str,
+        secret: str,
+        key: str | None,
+        request_hash: bytes,
     ) -> None:
+        """`scope` names the caller and what is asked, without a secret; `secret` is what proved who is calling, if anything did."""
         self._db, self._sealer, self._key = db, sealer, key
         self._request_hash = request_hash
         self._scope_key = pepper.tag(b"idempotency", scope.encode(), (key or "").encode())
         self._row = f"idempotency/{self._scope_key.hex()}"
         self._callers_own = Sealer(
-            [("caller", hashlib.sha256(f"satmeter/answer\x00{scope}\x00{key}".encode()).digest())]
+            [("caller", hashlib.sha256(f"satmeter/answer\x00{scope}\x00{secret}\x00{key}".encode()).digest())]
         )
         self.replayed = False
 
@@ -45,10 +54,16 @@ class Once:
         """An id that every repeat of this request derives alike, None without an Idempotency-Key."""
         return uuid.uuid5(_NAMESPACE, (self._scope_key + self._request_hash).hex()) if self._key is not None else None
 
-    async def do(self, answer_type: type[T], effect: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """Run `effect` in one transaction together with saving its answer.
+    async def do(
+        self,
+        answer_type: type[T],
+        effect: Callable[[AsyncSession], Awaitable[T]],
+        *,
+        admit: Callable[[], Awaitable[None]] | None = None,
+    ) -> T:
+        """Run `effect` in one transaction together with saving its answer. `admit` may refuse it first; a repeat is not asked.
 
-        Raises IdempotencyKeyReuse, IdempotencyInProgress, or what the effect raises; then nothing is kept.
+        Raises IdempotencyKeyReuse, IdempotencyInProgress, or what `admit` or the effect raises; then nothing is kept.
         """
         earlier = await self.claim(answer_type)
         if earlier is not None:
@@ -60,6 +75,8 @@ class Once:
             return answer
 
         try:
+            if admit is not None:
+                await admit()
             return await self._db.transaction(work)
         except BaseException:
             await self.abandon()

@@ -3,11 +3,11 @@
 import hashlib
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.kernel.db import Database, Row
-from app.kernel.errors import InvalidApiKey, InvalidCreditId, MissingScope
+from app.kernel.errors import InvalidApiKey, InvalidCreditId, MalformedHeader, MissingScope
 from app.kernel.security import Caller, Kind, Pepper, canonical_credit_id, is_wellformed
 
 _CACHE_SIZE = 100_000
@@ -74,25 +74,59 @@ class Verifier:
         return owner
 
 
-def key_in(headers: Mapping[str, str]) -> str | None:
-    """The API key a client showed, in any of the four ways clients do it; header names in lower case."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() in ("bearer", "token") and token.strip():
-        return token.strip()
-    return headers.get("x-api-key") or headers.get("api-key")
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a customer shows of who they are: a credit id, an API key, both or nothing."""
+
+    credit_id: str | None = None
+    api_key: str | None = None
+
+    @classmethod
+    def of(cls, lines: Iterable[tuple[str, str]], credit_id: str | None = None) -> "Shown":
+        """From header lines, names in lower case, and a credit id that was told elsewhere.
+
+        A key may come in any of the four ways in which clients send it. Raises MalformedHeader for two that differ:
+        with one of them the caller would not get what they asked for.
+        """
+        ids, keys = [] if credit_id is None else [credit_id], []
+        for name, value in lines:
+            if name == "x-credit-id":
+                ids.append(value)
+            elif name == "authorization":
+                scheme, _, token = value.partition(" ")
+                keys.append(token.strip() if scheme.lower() in ("bearer", "token") else "")
+            elif name in ("x-api-key", "api-key"):
+                keys.append(value)
+        spelled = [canonical_credit_id(text) or text for text in ids]
+        return cls(
+            the_only(spelled, "credit ids", "x-credit-id"), the_only(filter(None, keys), "API keys", "Authorization")
+        )
 
 
-async def authenticate(verifier: Verifier, headers: Mapping[str, str]) -> Caller:
-    """Who is calling: by `x-credit-id` if it is there, else by an API key.
+def the_only(values: Iterable[str], what: str, header: str) -> str | None:
+    """The one value that was sent, however often. Raises MalformedHeader, without repeating any."""
+    different = set(values)
+    if len(different) > 1:
+        raise MalformedHeader(f"{len(different)} different {what} were sent; send one", param=header)
+    return different.pop() if different else None
 
-    Raises InvalidCreditId or InvalidApiKey.
+
+async def authenticate(verifier: Verifier, shown: Shown) -> Caller:
+    """Who is calling: by the credit id if it was shown, else by the API key. What was shown must prove something, all of it.
+
+    Raises InvalidCreditId or InvalidApiKey, and MalformedHeader for a credit id and a key of two accounts.
     """
-    if "x-credit-id" in headers:
-        return await verifier.credit_id(headers["x-credit-id"])
-    secret = key_in(headers)
-    if secret is None:
-        raise InvalidApiKey("No credential: send an API key as 'Authorization: Bearer sk-…', or 'x-credit-id'")
-    return await verifier.api_key(secret)
+    owner = None if shown.credit_id is None else await verifier.credit_id(shown.credit_id)
+    if shown.api_key is None:
+        if owner is None:
+            raise InvalidApiKey("No credential: send an API key as 'Authorization: Bearer sk-…', or 'x-credit-id'")
+        return owner
+    key = await verifier.api_key(shown.api_key)
+    if owner is not None and owner.account_id != key.account_id:
+        raise MalformedHeader(
+            "The credit id and the API key belong to two accounts; send those of one", param="x-credit-id"
+        )
+    return owner or key
 
 
 def require_scope(caller: Caller, scope: str) -> None:

@@ -10,42 +10,38 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError
-from app.web.bodies import LARGER_BODIES, MAX_BODY_BYTES, JsonRequest, whole
+from app.web.bodies import Body, JsonRequest
 from app.web.metrics import account_for
-from app.web.refusals import on_app_error, on_defect, refuse_too_large
+from app.web.refusals import on_app_error, on_defect
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}", re.ASCII)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-_LENGTH = re.compile(rb"\d{1,18}")
 _DEFAULTS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
 def around_requests(app: ASGIApp) -> ASGIApp:
-    """Give every request an id, a size limit, one log line and its place in the metrics."""
+    """Give every request an id, one log line and its place in the metrics."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await app(scope, receive, send)
             return
         headers = dict(scope["headers"])  # ASGI has the names in lower case
-        request_id = request_id_of(headers)
-        scope.setdefault("state", {})
+        request_id, state = request_id_of(headers), scope.setdefault("state", {})
+        started, status, body = state.setdefault("started", time.perf_counter()), 500, Body(receive, headers)
         structlog.contextvars.bind_contextvars(request_id=request_id)  # a request is a context of its own
-        started, status = time.perf_counter(), 500
-        length = headers.get(b"content-length", b"0")
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _with_ours(message.get("headers", ()), scope, request_id)
+                is_over = status >= 400 and body.may_be_long and not body.is_whole  # nobody waits for the rest
+                closing = [(b"connection", b"close")] if is_over else []
+                message["headers"] = _with_ours(message.get("headers", ()), scope, request_id) + closing
             await send(message)
 
         try:
-            if _LENGTH.fullmatch(length) and int(length) > LARGER_BODIES.get(scope["path"], MAX_BODY_BYTES):
-                await refuse_too_large(sending)
-            else:
-                await app(scope, whole(receive), sending)
+            await app(scope, body.receive, sending)
         finally:
             account_for(scope, status, time.perf_counter() - started)
 

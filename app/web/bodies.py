@@ -1,18 +1,28 @@
 """How a body is read: whole, not too large, as JSON, straight into the type that its handler asks for."""
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.types import Receive
 
-from app.kernel.errors import InvalidField, MalformedJson, UnsupportedMediaType
+from app.kernel.errors import BodyTooLarge, InvalidField, MalformedJson, UnsupportedMediaType
 from app.kernel.reading import read
-from app.metering.api import reports
 
-MAX_BODY_BYTES = 64 * 1024
-LARGER_BODIES = dict.fromkeys(reports.ROUTES, reports.MAX_BODY_BYTES)
-_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+MAX_BODY_BYTES: Final = 64 * 1024
+_LENGTH: Final = re.compile(r"\d{1,18}", re.ASCII)
+_ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+async def refuse_large_body(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A guard, for what its head says already; what is longer than it says is refused as it is read. Raises BodyTooLarge."""
+    assert isinstance(handler, HTTPRouteHandler)
+    length, limit = connection.headers.get("content-length", ""), handler.resolve_request_max_body_size()
+    if limit is not None and _LENGTH.fullmatch(length) and int(length) > limit:
+        raise BodyTooLarge
 
 
 class JsonRequest(Request[Any, Any, Any]):
@@ -39,16 +49,22 @@ def read_json(body: bytes, wanted: Any, content_type: str | None) -> Any:
     return read(body, wanted)
 
 
-def whole(receive: Receive) -> Receive:
-    """A body that breaks off is the caller's trouble: without this, Litestar takes it for a defect of ours."""
-    is_complete = False
+class Body:
+    """A request's body as it comes.
 
-    async def receiving() -> Any:
-        nonlocal is_complete
-        message = await receive()
-        if message["type"] == "http.disconnect" and not is_complete:
+    One that breaks off is the caller's trouble: without this, Litestar takes it for a defect of ours.
+    """
+
+    def __init__(self, receive: Receive, headers: Mapping[bytes, bytes]) -> None:
+        self._receive, self.is_whole = receive, False
+        length = headers.get(b"content-length", b"0").decode("latin-1")
+        self.may_be_long = (
+            b"transfer-encoding" in headers or not _LENGTH.fullmatch(length) or int(length) > MAX_BODY_BYTES
+        )
+
+    async def receive(self) -> Any:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self.is_whole:
             raise MalformedJson("The connection was closed before the whole body had come")
-        is_complete = is_complete or not message.get("more_body", False)
+        self.is_whole = self.is_whole or not message.get("more_body", False)
         return message
-
-    return receiving

@@ -1,37 +1,123 @@
-"""Who is calling: each provider asks for one kind of credential, and refuses every other alike."""
+"""Who is calling: asked alone, and before anything else of a request is looked at."""
 
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from litestar import Request
-from litestar.di import NamedDependency
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
 
 from app.admin.tokens import ServiceTokens, verify_admin
 from app.kernel.db import Database
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, InvalidToken
-from app.kernel.security import Admin, Caller, Service
-from app.kernel.settings import Settings
-from app.keys.verify import Verifier, authenticate, key_in
+from app.kernel.security import Admin, Caller, Pepper, Service
+from app.keys.verify import Shown, Verifier, authenticate, the_only
 from app.metering.api.ext_authz import GATEWAY_HEADER
 
-
-async def provide_caller(request: Request[Any, Any, Any], verifier: NamedDependency[Verifier]) -> Caller:
-    """By credit id or API key."""
-    return await authenticate(verifier, request.headers)
+Lines = Sequence[tuple[str, str]]
+"""Header lines as they came, names in lower case."""
 
 
-async def provide_owner(request: Request[Any, Any, Any], verifier: NamedDependency[Verifier]) -> Caller:
-    """By credit id only: what an API key may not do."""
-    if "x-credit-id" not in request.headers:
-        raise InvalidCreditId("This needs the account's credit id, sent as 'x-credit-id'")
-    return await verifier.credit_id(request.headers["x-credit-id"])
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Who was proved to be calling, and the secret that proved it."""
+
+    who: Caller | Service | Admin
+    secret: str = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The same for whatever way the credential was sent in; no secret."""
+        match self.who:
+            case Caller(kind, account_id, key_id):
+                return f"account/{account_id}/{kind}/{key_id}"
+            case Service(name=name):  # several tokens may be one service
+                return f"service/{name}"
+            case Admin(id=token_id):
+                return f"admin/{token_id}"
 
 
-async def provide_key(request: Request[Any, Any, Any], verifier: NamedDependency[Verifier]) -> Caller:
-    """By API key only: what is about the key itself."""
-    secret = key_in(request.headers)
-    if secret is None:
-        raise InvalidApiKey("This is about the calling API key: send it as 'Authorization: Bearer sk-…'")
-    return await verifier.api_key(secret)
+Ask = Callable[[Lines], Awaitable[Known | None]]
+
+
+class Callers:
+    """Knows by the name of a handler's dependency which credential it needs; `ask` is the guard of every route."""
+
+    names: Final = ("caller", "owner", "key", "service", "gateway", "admin", "anybody")
+    """What a handler may ask for, to be given who was found."""
+
+    def __init__(self, db: Database, pepper: Pepper, verifier: Verifier, services: ServiceTokens) -> None:
+        self._db, self._pepper, self._verifier, self._services = db, pepper, verifier, services
+        self._asks: dict[str, Ask] = {
+            "caller": self._caller, "owner": self._owner, "key": self._key, "service": self._service,
+            "gateway": self._gateway, "admin": self._admin, "anybody": self._anybody, "once": self._whoever,
+        }  # fmt: skip
+
+    async def ask(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        """Before the body is read, a parameter looked at or another dependency asked, so that a stranger learns nothing of
+        them, and so that no refusal of those cancels what the database was asked here.
+
+        Raises InvalidCreditId, InvalidApiKey, InvalidToken, and MalformedHeader for two credentials that differ.
+        """
+        needs = handler.parsed_fn_signature.parameters
+        ask = next((self._asks[name] for name in self._asks if name in needs), None)
+        connection.state.known = None if ask is None else await ask(list(connection.headers.multi_items()))
+
+    async def _caller(self, lines: Lines) -> Known:
+        """By credit id or API key."""
+        shown = Shown.of(lines)
+        return Known(await authenticate(self._verifier, shown), shown.credit_id or shown.api_key or "")
+
+    async def _owner(self, lines: Lines) -> Known:
+        """By credit id only: what an API key may not do."""
+        if Shown.of(lines).credit_id is None:
+            raise InvalidCreditId("This needs the account's credit id, sent as 'x-credit-id'")
+        return await self._caller(lines)
+
+    async def _key(self, lines: Lines) -> Known:
+        """By API key only: what is about the key itself."""
+        shown = Shown.of(lines)
+        if shown.api_key is None:
+            raise InvalidApiKey("This is about the calling API key: send it as 'Authorization: Bearer sk-…'")
+        if shown.credit_id is not None:
+            await authenticate(self._verifier, shown)
+        return Known(await self._verifier.api_key(shown.api_key), shown.api_key)
+
+    async def _service(self, lines: Lines) -> Known:
+        """By service token."""
+        token = _token(lines)
+        return Known(await self._services.service(token), token)
+
+    async def _gateway(self, lines: Lines) -> Known:
+        """By service token in a header of its own: in Authorization a gateway passes on its client's key."""
+        told = the_only((value for name, value in lines if name == GATEWAY_HEADER), "service tokens", "X-Service-Token")
+        token = (told or "").partition(";")[0].strip()
+        return Known(await self._services.service(token), token)
+
+    async def _admin(self, lines: Lines) -> Known:
+        """By admin token."""
+        token = _token(lines)
+        return Known(await verify_admin(self._db, self._pepper, token), token)
+
+    async def _anybody(self, lines: Lines) -> Known | None:
+        """By credit id or API key, if one was sent in a header: it may also be in the body."""
+        return await self._caller(lines) if Shown.of(lines) != Shown() else None
+
+    async def _whoever(self, lines: Lines) -> Known | None:
+        """By any credential, where none is needed: one that was sent and proves nothing is refused here too."""
+        shown = Shown.of(lines)
+        kind = (shown.api_key or "")[:4]
+        if kind in ("svc-", "adm-"):
+            known = await (self._service if kind == "svc-" else self._admin)(lines)
+            if shown.credit_id is not None:
+                await self._verifier.credit_id(shown.credit_id)
+            return known
+        if shown != Shown():
+            return await self._caller(lines)
+        if any(name == "authorization" and value.strip() for name, value in lines):
+            raise InvalidApiKey
+        return None
 
 
 def bearer(header: str) -> str:
@@ -42,18 +128,19 @@ def bearer(header: str) -> str:
     return token.strip()
 
 
-async def provide_service(request: Request[Any, Any, Any], services: NamedDependency[ServiceTokens]) -> Service:
-    """By service token."""
-    return await services.service(bearer(request.headers.get("authorization", "")))
+def _token(lines: Lines) -> str:
+    """Raises InvalidToken where there is none, and MalformedHeader where there are two."""
+    shown = [value for name, value in lines if name == "authorization" and value[:6].lower() == "bearer"]
+    token = the_only(map(bearer, shown), "tokens", "Authorization")
+    if token is None:
+        raise InvalidToken
+    return token
 
 
-async def provide_gateway(request: Request[Any, Any, Any], services: NamedDependency[ServiceTokens]) -> Service:
-    """By service token in a header of its own: in Authorization a gateway passes on its client's key."""
-    return await services.service(request.headers.get(GATEWAY_HEADER, "").partition(";")[0].strip())
+def giving_who_called() -> Callable[[Request[Any, Any, Any]], Any]:
+    """A provider of whom `Callers.ask` found; one for each name, because Litestar takes none twice."""
 
+    def give(request: Request[Any, Any, Any]) -> Any:
+        return request.state.known.who if request.state.known else None
 
-async def provide_admin(
-    request: Request[Any, Any, Any], db: NamedDependency[Database], settings: NamedDependency[Settings]
-) -> Admin:
-    """By admin token."""
-    return await verify_admin(db, settings.pepper, bearer(request.headers.get("authorization", "")))
+    return give

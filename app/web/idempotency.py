@@ -1,47 +1,56 @@
-"""Whose Idempotency-Key it is: the same key of two callers is two keys."""
+"""Whose Idempotency-Key it is: who is proved to be calling, else their address. The same key of two callers is two keys."""
 
 import hashlib
 import re
 from typing import Any
 
 from litestar import Request
+from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
+from litestar.handlers import BaseRouteHandler
 
 from app.kernel.db import Database
 from app.kernel.errors import MalformedHeader
 from app.kernel.idempotency import Once
 from app.kernel.settings import Settings
+from app.web.callers import Known
 
 _VISIBLE = re.compile(r"[!#-~]{1,255}", re.ASCII)
 """Visible ASCII but the quote: a key is quoted as a whole or not at all."""
 
 
+async def refuse_malformed_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A guard of the routes that take an Idempotency-Key. Raises MalformedHeader."""
+    if "once" in handler.parsed_fn_signature.parameters:
+        _idempotency_key(connection.headers.getall("idempotency-key", []))
+
+
 async def provide_once(
     request: Request[Any, Any, Any], db: NamedDependency[Database], settings: NamedDependency[Settings]
 ) -> Once:
-    """The idempotency of this POST, scoped to whoever sends it: the same key of two callers is two keys."""
-    headers = request.headers
-    secrets = (headers.get(name, "") for name in ("authorization", "x-api-key", "api-key"))
-    who = "\x00".join((headers.get("x-credit-id", "").lower(), *secrets))
-    if not who.strip("\x00"):
-        who = request.client.host if request.client else "unknown"
-    body = await request.body()
+    """The idempotency of this POST. Asks nobody anything, so that nothing is cancelled when the request is refused."""
+    known: Known | None = request.state.known
+    address = request.client.host if request.client else "unknown"
     once = Once(
         db,
         settings.pepper,
         settings.sealer,
-        scope=f"{request.method} {request.url.path}\x00{who}",
-        key=_idempotency_key(headers.get("idempotency-key")),
-        request_hash=hashlib.sha256(body).digest(),
+        scope=f"{request.method} {request.url.path}\x00{known.name if known else f'address/{address}'}",
+        secret=known.secret if known else "",
+        key=_idempotency_key(request.headers.getall("idempotency-key", [])),
+        request_hash=hashlib.sha256(await request.body()).digest(),
     )
     request.state.once = once
     return once
 
 
-def _idempotency_key(header: str | None) -> str | None:
-    if header is None:
+def _idempotency_key(lines: list[str]) -> str | None:
+    keys = {line[1:-1] if len(line) >= 2 and line[0] == line[-1] == '"' else line for line in lines}
+    if not keys:
         return None
-    key = header[1:-1] if len(header) >= 2 and header[0] == header[-1] == '"' else header
+    key = keys.pop()
+    if keys:
+        raise MalformedHeader("Idempotency-Key was sent twice, and not the same; send one", param="Idempotency-Key")
     if not _VISIBLE.fullmatch(key):
         raise MalformedHeader(
             f"Idempotency-Key must be 1-255 visible ASCII characters without quotes inside, got {len(key)} characters",

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
-from litestar.types import Send
 
 from app.kernel.errors import AppError, BodyTooLarge, InvalidField, MalformedHeader, MalformedJson, NotFound
 from app.kernel.logs import log, where_it_broke
@@ -69,15 +67,3 @@ def on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[Any
     request.state.error_code = "internal_error"
     log.error("request.defect", exc_type=type(error).__name__, where=where_it_broke(error))
     return render(AppError("Something of ours broke; it is logged under this request's X-Request-Id"))
-
-
-async def refuse_too_large(send: Send) -> None:
-    """Before the body is read; the connection is closed, because the rest of it may still be coming."""
-    body = msgspec.json.encode(error_body(BodyTooLarge()))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

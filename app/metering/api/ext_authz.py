@@ -21,7 +21,7 @@ from app.kernel.errors import AppError, InvalidApiKey, MalformedHeader
 from app.kernel.money import usd_text
 from app.kernel.security import Service
 from app.kernel.settings import Settings
-from app.keys.verify import Verifier, key_in
+from app.keys.verify import Shown, Verifier
 from app.metering.holds import Ask, Held, Meter
 
 PATH: Final = "/v1/meter/ext-authz"
@@ -159,7 +159,7 @@ async def _answer(
     request: Request[Any, Any, Any], gateway: Service, verifier: Verifier, meter: Meter, settings: Settings
 ) -> Response[None]:
     told = Told.of(request.headers[GATEWAY_HEADER])
-    secret = key_in(request.headers)
+    secret = Shown.of(request.headers.multi_items()).api_key
     if secret is None:
         raise InvalidApiKey("No API key: send it as 'Authorization: Bearer sk-…'")
     owner = await verifier.owner_of(secret=secret)

@@ -63,17 +63,19 @@ def in_front_of(app: ASGIApp, parts: Mapping[str, object], door: Door) -> ASGIAp
             await app(scope, receive, send)
             return
         started, lines = time.perf_counter(), list(scope["headers"])
+        scope.setdefault("state", {})["started"] = started  # whoever answers: it is one request
         headers = dict(lines)
         message: Any = await receive()
         body = message.get("body", b"")
         is_whole = not message.get("more_body", False) and headers.get(b"content-length") == b"%d" % len(body)
-        if not is_whole or len(headers) != len(lines) or len(body) > door.max_body_bytes:
+        is_plain = len(headers) == len(lines) and not scope.get("query_string")
+        if not is_whole or not is_plain or len(body) > door.max_body_bytes:
             await app(scope, _again(message, receive), send)
             return
         scope["path_template"] = scope["path"]
         try:
-            data = _read(route, door, headers, body)
             service = await door.service_of(headers.get(b"authorization", b"").decode("latin-1"))
+            data = _read(route, door, headers, body)
             answered = _encode(await route.handler(service=service, data=data))
         except Exception as error:  # noqa: BLE001 - this is a door: what is no refusal is rendered as our defect
             await door.refuse(scope, receive, send, error)

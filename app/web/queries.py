@@ -1,0 +1,54 @@
+"""How a query is read: what is not asked for, stands twice or is no value is refused, because silence makes sums wrong."""
+
+import re
+from typing import Any, Final, get_args
+from uuid import UUID
+
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from litestar.params import QueryParameter
+from litestar.typing import FieldDefinition
+
+from app.kernel.errors import InvalidField
+
+EXISTING_READERS: Final = re.compile(
+    "/$|/(accounts/create|credits|topup|keys|nwc-auto-topup|api/v1|v1/models|models|router/models|v1/media/models"
+    "|webhooks|receipts|docs|openapi.json|llms.txt|metrics|health)(/|$)"
+)
+"""Where clients that were made for other services send parameters of theirs, which are ignored."""
+
+_WHOLE_NUMBER: Final = re.compile(r"-?\d{1,18}", re.ASCII)
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+
+
+async def refuse_odd_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A guard, but for gateways' subrequests, whose query may be their client's. Raises InvalidField."""
+    if not connection.scope.get("query_string") or "gateway" in handler.parsed_fn_signature.parameters:
+        return
+    known = {
+        field.kwarg_definition.name or name: field
+        for name, field in handler.parsed_fn_signature.parameters.items()
+        if isinstance(field.kwarg_definition, QueryParameter)
+    }
+    is_lenient = EXISTING_READERS.match(connection.scope.get("path_template", "")) is not None
+    given: dict[str, str] = {}
+    for name, value in connection.query_params.multi_items():
+        if name in known:
+            if given.setdefault(name, value) != value:
+                raise InvalidField(f"{name} stands twice, and not the same", param=name)
+            _check(name, value, known[name])
+        elif not is_lenient:
+            raise InvalidField(
+                f"{name[:100]!r} is no parameter of this; it takes {', '.join(known) or 'none'}", param=name[:100]
+            )
+
+
+def _check(name: str, value: str, field: FieldDefinition) -> None:
+    """What would be taken for another value: the library reads `null` as absent, `1e1` as 10 and `{…}` as a UUID."""
+    kinds = {field.annotation, *get_args(field.annotation)}
+    if value.lower() == "null" or (not value and str in kinds):
+        raise InvalidField(f"{name}: {value!r} is no value; leave the parameter out", param=name)
+    if int in kinds and not _WHOLE_NUMBER.fullmatch(value):
+        raise InvalidField(f"{name} must be a whole number", param=name)
+    if UUID in kinds and not _UUID.fullmatch(value):
+        raise InvalidField(f"{name} must be a UUID, such as 0198f2a4-5c1e-7d3b-9a6f-2b7c8d9e0f11", param=name)
