@@ -28,10 +28,11 @@ from app.migrations import head
 from app.pricing import api as pricing
 from app.topups import api as topups
 from app.topups.gateway import Gateways
-from app.web.around import around_requests, headers_of_ours, send_refusal
+from app.web.around import around_requests, lines_of_every_answer, refusing, request_id_of
 from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json, refuse_large_body
 from app.web.callers import Callers, bearer, giving_who_called
 from app.web.idempotency import provide_once, refuse_malformed_key
+from app.web.methods import tell_every_method
 from app.web.metrics import account_for
 from app.web.queries import refuse_odd_query
 from app.web.refusals import on_app_error, on_defect, on_http_error
@@ -105,12 +106,14 @@ def create_app(house: House) -> Litestar:
         logging_config=None,
         debug=False,
     )  # fmt: skip
+    tell_every_method(app)
     # Around the router too: Litestar's own middleware would not see a path or a method that we do not have.
+    every = lines_of_every_answer(house.settings.public_url)
     door = Door(
-        MAX_BODY_BYTES, read_json, lambda header: house.services.service(bearer(header)), headers_of_ours, account_for,
-        send_refusal,
+        MAX_BODY_BYTES, read_json, lambda header: house.services.service(bearer(header)),
+        lambda headers: [*every, (b"x-request-id", request_id_of(headers).encode())], account_for, refusing(every),
     )  # fmt: skip
-    app.asgi_handler = in_front_of(around_requests(app.asgi_handler), parts, door)
+    app.asgi_handler = in_front_of(around_requests(app.asgi_handler, every), parts, door)
     return app
 
 

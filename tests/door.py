@@ -5,7 +5,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
@@ -129,9 +129,9 @@ class Door:
 
 
 @asynccontextmanager
-async def opened(url: str, settings: Settings) -> AsyncIterator[Door]:
-    """The app over an empty database; afterwards the books are audited."""
-    btcpay = FakeLightning()
+async def opened(url: str, settings: Settings, **changed: Any) -> AsyncIterator[Door]:
+    """The app over an empty database, with some settings changed; afterwards the books are audited."""
+    settings, btcpay = replace(settings, **changed), FakeLightning()
     house = build(settings, url, gateway=btcpay, wallets=FakeWallets(btcpay))
     app = create_app(house)
     transport = httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False)

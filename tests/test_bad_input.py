@@ -97,7 +97,7 @@ ROUTES: Final[Mapping[tuple[str, str], Route]] = {
     ("POST", "/topup/create/{method:str}"): Route("anybody", {"amount": 20, "currency": "USD"}, has_effect_once=True),
     ("GET", "/topup/status/{invoice_id:str}"): Route("anybody"),
     ("GET", "/topups"): Route("anybody"),
-    ("POST", "/topup/claim"): Route("anybody", {"txid": "$txid"}),
+    ("POST", "/topup/claim"): Route("anybody", {"txid": "$txid"}, has_effect_once=True),
     ("GET", "/topup/receipt/{invoice_id:str}"): Route("anybody"),
     ("GET", "/receipts/{token:str}"): Route(),
     ("POST", "/nwc-auto-topup/connect"): Route("owner", _WALLET, has_effect_once=True),

@@ -15,7 +15,7 @@ from app.kernel.db import Database
 from app.kernel.errors import MalformedHeader
 from app.kernel.idempotency import Once
 from app.kernel.money import JsonNumber, number, usd, usd_or_null
-from app.kernel.ratelimit import block_of, count_or_refuse
+from app.kernel.ratelimit import blocks_of, count_or_refuse
 from app.kernel.security import Caller
 from app.kernel.settings import Settings
 from app.keys.issue import Keyring
@@ -71,7 +71,8 @@ async def create_account(
     address = request.client.host if request.client else "unknown"
 
     async def admit() -> None:
-        await count_or_refuse(db, f"account/{block_of(address)}", settings.accounts_per_hour_per_block)
+        for block, times in blocks_of(address):
+            await count_or_refuse(db, f"account/{block}", times * settings.accounts_per_hour_per_block)
         await count_or_refuse(db, "account", settings.accounts_per_hour)
 
     async def effect(session: Any) -> NewAccount:

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.activity.calendar import CALL, DAY, day_of, first_id, is_call_id, midnight, month_after
 from app.activity.rollup import sum_days
+from app.activity.spreadsheet import harmless
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
 
@@ -180,6 +181,8 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, str):
+        return harmless(value)
     return msgspec.json.encode(value).decode() if isinstance(value, dict) else str(value)
 
 

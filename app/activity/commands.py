@@ -28,7 +28,8 @@ def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Declare the verbs; `add(verb, help)` makes a parser that has --json already."""
     add("months", "the months of calls, with rows and bytes")
     save = add(
-        "export", "write a month's calls to a gzipped CSV file, cells as they are: to load again, not for a spreadsheet"
+        "export",
+        "write a month's calls to a gzipped CSV file; a cell that begins like a formula has an apostrophe before it",
     )
     save.add_argument("--month", required=True, metavar="YYYY-MM")
     save.add_argument("--out", required=True, metavar="FILE.csv.gz")

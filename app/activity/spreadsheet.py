@@ -2,10 +2,13 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-_BEGINS_A_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_BEGINS_A_FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")
+_UNSEEN: Final = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
+"""Kinds of characters that spreadsheets pass by before they look for a formula: spaces, marks of order, controls."""
 
 
 def wants_csv(accept: str) -> bool:
@@ -18,10 +21,14 @@ def csv_text(names: Sequence[str], lines: Iterable[Sequence[str | None]]) -> str
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow(names)
-    writer.writerows([_harmless(cell or "") for cell in line] for line in lines)
+    writer.writerows([harmless(cell or "") for cell in line] for line in lines)
     return out.getvalue()
 
 
-def _harmless(cell: str) -> str:
-    """A text that a spreadsheet would run gets an apostrophe before it, as OWASP advises ("CSV injection")."""
-    return f"'{cell}" if cell.startswith(_BEGINS_A_FORMULA) else cell
+def harmless(cell: str) -> str:
+    """A text that a spreadsheet would run gets an apostrophe before it, as OWASP advises ("CSV injection").
+
+    So does one that begins with an apostrophe: who reads the file back takes one away, and has every text as it was.
+    """
+    first = next((char for char in cell if char in _BEGINS_A_FORMULA or unicodedata.category(char) not in _UNSEEN), "")
+    return f"'{cell}" if first in _BEGINS_A_FORMULA or cell.startswith("'") else cell

@@ -112,7 +112,7 @@ REFUSALS: Final[dict[str, tuple[type[AppError], ...]]] = {
     "request_id": (e.RequestIdReuse,),
     "token": (e.InvoiceNotFound,),
     "topup_id": (e.InvoiceNotFound,),
-    "createAccount": (e.RateLimitExceeded,),
+    "createAccount": (e.RateLimitExceeded, e.InvalidApiKey, e.InvalidCreditId, e.InvalidToken),
     "createKey": (e.NameTaken,),
     "changeKey": (e.NameTaken,),
     "createTopup": (e.PaymentBackendUnavailable,),

@@ -1,20 +1,28 @@
 """Counting limits per hour, kept in the database so that every process counts together."""
 
 import ipaddress
+from typing import Final
 
 from app.kernel.db import Database, row
 from app.kernel.errors import RateLimitExceeded
 
+_IPV6_BLOCKS: Final = ((64, 1), (56, 2), (48, 4))
+"""Prefix lengths, and how many times the limit each may have: a site has a /56 or a /48 of networks for the asking."""
 
-def block_of(address: str) -> str:
-    """The neighbourhood an address is counted with: its /24, or its /64."""
+
+def blocks_of(address: str) -> tuple[tuple[str, int], ...]:
+    """The neighbourhoods an address is counted with, smallest first, each with how many times the limit it may have.
+
+    Of IPv4 its /24; of IPv6 its /64, /56 and /48.
+    """
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
-        return "unknown"
+        return (("unknown", 1),)
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
         ip = ip.ipv4_mapped
-    return str(ipaddress.ip_network((ip, 24 if ip.version == 4 else 64), strict=False))
+    lengths = ((24, 1),) if ip.version == 4 else _IPV6_BLOCKS
+    return tuple((str(ipaddress.ip_network((ip, length), strict=False)), times) for length, times in lengths)
 
 
 async def count_or_refuse(db: Database, bucket: str, per_hour: int) -> None:

@@ -264,14 +264,23 @@ async def claim_payment(
     caller: NamedDependency[Caller],
     db: NamedDependency[Database],
     gateways: NamedDependency[Gateways],
+    once: NamedDependency[Once],
     settings: NamedDependency[Settings],
     data: JSONBody[ClaimRequest],
 ) -> TopupView:
     """Asks the payment backend at once about the payment with this hash, Lightning invoice or transaction id."""
     require_scope(caller, "topup")
     proof = _proof(data)
-    await count_or_refuse(db, f"claim/{caller.account_id}", CLAIMS_PER_HOUR)
-    return TopupView.of(await claim(db, gateways, caller.account_id, proof), settings)
+    if (earlier := await once.claim(TopupView)) is not None:
+        return earlier
+    try:
+        await count_or_refuse(db, f"claim/{caller.account_id}", CLAIMS_PER_HOUR)
+        answer = TopupView.of(await claim(db, gateways, caller.account_id, proof), settings)
+        await db.transaction(lambda session: once.save(session, answer))
+    except BaseException:
+        await once.abandon()
+        raise
+    return answer
 
 
 def _proof(data: ClaimRequest) -> Proof:

@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import structlog
 from litestar.enums import ScopeType
@@ -16,11 +16,18 @@ from app.web.refusals import on_app_error, on_defect
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}", re.ASCII)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-_DEFAULTS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+_STAY_WITH_HTTPS = (b"strict-transport-security", b"max-age=31536000")
+Lines = Sequence[tuple[bytes, bytes]]
 
 
-def around_requests(app: ASGIApp) -> ASGIApp:
-    """Give every request an id, one log line and its place in the metrics."""
+def lines_of_every_answer(public_url: str) -> Lines:
+    """The headers that every answer bears, unless it says otherwise itself."""
+    lines = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+    return (*lines, _STAY_WITH_HTTPS) if public_url.startswith("https://") else lines
+
+
+def around_requests(app: ASGIApp, every: Lines) -> ASGIApp:
+    """Give every request an id, the lines of `every` answer, one log line and its place in the metrics."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -37,7 +44,7 @@ def around_requests(app: ASGIApp) -> ASGIApp:
                 status = message["status"]
                 is_over = status >= 400 and body.may_be_long and not body.is_whole  # nobody waits for the rest
                 closing = [(b"connection", b"close")] if is_over else []
-                message["headers"] = _with_ours(message.get("headers", ()), scope, request_id) + closing
+                message["headers"] = _with_ours(message.get("headers", ()), every, scope, request_id) + closing
             await send(message)
 
         try:
@@ -58,30 +65,30 @@ def request_id_of(headers: Mapping[bytes, bytes]) -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def _with_ours(lines: Iterable[tuple[bytes, bytes]], scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
-    """The headers every answer bears, added to an answer's own."""
+def _with_ours(
+    lines: Iterable[tuple[bytes, bytes]], every: Lines, scope: Scope, request_id: str
+) -> list[tuple[bytes, bytes]]:
+    """An answer's own headers, and ours."""
     theirs = [line for line in lines if line[0].lower() != b"x-request-id"]
     names = {name.lower() for name, _ in theirs}
     once = scope["state"].get("once")
     return [
         *theirs,
-        *(line for line in _DEFAULTS if line[0] not in names),
+        *(line for line in every if line[0] not in names),
         (b"x-request-id", request_id.encode()),
         *([(b"idempotent-replayed", b"true")] if once is not None and once.replayed else []),
     ]
 
 
-def headers_of_ours(headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-    """The headers every answer bears, to a request with these `headers`."""
-    return [*_DEFAULTS, (b"x-request-id", request_id_of(headers).encode())]
+def refusing(every: Lines) -> Callable[[Scope, Receive, Send, Exception], Awaitable[None]]:
+    """Sends what Litestar would answer for an error, for a route that does without it."""
 
+    async def send_refusal(scope: Scope, receive: Receive, send: Send, error: Exception) -> None:
+        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+            request = JsonRequest(scope, receive, send)
+            answer = on_app_error(request, error) if isinstance(error, AppError) else on_defect(request, error)
+            await answer.to_asgi_response(app=None, request=request)(scope, receive, send)
 
-async def send_refusal(scope: Scope, receive: Receive, send: Send, error: Exception) -> None:
-    """What Litestar would answer for this error, for a route that does without it."""
+        await around_requests(refuse, every)(scope, receive, send)
 
-    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        request = JsonRequest(scope, receive, send)
-        answer = on_app_error(request, error) if isinstance(error, AppError) else on_defect(request, error)
-        await answer.to_asgi_response(app=None, request=request)(scope, receive, send)
-
-    await around_requests(refuse)(scope, receive, send)
+    return send_refusal

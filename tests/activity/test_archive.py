@@ -102,6 +102,18 @@ async def test_an_export_has_every_call_exactly_and_only_its_owner_may_read_it(p
     assert [list(line.values()) for line in lines] == [[printed(value) for value in call] for call in calls]
 
 
+async def test_no_cell_of_an_export_begins_a_formula(past: Past) -> None:
+    customer, models = await past.rig.customer("10"), ("=HYPERLINK(0)", " =1", "\u00a0@x", "\ufeff+1", "gpt-4o")
+    for number, model in enumerate(models):
+        await past.charge(customer, "0.01", request_id=f"f{number}", model=model)
+    await past.back(OLD)
+    await past.roll_up()
+    with gzip.open(await past.export(month_of(OLD)), "rt", newline="", encoding="utf-8") as file:
+        found = [line["model"] for line in csv.DictReader(file)]
+    assert sorted(found) == sorted(["'=HYPERLINK(0)", "' =1", "'\u00a0@x", "'\ufeff+1", "gpt-4o"])
+    assert sorted(cell.removeprefix("'") for cell in found) == sorted(models)
+
+
 async def test_a_month_is_dropped_only_when_it_is_over_exported_summed_and_old(past: Past) -> None:
     await lived(past)
     now, old, this = datetime.now(UTC), month_of(OLD), month_of(0)

@@ -381,7 +381,7 @@ class MeterController(Controller):
         given back too."""
         amount_nusd = parse_usd(data.amount_usd, "amount_usd") if is_given(data.amount_usd) else None
         done = await refund(db, service.name, data.charge_id, amount_nusd)
-        log.info("meter.refunded", charge_id=data.charge_id, amount_nusd=done.amount_nusd, reason=data.reason)
+        log.info("meter.refunded", charge_id=data.charge_id, amount_nusd=done.amount_nusd)
         return RefundView(data.charge_id, usd(done.amount_nusd), usd(done.balance_nusd))
 
 
