@@ -6,6 +6,7 @@ The routes come from the app itself: one that is added later fails here until it
 import base64
 import hashlib
 import json
+import re
 import unicodedata
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import msgspec
 import pytest
 from litestar import Litestar
 from litestar.routes import HTTPRoute
+from openapi_schema_validator import OAS31Validator
 
 from app.kernel.security import new_secret
 from app.kernel.settings import Settings
@@ -320,12 +322,15 @@ def _inner_struct(annotation: Any) -> Any:
     return next((one for one in found if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
 
 
-def _wrong_values(annotation: Any) -> Iterator[str]:
-    """JSON that is not of a field's type."""
+def _wrong_values(annotation: Any, *, all_values: bool = False) -> Iterator[str]:
+    """JSON that is not of a field's type; or any that is tried."""
     if annotation is msgspec.Raw:
         yield from NOT_MONEY
         return
     for text in WRONG_TYPES:
+        if all_values:
+            yield text
+            continue
         try:
             msgspec.json.decode(text, type=annotation)
         except msgspec.ValidationError:
@@ -334,16 +339,18 @@ def _wrong_values(annotation: Any) -> Iterator[str]:
             raise AssertionError(f"{text} is not JSON") from error
 
 
-def _spoilt(body: Mapping[str, Any], struct: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, bytes, str | None]]:
+def _spoilt(
+    body: Mapping[str, Any], struct: Any, at: tuple[str, ...] = (), *, all_values: bool = False
+) -> Iterator[tuple[str, bytes, str | None]]:
     """The body with each field in turn, however deep, of each wrong type: what was done, the body, and what is to blame."""
     for item in msgspec.structs.fields(struct):
         path = (*at, item.encode_name)
         name = ".".join(path)
-        for raw in _wrong_values(item.type):
+        for raw in _wrong_values(item.type, all_values=all_values):
             # A NUL is found in the text as it came, before any field is known.
             yield f"{name}={raw}", _with(body, path, raw), None if "\\u0000" in raw else name
         if (inner := _inner_struct(item.type)) is not None:
-            yield from _spoilt(body, inner, path)
+            yield from _spoilt(body, inner, path, all_values=all_values)
 
 
 def _with(body: Mapping[str, Any], path: Sequence[str], raw_value: str) -> bytes:
@@ -407,6 +414,98 @@ async def test_a_field_of_the_wrong_type_is_422_naming_it(world: World) -> None:
     for key in WITH_BODY:
         for what, body, param in _spoilt(world.body(ROUTES[key]), _struct(world.door.app, key)):
             await world.refuse(what, key, 422, "invalid_field", body=body, param=param)
+
+
+async def test_the_contract_takes_a_value_of_a_field_exactly_if_the_server_does(world: World) -> None:
+    """By its form: what depends on prices, balances or the time of day no schema can tell."""
+    contract = (await world.door.ask("GET", "/openapi.json")).json
+    wrong = []
+    for key in WITH_BODY:
+        method, template = key
+        operation = contract["paths"][template.replace(":str", "")][method.lower()]
+        takes = OAS31Validator(_whole(contract, operation["requestBody"]["content"]["application/json"]["schema"]))
+        good = world.body(ROUTES[key])
+        for what, body, _ in _spoilt(good, _struct(world.door.app, key), all_values=True):
+            try:
+                value = json.loads(body)
+            except ValueError:
+                continue
+            if NO_SCHEMA_TELLS.search(what) or what.startswith("settles=["):  # where each item has its own verdict
+                continue
+            answer = await world.door.ask(method, world.path(template), world.headers(ROUTES[key].who) | JSON, body)
+            is_refused = answer.status == 422 and answer.code == "invalid_field"
+            if takes.is_valid(value) is is_refused and not (is_refused and answer.json["message"] in BEYOND_A_SCHEMA):
+                wrong.append(f"{method} {template} {what[:60]}: {answer.status} {answer.body[:120]!r}")
+            world.cases += 1
+    assert wrong == [], f"{len(wrong)} of {world.cases}:\n" + "\n".join(wrong[:40])
+
+
+NO_SCHEMA_TELLS: Final = re.compile(r"=(-?\d[\d.]*[eE]|-0|\d+\.\d{10,}$|.*\\u0030)")
+"""How a number is spelled: an exponent, a minus before nothing, zeros at the end, a digit escaped. The value is what a schema sees."""
+
+BEYOND_A_SCHEMA: Final = (
+    "Text may not contain NUL characters",
+)  # fmt: skip
+"""What is refused for another reason than the field's form."""
+
+
+def _whole(contract: Any, schema: Any) -> Any:
+    moved = json.dumps({"$defs": contract["components"]["schemas"], "allOf": [schema]})
+    return json.loads(moved.replace("#/components/schemas/", "#/$defs/"))
+
+
+QUERIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "limit": ("1", "100", "0", "101", "-1", "null", "", "x", "1e1", "5.0", "+5", " 5", "٥", "5_0", "0x5", "5" * 20),
+    "api_key_id": (str(uuid.UUID(int=1)), str(uuid.UUID(int=1)).upper(), uuid.UUID(int=1).hex, "null", "None", "NULL", "", "x", f"{{{uuid.UUID(int=1)}}}", f"urn:uuid:{uuid.UUID(int=1)}"),
+    "status": ("completed", "partial", "null", "Null", "", "Completed", "x", "completed "),
+    "from": ("2026-01-01", "2026-01-01T00:00:00Z", "2026-01-01T00:00", "2026-01-01T00:00:00.5+02:00", "null", "", "20260101", "2026-W01-1", "2026-1-1", "yesterday", "0", "2026-01-01Z", "٢٠٢٦-٠١-٠١"),
+    "to": ("2026-01-01", "2026-01-01 10:00:00", "null", "", "2026-01", "2026-01-01T10"),
+    "model": ("gpt-4o", "null", "", "x" * 200, "x" * 201, "a\nb", "a\x7f", "é"),
+    "endpoint": ("/v1/x", "null", "", "x" * 201, "\x00"),
+    "all_keys": ("true", "false", "null", "", "maybe", "2"),
+    "cursor": ("null", "", "=", "a b", "a+b", "x" * 1201, "é", "%"),
+}  # fmt: skip
+
+
+async def test_the_contract_takes_a_query_exactly_if_the_server_does(world: World) -> None:
+    contract, wrong = (await world.door.ask("GET", "/openapi.json")).json, []
+    for path, item in contract["paths"].items():
+        for parameter in item.get("get", {}).get("parameters", ()):
+            if parameter["in"] != "query" or path.startswith("/v1/meter") or parameter["name"] not in QUERIES:
+                continue
+            key = next(key for key in ROUTES if key[0] == "GET" and key[1].replace(":str", "") == path)
+            for text in QUERIES[parameter["name"]]:
+                query = f"?{parameter['name']}={quote(text)}"
+                answer = await world.door.ask("GET", world.path(key[1]) + query, world.headers(ROUTES[key].who))
+                if OAS31Validator(parameter["schema"]).is_valid(_read(text, parameter["schema"])) is (answer.status == 422):  # fmt: skip
+                    wrong.append(f"{path}{query[:60]}: {answer.status}")
+                assert answer.status in (200, 422)
+                world.cases += 1
+    assert wrong == []
+
+
+def _read(text: str, schema: Mapping[str, Any]) -> Any:
+    """A query's text as a client that was made from the contract would have it."""
+    if schema["type"] == "integer" and re.fullmatch(r"-?[0-9]{1,18}", text):
+        return int(text)
+    return {"true": True, "false": False}.get(text, text) if schema["type"] == "boolean" else text
+
+
+async def test_what_is_not_asked_for_or_stands_twice_in_a_query_is_422(world: World) -> None:
+    for key, query, param in (
+        (("GET", "/queries/history"), "modle=x", "modle"), (("GET", "/queries/history"), "limit=5&limit=6", "limit"),
+        (("GET", "/queries/history"), "Limit=5", "Limit"), (("GET", "/activity"), "group=day", "group"), (("GET", "/topups"), "status=New", "status"),
+        (("GET", "/admin/topups"), "account=x", "account"), (("GET", "/v1/prices"), "modle=x", "modle"), (("GET", "/keys"), "show_key=true&show_key=false", "show_key"),
+        (("POST", "/v1/meter/authorize"), "dry_run=true", "dry_run"), (("POST", "/v1/meter/settle/batch"), "x=", "x"),
+        (("GET", "/activity/{charge_id:str}/explain"), "a=1", "a"), (("POST", "/admin/topups/{topup_id:str}/reconcile"), "force=1", "force"),
+    ):  # fmt: skip
+        body = json.dumps(world.body(ROUTES[key])).encode() if key[0] == "POST" else None
+        await world.refuse(
+            query, key, 422, "invalid_field", target=f"{world.path(key[1])}?{query}", body=body, param=param
+        )
+    for path in ("/keys?utm=1", "/v1/models?utm=1", "/topup/payment-methods?x=1", "/credits/balance?x=1", "/api/v1/key?x=1", "/nwc-auto-topup?x=1", "/keys?show_key=false&show_key=false"):  # fmt: skip
+        headers = world.customer.key if path.startswith("/api") else world.customer.owner
+        assert (await world.door.ask("GET", path, headers)).status == 200, path
 
 
 async def test_a_missing_field_is_422_naming_it(world: World) -> None:

@@ -1,5 +1,6 @@
 """How HTTP asks what was called and what it cost; and two reads as OpenRouter's clients know them."""
 
+import re
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -26,6 +27,7 @@ from app.ledger.charge import ChargeId
 Outcome = Literal["completed", "client_disconnected", "partial"]
 FromDate = Annotated[str | None, QueryParameter(name="from")]
 _MAX_TEXT: Final = 200
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 _NOBODY: Final = UUID(int=0)
 """No key's id: what a key sees of another one without `all_keys`."""
 _RESETS: Final = {"day": "daily", "week": "weekly", "month": "monthly"}
@@ -333,6 +335,8 @@ def _moment(text: str | None, param: str, *, is_end: bool = False) -> datetime |
     if text is None:
         return None
     try:
+        if not _MOMENT.fullmatch(text):  # fromisoformat takes weeks and other spellings too
+            raise ValueError
         if len(text) == 10:
             day = midnight(date.fromisoformat(text))
             return day + DAY if is_end else day

@@ -15,6 +15,7 @@ from app.kernel.errors import InvalidField, InvoiceNotFound, PaymentBackendUnava
 from app.kernel.idempotency import Once
 from app.kernel.money import JsonNumber, is_given, parse_usd, usd
 from app.kernel.pages import DEFAULT_LIMIT, from_cursor, page_size, to_cursor
+from app.kernel.reading import uuid_in
 from app.kernel.security import Admin
 from app.topups.create import read_topup
 from app.topups.credit import TopupRef, credit_if_paid
@@ -152,10 +153,10 @@ def _adjustment(data: Resolution) -> int:
 
 
 def _id(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise InvoiceNotFound from None
+    found = uuid_in(text)
+    if found is None:
+        raise InvoiceNotFound
+    return found
 
 
 async def _write_log(session: AsyncSession, admin: Admin, act: str, ref: TopupRef, reason: str | None) -> None:

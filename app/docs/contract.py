@@ -29,8 +29,10 @@ from app.docs.words import (
     NAMES,
     NOUNS,
     ONCE,
+    ONCE_OF_STRANGERS,
     REFUSALS,
     TAGS,
+    TOGETHER,
     VERDICTS,
     Json,
 )
@@ -133,9 +135,9 @@ def _complete_request(operation: Json, handler: HTTPRouteHandler, schemas: Schem
     who = next((one for one in CALLERS if one in needs), None)
     operation["security"] = list(CALLERS[who][0]) if who else []
     for parameter in operation.setdefault("parameters", []):
-        _complete_parameter(parameter)
+        _complete_parameter(parameter, operation["operationId"])
     if "once" in needs:
-        guarded = {} if who else {"minLength": 16}  # a stranger could guess a shorter one
+        guarded = {} if who else {"pattern": ONCE_OF_STRANGERS}
         operation["parameters"].append(ONCE | {"schema": ONCE["schema"] | guarded})
     data = handler.parsed_fn_signature.parameters.get("data")
     if data is not None:
@@ -143,13 +145,17 @@ def _complete_request(operation: Json, handler: HTTPRouteHandler, schemas: Schem
         schema = schemas.of(data.raw if data.annotation is msgspec.Raw else data.annotation, is_read=True)
         kinds = [one for one in schema.get("oneOf", [schema]) if one != _NULL]
         shown = BODIES.get(operation["operationId"]) or example(kinds[0], schemas.found)
+        kinds = [one | TOGETHER.get(operation["operationId"], {}) for one in kinds]
         media = {"schema": kinds[0] if len(kinds) == 1 else {"oneOf": kinds}, "example": shown}
         operation["requestBody"] = {"required": _NULL not in schema.get("oneOf", ()), "content": {_JSON: media}}
 
 
-def _complete_parameter(parameter: Json) -> None:
+def _complete_parameter(parameter: Json, operation_id: str) -> None:
     kinds = [one for one in parameter["schema"].get("oneOf", [parameter["schema"]]) if one != _NULL]
-    parameter["schema"] = kinds[0] | LIMITS.get(parameter["name"], {})
+    name, schema = parameter["name"], kinds[0]
+    if "enum" in schema:  # left out, it is absent; `null` is no word of it
+        schema = {"type": "string", "enum": [one for one in schema["enum"] if one is not None]}
+    parameter["schema"] = schema | (LIMITS.get(f"{operation_id}.{name}") or LIMITS.get(name, {}))
     parameter["description"], shown = described(parameter["name"])
     parameter |= {"example": shown} if shown is not None else {}
     for noise in ("deprecated", "allowEmptyValue"):

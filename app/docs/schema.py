@@ -8,8 +8,9 @@ from typing import Any, Final, Union, get_args, get_origin
 import msgspec
 import msgspec.inspect as mi
 
-from app.docs.words import FIELDS, NULL_IN_ANSWERS, Json
+from app.docs.words import FIELDS, NULL_IN_ANSWERS, TOGETHER, WITHIN, Json
 from app.kernel.errors import AppError
+from app.kernel.money import MAX_NUSD, NUSD_PER_USD
 
 _KINDS: Final[dict[type[mi.Type], Json]] = {
     mi.StrType: {"type": "string"}, mi.IntType: {"type": "integer"}, mi.FloatType: {"type": "number"},
@@ -22,8 +23,13 @@ _LIMITS: Final = {
 }  # fmt: skip
 _MONEY: Final[Json] = {"type": "number", "format": "decimal"}
 _MONEY_READ: Final[Json] = _MONEY | {
-    "type": ["number", "string"], "minimum": 0, "pattern": r"^[0-9]{1,12}(\.[0-9]{1,9})?$"
+    "type": ["number", "string"], "minimum": 0, "maximum": MAX_NUSD // NUSD_PER_USD,
+    "pattern": r"^(?=[0-9]{1,12}(\.|$))(0*1000000000(\.0{1,9})?|0*[0-9]{1,9}(\.[0-9]{1,9})?)$",
 }  # fmt: skip
+
+_MOMENT_READ: Final = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
+)
 
 
 class Schemas:
@@ -63,6 +69,8 @@ class Schemas:
                 return _one_of(values)
             case mi.EnumType(cls=enum):
                 return _one_of([one.value for one in enum])
+            case mi.DateTimeType(tz=True) if is_read:
+                return _KINDS[mi.DateTimeType] | {"pattern": _MOMENT_READ}
             case mi.RawType():
                 return dict(_MONEY_READ if is_read else _MONEY)
             case _:
@@ -82,6 +90,7 @@ class Schemas:
             schema = self._of(field.type, is_read=is_read)
             if schema.get("format") == "decimal" and _may_be_null(struct, field, is_read=is_read):
                 schema["type"] = [*([schema["type"]] if isinstance(schema["type"], str) else schema["type"]), "null"]
+            schema |= WITHIN.get(f"{struct.__name__}.{name}", {}) if is_read else {}
             schema["description"], shown = described(name, struct.__name__)
             if shown is not None and not {"enum", "$ref"} & set(schema):
                 schema["examples"] = [shown]
@@ -93,7 +102,8 @@ class Schemas:
                 required.append(name)
         about = {"description": prose_of(struct.__doc__)} if struct.__doc__ else {}
         closed = {"additionalProperties": False} if config.forbid_unknown_fields else {}
-        return {"type": "object", "properties": properties, "required": required} | closed | about
+        together = TOGETHER.get(struct.__name__, {}) if is_read else {}
+        return {"type": "object", "properties": properties, "required": required} | closed | about | together
 
 
 def described(name: str, struct: str = "") -> tuple[str, Any]:

@@ -206,16 +206,70 @@ HEADERS: Final[dict[str, Json]] = {
 ONCE: Final[Json] = {
     "name": "Idempotency-Key", "in": "header", "required": False, "example": "5f0c8a52-6d0e-4b7e-9c55-0f6f3f3f1c11",
     "description": "Makes a repeat harmless: 1-255 visible ASCII characters, new for every new request. Kept at least 24 h.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "schema": {"type": "string", "pattern": "^([!#-~]{1,255}|\"[!#-~]{1,255}\")$"},
 }  # fmt: skip
+ONCE_OF_STRANGERS: Final = '^([!#-~]{16,255}|"[!#-~]{16,255}")$'
+"""Where nobody is logged in: somebody else could guess a shorter one."""
 
 # --- fields ---------------------------------------------------------------------------------------
 
+_UUID: Final[Json] = {"format": "uuid", "pattern": "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"}
+_NOT_NULL: Final = "(?![nN][uU][lL][lL]$)"
+_NAME: Final[Json] = {"minLength": 1, "maxLength": 200, "pattern": rf"^{_NOT_NULL}[^\x00-\x1f\x7f]+$"}
+_MOMENT: Final[Json] = {
+    "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?$"
+}
 LIMITS: Final[dict[str, Json]] = {
-    "limit": {"minimum": 1, "maximum": 100}, "method": {"enum": list(METHODS)}, "key_id": {"format": "uuid"},
-    "topup_id": {"format": "uuid"}, "mode": {"enum": ["nginx"]},
+    "limit": {"minimum": 1, "maximum": 100}, "cursor": {"pattern": f"^{_NOT_NULL}[A-Za-z0-9_-]{{1,1200}}$"}, "from": _MOMENT, "to": _MOMENT,
+    "method": {"enum": list(METHODS)}, "key_id": _UUID, "topup_id": _UUID, "api_key_id": _UUID, "mode": {"enum": ["nginx"]},
+    "endpoint": _NAME, "listHistory.model": _NAME, "listActivity.model": _NAME,
+    "model": {"pattern": rf"^{_NOT_NULL}[\s\S]+$"},
 }  # fmt: skip
 """What a parameter may be, where its handler takes any text and looks into it later."""
+
+
+def _exactly_one(*names: str) -> Json:
+    return {"oneOf": [{"required": [name], "properties": {name: _GIVEN}} for name in names]}
+
+
+_GIVEN: Final[Json] = {"not": {"type": "null"}}
+_KEY: Final = _exactly_one("api_key", "api_key_hash")
+_TOLD: Final[Json] = {"anyOf": _exactly_one("usage", "cost_usd")["oneOf"]}
+_PAID: Final[Json] = {"minimum": 0.1, "maximum": 1000}
+_MOVES: Final[Json] = {
+    "required": ["amount_usd"],
+    "properties": {"action": {"enum": ["credit", "debit"]}, "amount_usd": _GIVEN},
+}
+TOGETHER: Final[dict[str, Json]] = {
+    "AuthorizeRequest": {"allOf": [_KEY, _exactly_one("estimate", "max_cost_usd")]},
+    "ChargeRequest": {"allOf": [_KEY, _TOLD]},
+    "ClaimRequest": _exactly_one("payment_hash", "lightning_invoice", "txid"),
+    "CloudEvent": {
+        "anyOf": [
+            *({"properties": {"data": {"required": [name], "properties": {name: _GIVEN}}}} for name in ("hold_id", "api_key_hash")),
+            {"required": ["subject"], "properties": {"subject": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}}},
+        ]
+    },
+    "SettleRequest": _TOLD,
+    "UsageData": _TOLD,
+    "Resolution": {"oneOf": [_MOVES, {"properties": {"action": {"const": "dismiss"}, "amount_usd": {"type": "null"}}}]},
+    "createKey": {
+        "required": ["name"],
+        "if": {"required": ["reset_period"], "properties": {"reset_period": _GIVEN}},
+        "then": {"required": ["usage_limit_usd"], "properties": {"usage_limit_usd": _GIVEN}},
+    },
+}  # fmt: skip
+"""What fields of a body must be together, by its struct, or by the operation where others read the same struct."""
+
+WITHIN: Final[dict[str, Json]] = {
+    "KeyRequest.usage_limit_usd": {"minimum": 0.01},
+    "KeyRequest.name": {"pattern": r"^ *[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,23}[^\x00-\x20\x7f])? *$"},
+    "ConnectRequest.threshold_usd": {"minimum": 5},
+    "ConnectRequest.topup_amount_usd": _PAID,
+    "ConnectRequest.nwc_url": {"pattern": r"^nostr\+walletconnect:"},
+    "Resolution.amount_usd": {"exclusiveMinimum": 0},
+}
+"""What a field may be, where its handler takes any text or amount and looks into it later."""
 
 NULL_IN_ANSWERS: Final = {
     "BalanceView.burn_usd_per_day",

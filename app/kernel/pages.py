@@ -2,13 +2,15 @@
 
 import base64
 import binascii
-from typing import Any, TypeVar
+import re
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from app.kernel.errors import InvalidField
 
 T = TypeVar("T")
+_CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{1,1200}", re.ASCII)
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 100
 
@@ -29,6 +31,8 @@ def from_cursor(cursor: str | None, position: type[T]) -> T | None:
     if cursor is None:
         return None
     try:
+        if not _CURSOR.fullmatch(cursor):  # b64decode passes over what is none of its alphabet
+            raise ValueError
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         return msgspec.json.decode(text, type=position)
     except (binascii.Error, ValueError, msgspec.MsgspecError):

@@ -2,11 +2,13 @@
 
 import re
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
 from app.kernel.errors import InvalidField, MalformedJson
 
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 _PATH_IN_MESSAGE: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _FIELD_IN_MESSAGE: Final = re.compile(r"^Object (?:missing required|contains unknown) field `(?P<name>.*)`$", re.DOTALL)
 
@@ -21,6 +23,11 @@ def read(text: bytes | msgspec.Raw, wanted: Any) -> Any:
             raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedJson(f"The body is not valid JSON: {error}") from None
+
+
+def uuid_in(text: str) -> UUID | None:
+    """The UUID that a text is, in its one spelling: `uuid.UUID` would take braces, urn: and missing hyphens too."""
+    return UUID(text) if _UUID.fullmatch(text) else None
 
 
 def _invalid(complaint: str) -> InvalidField:

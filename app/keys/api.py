@@ -13,6 +13,7 @@ from app.kernel.db import Database, Row
 from app.kernel.errors import InvalidField, KeyNotFound
 from app.kernel.idempotency import Once
 from app.kernel.money import JsonNumber, is_given, parse_usd, usd, usd_or_null
+from app.kernel.reading import uuid_in
 from app.kernel.security import Caller
 from app.keys.issue import SCOPES, Keyring, NewKey, change, clean_name, issue, list_keys, read, revoke
 from app.keys.tables import ResetPeriod
@@ -177,10 +178,10 @@ class KeysController(Controller):
 
 
 def _key_id(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise KeyNotFound from None
+    found = uuid_in(text)
+    if found is None:
+        raise KeyNotFound
+    return found
 
 
 def _shown(keyring: Keyring, owner: Caller, key: Row, wanted: bool) -> str | None:
