@@ -60,7 +60,7 @@ def upgrade() -> None:
     op.create_table('idempotency',
     sa.Column('scope_key', sa.LargeBinary(), nullable=False),
     sa.Column('request_hash', sa.LargeBinary(), nullable=False),
-    sa.Column('answer', sa.Text(), nullable=True),
+    sa.Column('answer', sa.LargeBinary(), nullable=True),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('claimed_until', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.PrimaryKeyConstraint('scope_key')

@@ -201,7 +201,7 @@ def refusals(operation: Json, needs: set[str], schemas: Schemas) -> Iterator[typ
         yield from (e.MalformedJson, e.BodyTooLarge, e.UnsupportedMediaType, e.InvalidField)
         sent += pointed(body_of(operation)["schema"], schemas.found).get("properties", ())
     if "once" in needs:
-        yield from (e.IdempotencyKeyReuse, e.IdempotencyInProgress)
+        yield from (e.IdempotencyKeyReuse, e.IdempotencyInProgress, e.RateLimitExceeded)
     if any(parameter["in"] == "query" for parameter in operation["parameters"]):
         yield e.InvalidField
     if needs & {"once", *CALLERS}:  # of two credentials that differ

@@ -2,7 +2,8 @@
 
 The answer is saved in the effect's own transaction, sealed twice: under the service's key, and under one made
 of the caller's credential and Idempotency-Key, neither of which is stored. So a show-once secret in it can be
-read by whoever sends the same request again, and from the database by nobody.
+read by whoever sends the same request again, and from the database by nobody. It takes its own bytes and 72 more,
+and what a caller may have kept in an hour is limited.
 """
 
 import hashlib
@@ -14,12 +15,17 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, row
-from app.kernel.errors import IdempotencyInProgress, IdempotencyKeyReuse
+from app.kernel.errors import IdempotencyInProgress, IdempotencyKeyReuse, RateLimitExceeded
+from app.kernel.ratelimit import add, counted
 from app.kernel.security import Pepper, Sealer, UnsealError
 
 T = TypeVar("T")
 CLAIM_SECONDS: Final = 60
 """How long a first request may run before a repeat takes it for dead and runs itself."""
+KEPT_BYTES_PER_HOUR: Final = 4 * 1024 * 1024
+"""Of one caller's answers; some tens of thousand ordinary ones."""
+_ROW_BYTES: Final = 250
+"""What an answer takes besides itself: its row and the index's entry."""
 _NAMESPACE: Final = uuid.UUID("2d1d0a0c-6d5b-4f5c-9e57-5a7e3e7e2000")
 
 
@@ -37,12 +43,14 @@ class Once:
         *,
         scope: str,
         secret: str,
+        payer: str,
         key: str | None,
         request_hash: bytes,
     ) -> None:
-        """`scope` names the caller and what is asked, without a secret; `secret` is what proved who is calling, if anything did."""
+        """`scope` names the caller and what is asked, without a secret; `secret` is what proved who is calling, if anything
+        did; on `payer`'s account is counted what is kept."""
         self._db, self._sealer, self._key = db, sealer, key
-        self._request_hash = request_hash
+        self._request_hash, self._bucket = request_hash, f"answers/{payer}"
         self._scope_key = pepper.tag(b"idempotency", scope.encode(), (key or "").encode())
         self._row = f"idempotency/{self._scope_key.hex()}"
         self._callers_own = Sealer(
@@ -83,7 +91,10 @@ class Once:
             raise
 
     async def claim(self, answer_type: type[T]) -> T | None:
-        """Take the key for this request, or return the answer it already has."""
+        """Take the key for this request, or return the answer it already has.
+
+        Raises IdempotencyKeyReuse, IdempotencyInProgress, and RateLimitExceeded where too much is kept for this caller.
+        """
         if self._key is None:
             return None
         found = await self._db.transaction(self._claimed)
@@ -94,7 +105,7 @@ class Once:
         if found["answer"] is None:
             raise IdempotencyInProgress(retry_after_seconds=1)
         self.replayed = True
-        return msgspec.json.decode(self._opened(found["answer"]), type=answer_type)
+        return msgspec.json.decode(self._opened(bytes(found["answer"])), type=answer_type)
 
     async def save(self, session: AsyncSession, answer: object) -> None:
         """Keep the answer, in the caller's transaction, which with it becomes the only one that counts.
@@ -103,14 +114,16 @@ class Once:
         """
         if self._key is None:
             return
+        sealed = self._sealed(msgspec.json.encode(answer))
         kept = await row(
             session,
             "UPDATE idempotency SET answer = :answer WHERE scope_key = :key AND answer IS NULL RETURNING 1 AS kept",
-            answer=self._sealed(msgspec.json.encode(answer)),
+            answer=sealed,
             key=self._scope_key,
         )
         if kept is None:
             raise IdempotencyInProgress(retry_after_seconds=1)
+        await add(session, self._bucket, len(sealed) + _ROW_BYTES)
 
     async def abandon(self) -> None:
         """Give the key back after a refusal, so that the corrected request may use it."""
@@ -121,12 +134,12 @@ class Once:
                 )
             )
 
-    def _sealed(self, answer: bytes) -> str:
-        return self._sealer.seal(self._callers_own.seal(answer, self._row).encode(), self._row)
+    def _sealed(self, answer: bytes) -> bytes:
+        return self._sealer.seal_bytes(self._callers_own.seal_bytes(answer, self._row), self._row)
 
-    def _opened(self, sealed: str) -> bytes:
+    def _opened(self, sealed: bytes) -> bytes:
         try:
-            return self._callers_own.open(self._sealer.open(sealed, self._row).decode(), self._row)
+            return self._callers_own.open_bytes(self._sealer.open_bytes(sealed, self._row), self._row)
         except UnsealError:  # the operator took a sealing key away within the two days
             raise IdempotencyKeyReuse("The answer to this request cannot be shown again; what it did stands") from None
 
@@ -142,10 +155,20 @@ class Once:
             key=self._scope_key, hash=self._request_hash,
         )  # fmt: skip
         if made is not None:
+            await self._refuse_beyond_what_is_kept(session)
             return None
         return await row(
             session, "SELECT request_hash, answer FROM idempotency WHERE scope_key = :key", key=self._scope_key
         )
+
+    async def _refuse_beyond_what_is_kept(self, session: AsyncSession) -> None:
+        found = await counted(session, self._bucket)
+        if found is not None and found["count"] >= KEPT_BYTES_PER_HOUR:
+            raise RateLimitExceeded(
+                f"{KEPT_BYTES_PER_HOUR:,} bytes of answers are kept for your Idempotency-Keys of this hour, and no more; wait, or"
+                " send this without one",
+                retry_after_seconds=max(1, found["seconds_left"]),
+            )
 
 
 async def forget_old_answers(db: Database) -> int:

@@ -3,11 +3,15 @@
 import ipaddress
 from typing import Final
 
-from app.kernel.db import Database, row
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import Database, Row, row
 from app.kernel.errors import RateLimitExceeded
 
 _IPV6_BLOCKS: Final = ((64, 1), (56, 2), (48, 4))
 """Prefix lengths, and how many times the limit each may have: a site has a /56 or a /48 of networks for the asking."""
+
+_SECONDS_LEFT: Final = "extract(epoch FROM window_start + interval '1 hour' - now())::int"
 
 
 def blocks_of(address: str) -> tuple[tuple[str, int], ...]:
@@ -27,21 +31,35 @@ def blocks_of(address: str) -> tuple[tuple[str, int], ...]:
 
 async def count_or_refuse(db: Database, bucket: str, per_hour: int) -> None:
     """Count one more in this hour. Raises RateLimitExceeded past `per_hour`, with the seconds to wait."""
-    found = await db.transaction(
-        lambda session: row(
-            session,
-            """INSERT INTO rate_count AS r (bucket, window_start, count) VALUES (:bucket, date_trunc('hour', now()), 1)
-               ON CONFLICT (bucket, window_start) DO UPDATE SET count = r.count + 1
-               RETURNING count, extract(epoch FROM window_start + interval '1 hour' - now())::int AS seconds_left""",
-            bucket=bucket,
-        )
-    )
-    assert found is not None
+    found = await db.transaction(lambda session: add(session, bucket, 1))
     if found["count"] > per_hour:
         raise RateLimitExceeded(
             f"Too many requests from here: at most {per_hour} an hour",
             retry_after_seconds=max(1, found["seconds_left"]),
         )
+
+
+async def add(session: AsyncSession, bucket: str, amount: int) -> Row:
+    """Count `amount` more in this hour; returns its count and seconds_left."""
+    found = await row(
+        session,
+        f"""INSERT INTO rate_count AS r (bucket, window_start, count) VALUES (:bucket, date_trunc('hour', now()), :amount)
+            ON CONFLICT (bucket, window_start) DO UPDATE SET count = r.count + EXCLUDED.count
+            RETURNING count, {_SECONDS_LEFT} AS seconds_left""",
+        bucket=bucket, amount=amount,
+    )  # fmt: skip
+    assert found is not None
+    return found
+
+
+async def counted(session: AsyncSession, bucket: str) -> Row | None:
+    """This hour's count and seconds_left, without counting; None where nothing was counted."""
+    return await row(
+        session,
+        f"""SELECT count, {_SECONDS_LEFT} AS seconds_left FROM rate_count
+            WHERE bucket = :bucket AND window_start = date_trunc('hour', now())""",
+        bucket=bucket,
+    )
 
 
 async def forget_old_counts(db: Database) -> None:

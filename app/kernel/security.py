@@ -159,15 +159,32 @@ class Sealer:
 
     def seal(self, plaintext: bytes, row: str) -> str:
         """`<key id>.<hex of nonce + ciphertext>`; opens only for the same `row`, such as `api_key/<account>/<key>`."""
-        nonce = secrets.token_bytes(12)
-        sealed = self._keys[self._current_id].encrypt(nonce, plaintext, self._bound(self._current_id, row))
-        return f"{self._current_id}.{(nonce + sealed).hex()}"
+        return f"{self._current_id}.{self._encrypted(plaintext, row).hex()}"
 
     def open(self, sealed: str, row: str) -> bytes:
         """Raises UnsealError, with no secret in it."""
         key_id, _, payload = sealed.partition(".")
         try:
             data = bytes.fromhex(payload)
+        except ValueError:
+            data = b""
+        return self._decrypted(key_id, data, row)
+
+    def seal_bytes(self, plaintext: bytes, row: str) -> bytes:
+        """The same as bytes, for what may be long: `<key id>.<nonce + ciphertext>`, 28 bytes more than the text and the id."""
+        return self._current_id.encode() + b"." + self._encrypted(plaintext, row)
+
+    def open_bytes(self, sealed: bytes, row: str) -> bytes:
+        """Raises UnsealError, with no secret in it."""
+        key_id, _, data = sealed.partition(b".")
+        return self._decrypted(key_id.decode("latin-1"), data, row)
+
+    def _encrypted(self, plaintext: bytes, row: str) -> bytes:
+        nonce = secrets.token_bytes(12)
+        return nonce + self._keys[self._current_id].encrypt(nonce, plaintext, self._bound(self._current_id, row))
+
+    def _decrypted(self, key_id: str, data: bytes, row: str) -> bytes:
+        try:
             return self._keys[key_id].decrypt(data[:12], data[12:], self._bound(key_id, row))
         except (KeyError, ValueError, InvalidTag):
             raise UnsealError(

@@ -55,7 +55,7 @@ class Idempotency(SQLModel, table=True):
 
     scope_key: bytes = Field(sa_type=LargeBinary, primary_key=True)
     request_hash: bytes = Field(sa_type=LargeBinary)
-    answer: str | None = words(default=None)
+    answer: bytes | None = Field(default=None, sa_type=LargeBinary)
     created_at: datetime = when()
     claimed_until: datetime = when()
 

@@ -37,6 +37,11 @@ class Known:
             case Admin(id=token_id):
                 return f"admin/{token_id}"
 
+    @property
+    def payer(self) -> str:
+        """Whom a share of something is counted for: the account, whichever of its credentials was sent."""
+        return f"account/{self.who.account_id}" if isinstance(self.who, Caller) else self.name
+
 
 Ask = Callable[[Lines], Awaitable[Known | None]]
 

@@ -12,6 +12,7 @@ from litestar.handlers import BaseRouteHandler
 from app.kernel.db import Database
 from app.kernel.errors import MalformedHeader
 from app.kernel.idempotency import Once
+from app.kernel.ratelimit import blocks_of
 from app.kernel.settings import Settings
 from app.web.callers import Known
 
@@ -37,6 +38,7 @@ async def provide_once(
         settings.sealer,
         scope=f"{request.method} {request.url.path}\x00{known.name if known else f'address/{address}'}",
         secret=known.secret if known else "",
+        payer=known.payer if known else f"address/{blocks_of(address)[-1][0]}",
         key=_idempotency_key(request.headers.getall("idempotency-key", [])),
         request_hash=hashlib.sha256(await request.body()).digest(),
     )
