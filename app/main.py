@@ -28,7 +28,7 @@ from app.migrations import head
 from app.pricing import api as pricing
 from app.topups import api as topups
 from app.topups.gateway import Gateways
-from app.web.around import around_requests, lines_of_every_answer, refusing, request_id_of
+from app.web.around import around_requests, heading, lines_of_every_answer, refusing
 from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json, refuse_large_body
 from app.web.callers import Callers, bearer, giving_who_called
 from app.web.idempotency import provide_once, refuse_malformed_key
@@ -110,8 +110,8 @@ def create_app(house: House) -> Litestar:
     # Around the router too: Litestar's own middleware would not see a path or a method that we do not have.
     every = lines_of_every_answer(house.settings.public_url)
     door = Door(
-        MAX_BODY_BYTES, read_json, lambda header: house.services.service(bearer(header)),
-        lambda headers: [*every, (b"x-request-id", request_id_of(headers).encode())], account_for, refusing(every),
+        MAX_BODY_BYTES, read_json, lambda header: house.services.service(bearer(header)), heading(every), account_for,
+        refusing(every),
     )  # fmt: skip
     app.asgi_handler = in_front_of(around_requests(app.asgi_handler, every), parts, door)
     return app

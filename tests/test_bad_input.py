@@ -1282,6 +1282,10 @@ async def test_an_event_that_names_neither_a_hold_nor_a_key_is_422(world: World)
     }
     body = json.dumps(unsold).encode()
     await world.refuse("not sold", ("POST", "/v1/meter/events"), 422, "model_not_priced", body=body, param="data.model")
+    two = json.dumps({**_EVENT, "id": "1", "subject": "0" * 64, "data": {**_WORK, "api_key_hash": key_hash}}).encode()
+    await world.refuse(
+        "two keys", ("POST", "/v1/meter/events"), 422, "invalid_field", body=two, param="data.api_key_hash"
+    )
     nobody = json.dumps({**_EVENT, "id": "1", "subject": "0" * 64, "data": _WORK}).encode()
     await world.refuse("nobody's key", ("POST", "/v1/meter/events"), 401, "invalid_api_key", body=nobody)
 

@@ -404,6 +404,36 @@ async def test_no_secret_is_in_any_log_line_error_or_table(
     assert hashlib.sha256(key.encode()).hexdigest() not in kept
 
 
+async def test_no_text_of_a_callers_own_is_in_a_log_line(
+    clean: str, settings: Settings, debug_log: io.StringIO
+) -> None:
+    text = "their-own-words"
+    async with opened(clean, settings) as door:
+        customer, service, admin = await door.customer("20"), await door.service(), await door.admin()
+
+        async def post(target: str, headers: Mapping[str, str | bytes], **body: Any) -> Any:
+            answer = await door.ask("POST", target, {**headers, **JSON, "User-Agent": text}, json.dumps(body).encode())
+            assert answer.status in (200, 201), answer.body
+            return answer.json
+
+        call = {"api_key": customer.api_key, "model": text, "endpoint": f"/{text}"}
+        held = await post("/v1/meter/authorize", service, request_id=text, max_cost_usd=1, **call)
+        await post("/v1/meter/release", service, hold_id=held["hold_id"], reason=text)
+        done = {"cost_usd": 1, "served_model": text, "provider": text, "upstream_id": text, "features_used": [text]}
+        made = await post("/v1/meter/charge", service, request_id=f"{text}-2", **call, **done)
+        await post("/v1/meter/refund", service, charge_id=made["charge_id"], reason=text)
+        await post("/keys", customer.owner | {"Idempotency-Key": text}, name=text, allowed_models=[text])
+        topup = await door.rig.topup(customer, "20")
+        door.rig.sql("UPDATE topup SET review = 'marked' WHERE invoice_id = %s", topup)
+        [(topup_id,)] = door.rig.sql("SELECT id FROM topup WHERE invoice_id = %s", topup)
+        await post(f"/admin/topups/{topup_id}/resolve", admin, action="dismiss", reason=text)
+        for target in (f"/queries/history?model={text}", f"/{text}", f"/keys/{text}", f"/topups?{text}=1"):
+            await door.ask("GET", target, customer.owner)
+    printed = debug_log.getvalue()
+    assert '"event": "meter.refunded"' in printed
+    assert text not in printed
+
+
 def test_a_field_that_is_not_on_the_list_does_not_reach_the_log(debug_log: io.StringIO) -> None:
     logs.log.info("request", credit_id="a-secret", api_key="a-secret", body={"a": "a-secret"}, status=200)
     printed = debug_log.getvalue()

@@ -11,7 +11,7 @@ ALLOWED_FIELDS = frozenset(
     {
         "account_id", "amount_nusd", "attempt", "attempts", "backend", "bonus_nusd", "charge_id", "code", "count",
         "delivery_type", "duration_ms", "error", "event", "exc_type", "hold_id", "invoice_id", "job", "key_id", "level",
-        "method", "path", "pid", "port", "reason", "request_id", "seconds", "service", "state", "status", "timestamp", "topup_id",
+        "method", "path", "pid", "port", "request_id", "seconds", "service", "state", "status", "timestamp", "topup_id",
         "url", "version", "where",
     }
 )  # fmt: skip

@@ -80,6 +80,17 @@ def _with_ours(
     ]
 
 
+def heading(every: Lines) -> Callable[[Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """What an answer bears to a request with these headers, for a route that does without all this; its log lines get the id."""
+
+    def lines(headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        request_id = request_id_of(headers)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        return [*every, (b"x-request-id", request_id.encode())]
+
+    return lines
+
+
 def refusing(every: Lines) -> Callable[[Scope, Receive, Send, Exception], Awaitable[None]]:
     """Sends what Litestar would answer for an error, for a route that does without it."""
 

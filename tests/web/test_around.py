@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 from litestar import Litestar
+from litestar.di import Provide
 
+from app.kernel import logs
 from app.kernel.settings import Settings
 from tests.door import JSON, Door, opened
 
@@ -79,3 +81,28 @@ async def test_options_names_every_method_that_the_address_takes(door: Door) -> 
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
             answer = await door.ask(method, path)
             assert (answer.status == 405) is (method not in allowed), (method, path)
+
+
+async def test_every_request_is_logged_under_the_id_that_its_answer_bears(
+    door: Door, capsys: pytest.CaptureFixture[str]
+) -> None:
+    customer, service = await door.customer("20"), await door.service()
+    logs.configure("INFO")
+    call = json.dumps({"request_id": "r", "api_key": customer.api_key, "max_cost_usd": 1}).encode()
+    asked = [
+        await door.ask("POST", "/v1/meter/authorize", JSON | service, call),
+        await door.ask("POST", "/v1/meter/authorize", JSON | service, b"{}"),
+        await door.ask("GET", "/keys", customer.owner),
+        await door.ask("GET", "/nope"),
+    ]
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    ids = {line["request_id"]: line["status"] for line in told if line["event"] == "request"}
+    assert ids == {answer.headers["x-request-id"]: answer.status for answer in asked}
+
+
+async def test_no_dependency_asks_the_database(door: Door) -> None:
+    """Litestar resolves them side by side and cancels the others when one refuses; a cancelled look-up costs its connection."""
+    dependencies = door.app.dependencies or {}
+    provides = {name: one for name, one in dependencies.items() if isinstance(one, Provide)}
+    assert set(provides) >= {"caller", "db", "once"}
+    assert {name for name, one in provides.items() if not one.has_sync_callable} == {"once"}, "which asks nobody"

@@ -169,7 +169,10 @@ async def _ticket(event: CloudEvent, service: Service, verifier: Verifier, meter
     if event.data.hold_id is not None:
         ticket = meter.opened(service.name, event.data.hold_id)
         return msgspec.structs.replace(ticket, attributes={**(ticket.attributes or {}), **said}) if said else ticket
-    sha256_hex = event.data.api_key_hash or event.subject or ""
+    told, subject = event.data.api_key_hash, event.subject or ""
+    if told is not None and _SHA256_HEX.fullmatch(subject) and subject.lower() != told.lower():
+        raise InvalidField("api_key_hash and the event's subject name two keys", param="data.api_key_hash")
+    sha256_hex = told or subject
     if not _SHA256_HEX.fullmatch(sha256_hex):
         raise InvalidField(
             "give hold_id, or the SHA-256 of the API key as api_key_hash or as the event's subject",
