@@ -31,6 +31,7 @@ from app.topups.gateway import Gateways
 from app.web.around import around_requests, heading, lines_of_every_answer, refusing
 from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json, refuse_large_body
 from app.web.callers import Callers, bearer, giving_who_called
+from app.web.guards import one_after_the_other
 from app.web.idempotency import provide_once, refuse_malformed_key
 from app.web.methods import tell_every_method
 from app.web.metrics import account_for
@@ -96,7 +97,7 @@ def create_app(house: House) -> Litestar:
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
         | {name: Provide(giving_who_called(), sync_to_thread=False) for name in callers.names}
         | {"once": Provide(provide_once)},
-        guards=[callers.ask, refuse_malformed_key, refuse_large_body, refuse_odd_query],
+        guards=[one_after_the_other(callers.ask, refuse_malformed_key, refuse_large_body, refuse_odd_query)],
         request_class=JsonRequest,
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={AppError: on_app_error, HTTPException: on_http_error, Exception: on_defect},

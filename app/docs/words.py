@@ -214,7 +214,14 @@ ONCE_OF_STRANGERS: Final = '^([!#-~]{16,255}|"[!#-~]{16,255}")$'
 # --- fields ---------------------------------------------------------------------------------------
 
 _UUID: Final[Json] = {"format": "uuid", "pattern": "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"}
-_NOT_NULL: Final = "(?![nN][uU][lL][lL]$)"
+
+
+def _in_any_case(word: str) -> str:
+    """As a pattern: JSON Schema's have no flags."""
+    return "".join(f"[{letter}{letter.upper()}]" for letter in word)
+
+
+_NOT_NULL: Final = f"(?!{_in_any_case('null')}$)"
 _NAME: Final[Json] = {"minLength": 1, "maxLength": 200, "pattern": rf"^{_NOT_NULL}[^\x00-\x1f\x7f]+$"}
 _MOMENT: Final[Json] = {
     "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?$"
@@ -266,7 +273,7 @@ WITHIN: Final[dict[str, Json]] = {
     "KeyRequest.name": {"pattern": r"^ *[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,23}[^\x00-\x20\x7f])? *$"},
     "ConnectRequest.threshold_usd": {"minimum": 5},
     "ConnectRequest.topup_amount_usd": _PAID,
-    "ConnectRequest.nwc_url": {"pattern": r"^nostr\+walletconnect:"},
+    "ConnectRequest.nwc_url": {"pattern": rf"^\s*{_in_any_case('nostr')}\+?{_in_any_case('walletconnect')}:"},
     "Resolution.amount_usd": {"exclusiveMinimum": 0},
 }
 """What a field may be, where its handler takes any text or amount and looks into it later."""
