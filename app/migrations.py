@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from alembic import command
 from app.kernel.db import RUNTIME_ROLE
+from app.metering.functions import FUNCTIONS
 
 _SCRIPTS = Path(__file__).parent.parent / "alembic"
 _ADVISORY_LOCK = 0x5A7_3E7E2
@@ -58,7 +59,11 @@ def migrate(url: str) -> bool:
         conn.execute("SELECT pg_advisory_lock(%s)", [_ADVISORY_LOCK])
         _refuse_newer(url)
         _ensure_runtime_role(conn)
-        return _upgrade(url)
+        is_new = _upgrade(url)
+        if not _has_our_functions(conn):
+            _install_functions(conn)
+            is_new = True
+        return is_new
 
 
 def check(url: str) -> None:
@@ -71,6 +76,8 @@ def check(url: str) -> None:
             raise MigrationError(
                 f"the database is at migration {found}, this code needs {head()}: run `python -m app migrate`"
             )
+        if not _has_our_functions(conn):
+            raise MigrationError("the database's metering functions are not this code's: run `python -m app migrate`")
         if not _may_be_runtime(conn):
             raise MigrationError(_what_a_dba_should_do(conn))
 
@@ -155,3 +162,31 @@ def _upgrade(url: str) -> bool:
     config.attributes["connect"] = lambda: psycopg.connect(url, connect_timeout=5)
     command.upgrade(config, "head")
     return True
+
+
+# --- functions: code, which is installed and not migrated ---------------------------------------------
+
+_OURS = """SELECT p.proname, p.prosrc, obj_description(p.oid, 'pg_proc'), p.oid::regprocedure::text FROM pg_proc p
+           WHERE p.pronamespace = 'public'::regnamespace AND (starts_with(p.proname, 'meter_') OR p.proname = ANY (%s))"""
+_PARTITIONS_AHEAD = 3
+
+
+def _has_our_functions(conn: psycopg.Connection[Any]) -> bool:
+    """Whether the functions there are are the file's, to the letter, and no others of their kind."""
+    installed = conn.execute(_OURS, [list(FUNCTIONS)]).fetchall()
+    wanted = {name: (function.body, function.fingerprint) for name, function in FUNCTIONS.items()}
+    return len(installed) == len(wanted) and {name: (body, note) for name, body, note, _ in installed} == wanted
+
+
+def _install_functions(conn: psycopg.Connection[Any]) -> None:
+    """Put the file's functions in place of those that are there, whatever their parameters were, in one transaction."""
+    with conn.transaction():
+        for _, _, _, signature in conn.execute(_OURS, [list(FUNCTIONS)]).fetchall():
+            conn.execute(f"DROP FUNCTION {signature}".encode())
+        for function in FUNCTIONS.values():
+            conn.execute(function.text.encode())
+            name = sql.Identifier(function.name)
+            conn.execute(sql.SQL("COMMENT ON FUNCTION {} IS {}").format(name, sql.Literal(function.fingerprint)))
+            conn.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(name))
+            conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(name, sql.Identifier(RUNTIME_ROLE)))
+        conn.execute("SELECT make_usage_partitions(%s)", [_PARTITIONS_AHEAD])

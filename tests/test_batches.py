@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +21,9 @@ from app.kernel.errors import AppError, DatabaseUnavailable, InvalidField
 from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
 from app.metering.batch import Batches, _array
+from app.metering.functions import FUNCTIONS, Function
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
+from app.migrations import MigrationError, check, migrate
 
 PEPPER = Pepper(b"a pepper for tests, of 32 bytes and more")
 SERVICE = "proxy"
@@ -55,14 +58,14 @@ async def db(clean: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The parameters of each call that was decided by a statement of its own."""
-    asked, one = [], Database.one
+    """The parameters of each statement that waited for an account."""
+    asked, many = [], Database.many
 
     async def noted(self: Database, statement: Any, params: Any) -> Any:
         asked.append(params)
-        return await one(self, statement, params)
+        return await many(self, statement, params)
 
-    monkeypatch.setattr(Database, "one", noted)
+    monkeypatch.setattr(Database, "many", noted)
     return asked
 
 
@@ -108,7 +111,7 @@ async def outcome(call: Awaitable[Any]) -> Any:
         return answer
     if isinstance(answer, Charged):
         return answer.cost_nusd, answer.balance_nusd, answer.held_nusd, answer.flags, answer.lines
-    return {name: value for name, value in answer.items() if name != "expires_at"}
+    return {name: value for name, value in answer.items() if name not in ("expires_at", "item")}
 
 
 # --- the same stream, one by one and in batches -------------------------------------------------------
@@ -137,8 +140,8 @@ ACTS = {
 }
 
 
-VERBS = {"authorize": 25, "settle": 15, "charge": 15, "mixed": 25, "release": 8, "extend": 5, "act": 12}
-IN_A_BATCH = ("settle", "authorize", "charge")
+VERBS = {"authorize": 25, "settle": 15, "charge": 15, "mixed": 33, "release": 3, "extend": 2, "act": 12}
+IN_A_BATCH = ("settle", "release", "extend", "authorize", "charge")
 """The order in which the verbs of a batch are decided."""
 
 
@@ -156,23 +159,18 @@ class Stream:
             verb = self.choice.choices((*VERBS,), (*VERBS.values(),))[0]
             if verb == "act":
                 await self.act()
-            elif verb in ("release", "extend"):
-                await self.together((verb,), one_by_one=True)
             else:
                 await self.together(IN_A_BATCH if verb == "mixed" else (verb,))
 
-    async def together(self, verbs: Sequence[str], *, one_by_one: bool = False) -> None:
+    async def together(self, verbs: Sequence[str]) -> None:
         """One after the other on one side, all at once on the other; the answers must be the same."""
         wanted = [self.choice.choice(verbs) for _ in range(self.choice.randrange(1, 25))]
         made = [(verbs.index(verb), getattr(self, verb)()) for verb in wanted]
         calls = [((rank, call[0]), call[1]) for rank, call in made if call is not None]
         order = list(_in_waves(calls))
         single = [await outcome(calls[place][1](self.sides[0], 0)) for place in order]
-        if one_by_one:
-            batched = [await outcome(calls[place][1](self.sides[1], 1)) for place in order]
-        else:
-            answers = await asyncio.gather(*(outcome(call(self.sides[1], 1)) for _, call in calls))
-            batched = [answers[place] for place in order]
+        answers = await asyncio.gather(*(outcome(call(self.sides[1], 1)) for _, call in calls))
+        batched = [answers[place] for place in order]
         for place, one, other in zip(order, single, batched, strict=True):
             if isinstance(one, Held) and isinstance(other, Held):
                 self.tickets.append((one.hold_id, other.hold_id))
@@ -262,8 +260,8 @@ ROWS = {
     "account": "SELECT posted_nusd, held_nusd, floor_nusd, low_nusd, entry_count, status FROM account WHERE id = %(account_id)s",
     "api_key": """SELECT limit_nusd, held_nusd, window_start, window_usage_nusd, lifetime_nusd, deleted_at IS NULL FROM api_key
                   WHERE account_id = %(account_id)s AND id = %(key_id)s""",
-    "hold": """SELECT service, request_id, window_start, amount_nusd, state, model, endpoint, price_version,
-                      CASE WHEN expires_at - created_at > interval '5 minutes' THEN expires_at - created_at END, id
+    "hold": """SELECT service, request_id, window_start, amount_nusd, captured_nusd, state, on_expiry, model, endpoint, price_version,
+                      CASE WHEN expires_at - created_at > interval '5 minutes' THEN date_trunc('minute', expires_at - created_at + interval '30 seconds') END, id
                FROM hold WHERE account_id = %(account_id)s AND key_id = %(key_id)s ORDER BY id""",
     "entry": """SELECT e.id, kind, reference, contra, amount_nusd, e.balance_after_nusd, u.hold_id FROM entry e
                 LEFT JOIN usage u ON u.account_id = e.account_id AND u.id = e.usage_id
@@ -423,7 +421,10 @@ async def test_all_verbs_share_a_transaction_unless_holds_need_not_be_durable(
     owner_conn.execute("GRANT INSERT ON durability TO satmeter_runtime")
     owner_conn.execute(
         """CREATE FUNCTION note_durability() RETURNS trigger LANGUAGE plpgsql AS
-           $$ BEGIN INSERT INTO durability VALUES (TG_TABLE_NAME, current_setting('synchronous_commit')); RETURN NULL; END $$"""
+           $$ BEGIN
+               INSERT INTO durability VALUES (concat_ws(' ', TG_TABLE_NAME, to_jsonb(NEW) ->> 'state'), current_setting('synchronous_commit'));
+               RETURN NULL;
+           END $$"""
     )
     try:
         for table in ("hold", "entry"):
@@ -443,13 +444,15 @@ async def test_all_verbs_share_a_transaction_unless_holds_need_not_be_durable(
         """SELECT xmin::text FROM hold WHERE request_id LIKE 'r%' UNION SELECT xmin::text FROM entry WHERE kind = 'usage'"""
     ).fetchall()
     assert len(made_in) == (1 if hold_sync_commit else 2)
-    assert settings == {("hold", "on" if hold_sync_commit else "off"), ("entry", "on")}
+    assert settings == {
+        ("hold open", "on" if hold_sync_commit else "off"), ("hold settled", "on"), ("entry", "on")
+    }  # fmt: skip
 
 
 async def test_workers_whose_batches_cross_do_not_wait_for_each_other_for_ever(
-    db: Database, owner_conn: psycopg.Connection[Any], alone: list[Any]
+    db: Database, owner_conn: psycopg.Connection[Any]
 ) -> None:
-    """One settles where the other authorizes: locked verb by verb, each would hold what the other wants next."""
+    """One settles where the other authorizes. Who waits for accounts of a batch never has others locked meanwhile."""
     sides = plant(owner_conn, [10**9] * 8, [{}]), plant(owner_conn, [10**9] * 8, [{}])
     workers = meter(db), meter(db)
 
@@ -464,9 +467,16 @@ async def test_workers_whose_batches_cross_do_not_wait_for_each_other_for_ever(
                 *(worker.authorize(SERVICE, owner, Ask(f"{number}.{turn}b", 1, None, None)) for owner in asking),
             )
 
+    def deadlocks() -> int:
+        found = owner_conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        return sum(count for (count,) in found)
+
+    before = deadlocks()
     await asyncio.gather(work(0), work(1))
-    assert len(alone) < 50, (
-        "a batch that is refused goes on alone, call by call; a machine that stalls may refuse one or two"
+    assert deadlocks() == before
+    assert owner_conn.execute("SELECT count(*), count(*) FILTER (WHERE state = 'settled') FROM hold").fetchone() == (
+        3_200,
+        1_600,
     )
 
 
@@ -507,11 +517,9 @@ async def test_an_account_that_is_locked_does_not_hold_up_the_others(
     assert (await calls[0]).available_nusd == 999
 
 
-async def test_calls_of_an_account_whose_single_call_is_under_way_wait_for_a_batch(
-    db: Database, owner_conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, alone: list[Any]
+async def test_calls_of_an_account_that_is_locked_are_decided_together_when_it_is_free(
+    db: Database, owner_conn: psycopg.Connection[Any], alone: list[Any]
 ) -> None:
-    """Alone, each of them would wait for the account in a server process of its own."""
-    monkeypatch.setattr("app.metering.batch._STUCK_AFTER_SECONDS", 30)
     (owner,) = plant(owner_conn, [1_000], [{}])
     batching = meter(db)
     with owner_conn.transaction():
@@ -523,7 +531,22 @@ async def test_calls_of_an_account_whose_single_call_is_under_way_wait_for_a_bat
         ]
         await asyncio.sleep(0.1)
     assert len(await asyncio.gather(*calls)) == 21
-    assert len(alone) == 1
+    assert len(alone) == 2, "the first waits for the account, the others for it"
+
+
+async def test_what_can_never_be_found_is_answered_though_no_row_comes(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    (owner,) = plant(owner_conn, [1_000], [{}])
+    batching, gone = meter(db), KeyOwner(uuid.uuid4(), uuid.uuid4())
+    held = await batching.authorize(SERVICE, owner, Ask("r", 1, None, None))
+    ticket = msgspec.structs.replace(batching.opened(SERVICE, held.hold_id), hold_id=uuid.uuid4())
+    answers = await asyncio.gather(
+        outcome(batching.release(SERVICE, ticket)), outcome(batching.authorize(SERVICE, gone, Ask("r", 1, None, None))),
+        outcome(batching.charge(SERVICE, gone, Ask("c", 1, None, None), Work(1))),
+        outcome(batching.settle(SERVICE, msgspec.structs.replace(ticket, account_id=gone.account_id), Work(1))),
+    )  # fmt: skip
+    assert [answer[0] for answer in answers] == ["HoldNotFound", "InvalidApiKey", "InvalidApiKey", "HoldNotFound"]
 
 
 async def test_callers_who_leave_do_not_break_the_batch_they_were_in(
@@ -568,7 +591,7 @@ async def test_connections_killed_under_batches_lose_nothing_that_was_acknowledg
         for _ in range(10):
             await asyncio.sleep(0.03)
             owner_conn.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%charge_batch%'"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%meter_charge%'"
             )
 
     waves = [asyncio.create_task(kill())]
@@ -598,7 +621,7 @@ async def test_without_a_database_every_call_is_refused_and_none_hangs() -> None
 
 
 async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Database) -> None:
-    decide = Batches(db).decider("SELECT 1", "f(%(account_id)s::uuid[], %(hold_id)s::uuid[])", "item bigint")
+    decide = Batches(db).decider(function())
     params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()}
 
     async def call() -> None:
@@ -624,7 +647,9 @@ def call(decide: Any, number: int = 0) -> asyncio.Task[Any]:
     return asyncio.create_task(decide({"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "number": number}))
 
 
-MANY = "f(%(hold_id)s::uuid[], %(number)s::bigint[])"
+def function() -> Function:
+    takes = {"lock": "uuid[]", "wait": "boolean", "account_id": "uuid[]", "hold_id": "uuid[]", "number": "bigint[]"}
+    return Function("f", "", "", takes, {"item": "bigint"})
 
 
 async def test_a_call_that_comes_while_the_connection_is_given_back_is_decided_too() -> None:
@@ -638,7 +663,7 @@ async def test_a_call_that_comes_while_the_connection_is_given_back_is_decided_t
             closing.set()
             await may_close.wait()
 
-    decide = through(SlowToClose).decider("", MANY, "item bigint")
+    decide = through(SlowToClose).decider(function())
     early = [call(decide), call(decide)]
     await closing.wait()
     late = [call(decide), call(decide)]
@@ -660,7 +685,7 @@ async def test_a_call_that_waits_when_the_batches_are_stopped_is_refused() -> No
             await asyncio.Event().wait()
 
     batches = through(NeverCloses)
-    decide = batches.decider("", MANY, "item bigint")
+    decide = batches.decider(function())
     early = [call(decide), call(decide)]
     await closing.wait()
     late = call(decide)
@@ -706,12 +731,17 @@ async def test_large_and_small_batches_do_not_take_turns() -> None:
 
     class Slow(Lane):
         async def all(self, _: str, params: Params) -> list[tuple[Any, ...]]:
-            sizes.append(sum(text.count(",") + 1 for name, text in params.items() if name.endswith("number")))
+            asked = [text.count(",") + 1 for name, text in params.items() if name.endswith("number")]
+            sizes.append(sum(asked))
             await may_answer.acquire()
-            return []
+            width = len(asked)
+            return [
+                (place, *(item if other == place else None for other in range(width)))
+                for place, count in enumerate(asked) for item in range(1, count + 1)
+            ]  # fmt: skip
 
     batches = through(Slow)
-    first, second = (batches.decider("", MANY, "item bigint") for _ in range(2))
+    first, second = (batches.decider(function()) for _ in range(2))
     calls = [call(first, n) for n in range(10)]
     while not sizes:
         await asyncio.sleep(0)
@@ -763,21 +793,32 @@ async def test_one_call_with_another_keys_request_id_is_refused(
     assert (await outcome(meter(db).authorize(SERVICE, second, Ask("r", 1, None, None))))[0] == "RequestIdReuse"
 
 
-@pytest.mark.parametrize("durability", ["on", "off"])
-def test_holds_are_as_durable_as_the_setting_says(owner_conn: psycopg.Connection[Any], durability: str) -> None:
-    with owner_conn.transaction():
-        owner_conn.execute(
-            "SELECT authorize_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', %s)",
-            [durability],
-        )
-        assert owner_conn.execute("SHOW synchronous_commit").fetchone() == (durability,)
-    assert owner_conn.execute("SHOW synchronous_commit").fetchone() == ("on",)
-
-
-def test_only_the_service_may_call_the_functions(owner_conn: psycopg.Connection[Any]) -> None:
+def test_the_functions_of_the_database_are_those_of_the_file_and_only_the_service_may_call_them(
+    owner_conn: psycopg.Connection[Any],
+) -> None:
+    text = (Path(__file__).parents[1] / "app/metering/functions.sql").read_text()
+    assert len(FUNCTIONS) == text.count("CREATE OR REPLACE FUNCTION ")
     found = owner_conn.execute(
-        """SELECT proname, has_function_privilege('satmeter_runtime', oid, 'EXECUTE'),
+        """SELECT proname, prosrc, has_function_privilege('satmeter_runtime', oid, 'EXECUTE'),
                   EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0)
-           FROM pg_proc WHERE proname IN ('authorize_batch', 'settle_batch', 'charge_batch') ORDER BY 1"""
+           FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1"""
     ).fetchall()
-    assert found == [(name, True, False) for name in ("authorize_batch", "charge_batch", "settle_batch")]
+    assert found == [(name, FUNCTIONS[name].body, True, False) for name in sorted(FUNCTIONS)]
+
+
+def test_a_function_that_is_not_the_files_is_told_and_put_right(
+    clean: str, owner_conn: psycopg.Connection[Any]
+) -> None:
+    check(clean)
+    for planted in (
+        "CREATE FUNCTION meter_other() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE OR REPLACE FUNCTION meter_lock(p_lock uuid[], p_wait boolean) RETURNS uuid[] LANGUAGE sql AS 'SELECT p_lock'",
+        "DROP FUNCTION meter_expire",
+        "COMMENT ON FUNCTION meter_settle IS 'of an earlier version'",
+    ):
+        owner_conn.execute(planted.encode())
+        with pytest.raises(MigrationError, match="app migrate"):
+            check(clean)
+        assert migrate(clean)
+        check(clean)
+    assert not migrate(clean)

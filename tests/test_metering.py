@@ -116,15 +116,56 @@ async def test_authorizes_that_race_a_revoke_stop_for_good_when_it_is_answered(r
     assert allowed_after == 0
 
 
-async def test_the_same_authorize_again_answers_the_same_hold_also_after_it_was_settled(rig: Rig) -> None:
+async def test_the_same_authorize_again_answers_the_same_hold_while_it_is_open(rig: Rig) -> None:
     customer = await rig.customer("10")
     first = await rig.authorize(customer.api_key, "1", "same")
     again = await asyncio.gather(*(rig.authorize(customer.api_key, "1", "same") for _ in range(20)))
     assert {answer["hold_id"] for answer in again} == {first["hold_id"]}
     assert await rig.held(customer) == 1
     await rig.settle(first["hold_id"], "0.5")
-    assert (await rig.authorize(customer.api_key, "1", "same"))["hold_id"] == first["hold_id"]
+    refused = await rig.meter("authorize", request_id="same", api_key=customer.api_key, max_cost_usd="1")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "hold_closed")
+    assert refused.json()["error"]["metadata"] == {"state": "settled"}
     assert await rig.held(customer) == 0
+
+
+@pytest.mark.parametrize("ended", ["settled", "released", "expired", "overdue"])
+async def test_a_hold_that_is_closed_is_not_answered_again_though_all_is_spent(rig: Rig, ended: str) -> None:
+    customer = await rig.customer("10")
+    hold = await rig.authorize(customer.api_key, "9", "R")
+    if ended == "settled":
+        await rig.settle(hold["hold_id"], "0.1")
+    elif ended == "released":
+        await rig.meter("release", hold_id=hold["hold_id"])
+    else:
+        rig.sql("UPDATE hold SET expires_at = now() - interval '1 second'")
+    if ended == "expired":
+        assert await expire_holds(rig.house.db) == 1
+    refused = await rig.meter("authorize", request_id="R", api_key=customer.api_key, max_cost_usd="9")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "hold_closed")
+    assert refused.json()["error"]["metadata"] == {"state": "expired" if ended == "overdue" else ended}
+    assert await rig.held(customer) == (9 if ended == "overdue" else 0)
+
+
+@pytest.mark.parametrize(
+    ("act", "code"),
+    [
+        ("UPDATE api_key SET deleted_at = now()", "invalid_api_key"),
+        ("UPDATE api_key SET disabled_at = now()", "invalid_api_key"),
+        ("UPDATE api_key SET expire_at = now()", "invalid_api_key"),
+        ("UPDATE api_key SET scopes = '{balance}'", "missing_scope"),
+        ("UPDATE api_key SET allowed_models = '{other}'", "model_not_allowed"),
+        ("UPDATE account SET status = 'frozen'", "account_frozen"),
+    ],
+)
+async def test_an_open_hold_is_not_answered_again_to_a_key_that_may_spend_no_more(
+    rig: Rig, act: str, code: str
+) -> None:
+    customer = await rig.customer("10")
+    await rig.authorize(customer.api_key, "9", "R")
+    rig.sql(act)
+    denied = await rig.authorize(customer.api_key, "9", "R")
+    assert (denied["decision"], denied["error"]["code"]) == ("deny", code)
 
 
 async def test_twenty_first_authorizes_of_one_request_at_once_hold_once(rig: Rig) -> None:

@@ -120,7 +120,7 @@ REFUSALS: Final[dict[str, tuple[type[AppError], ...]]] = {
     "disconnectWallet": (e.NotFound,),
     "claimPayment": (e.InvoiceNotFound, e.RateLimitExceeded, e.PaymentBackendUnavailable),
     "receiveWebhook": (e.InvalidSignature, e.BodyTooLarge),
-    "releaseCall": (e.HoldClosed,),
+    "releaseCall": (e.HoldClosed, e.HoldCaptured),
     "extendCall": (e.HoldClosed,),
     "refundCall": (e.AlreadyRefunded, e.NotFound),
     "reportEvents": (e.HoldNotFound, e.InvalidApiKey, e.ModelNotPriced),

@@ -114,15 +114,19 @@ class Database:
         raise AssertionError("unreachable")
 
     async def one(self, statement: LiteralString, params: Params) -> Row | None:
-        """The hot path's only verb: one prepared statement, one round trip, its own durable transaction.
+        """One prepared statement, one round trip, its own durable transaction: its row.
 
-        Raises DatabaseUnavailable, and psycopg.errors.UniqueViolation for its caller to read.
+        Raises DatabaseUnavailable.
         """
+        found = await self.many(statement, params)
+        return found[0] if found else None
+
+    async def many(self, statement: LiteralString, params: Params) -> list[Row]:
+        """The same for a statement of several rows."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with self._hot.connection() as conn:
-                    found = await (await conn.execute(statement, params)).fetchall()
-                return found[0] if found else None
+                    return await (await conn.execute(statement, params)).fetchall()
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
                 if attempt == _ATTEMPTS:
                     _raise(error)
@@ -159,8 +163,8 @@ class Lane:
     async def all(self, statement: LiteralString, params: Params) -> list[tuple[Any, ...]]:
         """One prepared statement, one round trip, its own durable transaction; its rows.
 
-        Any refusal of PostgreSQL, of a lock too, is for the caller to read: psycopg.Error. Raises DatabaseUnavailable
-        when the connection broke or could not be had.
+        Any refusal of PostgreSQL is for the caller to read: psycopg.Error. Raises DatabaseUnavailable when the
+        connection broke or could not be had.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -174,8 +178,6 @@ class Lane:
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
                 if attempt == _ATTEMPTS:
                     raise
-            except psycopg.errors.LockNotAvailable:
-                raise
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 await self.close()
                 _raise(error)

@@ -166,6 +166,12 @@ class HoldClosed(AppError):
     status, code, type = 409, "hold_closed", "invalid_request_error"
 
 
+class HoldCaptured(AppError):
+    """This hold has captured what the call cost so far: settle it, or let it expire, and that is charged."""
+
+    status, code, type = 409, "hold_captured", "invalid_request_error"
+
+
 class AlreadyRefunded(AppError):
     """This charge was refunded before, with another amount; a charge is refunded once."""
 

@@ -1,16 +1,14 @@
 """Calls in flight at the same moment, decided together: while one batch is at the database, the next one fills.
 
 A batch is of all verbs, and one transaction: what a commit costs is shared by as many calls as there are.
-There is no timer: a call that finds nobody at the database goes at once and alone. A batch changes no answer that
-single calls would have given. It never holds the same call of a verb twice (a repeat goes with the next one and so
-finds the first), and where PostgreSQL refuses it as a whole, each of its calls is run alone and gets what is its own.
+There is no timer: a call that finds nobody at the database goes at once, as a batch of one. It is the same function
+that decides one call or many, so that a batch changes no answer. It never holds the same call of a verb twice: a
+repeat goes with the next one, and so finds the first.
 """
 
 import asyncio
-import re
-import sys
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
@@ -26,28 +24,15 @@ from psycopg.types.json import Jsonb
 
 from app.kernel.db import Database, Params, Row
 from app.kernel.errors import DatabaseUnavailable
+from app.metering.functions import Function
 
 Decider: TypeAlias = Callable[[Params], Awaitable[Row | None]]
-"""Decides one call: what its statement returns."""
+"""Decides one call: the row that its function returns for it, None where there is no such account or hold."""
 
-_ATTEMPTS: Final = 4
 _MOST_IN_A_BATCH: Final = 500
 _MOST_WAITING: Final = 5_000
 _WORTH_SPLITTING: Final = 24
 _LONGEST_WAIT_SECONDS: Final = 5
-_STUCK_AFTER_SECONDS: Final = 0.5
-"""As long as a batch waits for a lock: afterwards its account's calls go their own way."""
-
-
-async def decide_one(db: Database, statement: LiteralString, params: Params) -> Row | None:
-    """Run again when a UNIQUE key shows that a racing call was recorded after our snapshot."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return await db.one(statement, params)
-        except psycopg.errors.UniqueViolation:
-            if attempt == _ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
 
 
 class _Call(msgspec.Struct, frozen=True, eq=False):
@@ -56,6 +41,11 @@ class _Call(msgspec.Struct, frozen=True, eq=False):
     params: Params
     answer: asyncio.Future[Row | None]
     since: float
+
+    @classmethod
+    def of(cls, params: Params) -> "_Call":
+        loop = asyncio.get_running_loop()
+        return cls(params, loop.create_future(), loop.time())
 
     def succeed(self, found: Row | None) -> None:
         if not self.answer.done():  # its caller may have gone
@@ -67,86 +57,71 @@ class _Call(msgspec.Struct, frozen=True, eq=False):
 
 
 class _Verb:
-    """One verb's calls that wait, and how they are asked: with the statement `one`, or by the function `many`."""
+    """One verb's calls that wait, and how its function is asked about many: each parameter is an array of theirs.
 
-    def __init__(self, number: int, one: LiteralString, many: LiteralString, returned: LiteralString) -> None:
-        self.one = one
-        self.many = many.replace("%(", f"%({number}_")  # statements of several verbs tell their parameters apart
-        self.lock = f"{number}_lock"
-        columns = [name for name in re.findall(r"%\((\w+)\)s::\w+\[\]", many) if name != "lock"]
-        self._of = itemgetter(*columns)
-        self._parameters = [f"{number}_{name}" for name in columns]
-        self.returned = [(sys.intern(name), kind) for name, kind in map(str.split, returned.split(","))]
+    But `lock`, the accounts; `wait`, whether for those that are locked; and what is alike for all calls.
+    """
+
+    def __init__(self, number: int, function: Function) -> None:
+        self._prefix = f"{number}_"  # statements of several verbs tell their parameters apart
+        self.call = function.call(self._prefix)
+        self.alone: LiteralString = f"SELECT * FROM {self.call}"
+        self._arrays = [name for name, kind in function.parameters.items() if kind.endswith("[]") and name != "lock"]
+        self._scalars = [
+            name for name, kind in function.parameters.items() if not kind.endswith("[]") and name != "wait"
+        ]
+        self._of = itemgetter(*self._arrays)
+        self.returned = list(function.columns.items())
         self.waiting: deque[_Call] = deque()
 
-    def next_batch(self, share: float) -> list[_Call]:
-        """The calls that came first, leaving out those nobody waits for any more, and repeats for the next time.
-
-        At most a `share` of those that wait.
-        """
-        batch: dict[tuple[int, int], _Call] = {}
-        repeats: list[_Call] = []
-        oldest = asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
-        most = min(_MOST_IN_A_BATCH, ceil(len(self.waiting) * share))
-        while self.waiting and len(batch) + len(repeats) < most:
-            call = self.waiting.popleft()
-            identity = call.params["account_id"].int, call.params["hold_id"].int  # hashed faster than UUIDs
-            if call.since < oldest:
-                _fail([call])
-            elif identity in batch:
-                repeats.append(call)
-            elif not call.answer.done():
-                batch[identity] = call
-        self.waiting.extendleft(reversed(repeats))
-        return list(batch.values())
-
-    def asked(self, batch: list[_Call]) -> dict[str, str | None]:
-        """The parameters of `many` for a batch."""
+    def asked(self, batch: Sequence[_Call], *, wait: bool) -> dict[str, Any]:
+        """The parameters of the function for a batch."""
         values = zip(*[self._of(call.params) for call in batch], strict=True)
-        return dict(zip(self._parameters, map(_array, values), strict=True))
+        params: dict[str, Any] = {
+            self._prefix + name: _array(each) for name, each in zip(self._arrays, values, strict=True)
+        }
+        params |= {self._prefix + name: batch[0].params[name] for name in self._scalars}
+        params[self._prefix + "lock"] = _array(list({call.params["account_id"] for call in batch}))
+        params[self._prefix + "wait"] = wait
+        return params
 
 
 class Batches:
-    """The verbs' calls, one batch at a time.
+    """The verbs' calls, one batch at a time. Not `together`, each is decided by itself.
 
-    Two batches at once would wait for each other's accounts, where these are busy, and cost two commits.
-    An account that somebody keeps locked must not hold up the others: a call that is stuck goes on alone, and
-    while it does, further calls of its account do not join a batch.
+    Two batches at once would cost two commits, and miss each other's accounts, where these are busy. A batch passes
+    by an account that somebody keeps locked, so that it holds up no other: that account's calls then wait for it in a
+    batch of their own, as do those that come meanwhile.
     """
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, db: Database, *, together: bool = True) -> None:
+        self._db, self._together = db, together
         self._lane = db.lane()
         self._verbs: list[_Verb] = []
         self._statements: dict[tuple[_Verb, ...], LiteralString] = {}
         self._deciding: asyncio.Task[None] | None = None
-        self._alone: set[asyncio.Task[None]] = set()
-        self._apart: Counter[uuid.UUID] = Counter()
+        self._locked: dict[uuid.UUID, deque[tuple[_Verb, _Call]]] = {}
+        self._waiting_for_locks: set[asyncio.Task[None]] = set()
 
-    def decider(self, one: LiteralString, many: LiteralString, returned: LiteralString) -> Decider:
-        """Decides the calls of a verb: alone with the statement `one`, those in flight together by the function `many`.
-
-        `many` is how the function is called, each parameter an array; `returned` its columns with their types, `item`
-        (which call, from 1) first. In a batch the verbs follow each other in the order in which they came to be known.
-        """
-        verb = _Verb(len(self._verbs), one, many, returned)
+    def decider(self, function: Function) -> Decider:
+        """Decides the calls of a verb by its function. In a batch the verbs follow each other as they came to be known."""
+        verb = _Verb(len(self._verbs), function)
         self._verbs.append(verb)
         return partial(self._decide, verb)
 
     async def _decide(self, verb: _Verb, params: Params) -> Row | None:
-        """The call's row, as the single statement would have returned it; raises what that would have raised.
-
-        Raises DatabaseUnavailable also for a call that could not be sent within seconds.
-        """
-        if params["account_id"] in self._apart:
-            return await decide_one(self._db, verb.one, params)
-        if len(verb.waiting) >= _MOST_WAITING:
-            raise DatabaseUnavailable(retry_after_seconds=1)
-        loop = asyncio.get_running_loop()
-        call = _Call(params, loop.create_future(), loop.time())
-        verb.waiting.append(call)
-        if self._deciding is None or self._deciding.done():
-            self._deciding = asyncio.create_task(self._decide_all())
+        """Raises DatabaseUnavailable also for a call that could not be sent within seconds."""
+        call = _Call.of(params)
+        if not self._together:
+            await self._ask(verb, [call])
+        elif params["account_id"] in self._locked:
+            self._wait_for_lock(verb, call)
+        else:
+            if len(verb.waiting) >= _MOST_WAITING:
+                raise DatabaseUnavailable(retry_after_seconds=1)
+            verb.waiting.append(call)
+            if self._deciding is None or self._deciding.done():
+                self._deciding = asyncio.create_task(self._decide_all())
         return await call.answer
 
     async def _decide_all(self) -> None:
@@ -168,12 +143,10 @@ class Batches:
             share = _share(waiting, size)
             batches: list[tuple[_Verb, list[_Call]]] = []
             try:
-                batches = [(verb, batch) for verb in self._verbs if (batch := verb.next_batch(share))]
+                batches = [(verb, batch) for verb in self._verbs if (batch := _next_batch(verb.waiting, share))]
                 size = sum(len(batch) for _, batch in batches)
-                if size > 1:
-                    await self._decide_together(batches)
-                else:
-                    await self._decide_alone(batches)
+                if batches:
+                    await self._decide_batches(batches)
             except DatabaseUnavailable:
                 _fail(_calls(batches))
             except asyncio.CancelledError:
@@ -183,57 +156,112 @@ class Batches:
                 for call in _calls(batches):
                     call.fail(error)
 
-    async def _decide_together(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
-        params: dict[str, str | None] = {}
+    async def _decide_batches(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
+        params: dict[str, Any] = {}
         for verb, batch in batches:
-            params |= verb.asked(batch)
-            params[verb.lock] = None
-        # The first function locks the accounts of all: those of the others are locked when their turn comes.
-        params[batches[0][0].lock] = _array(list({call.params["account_id"] for call in _calls(batches)}))
+            params |= verb.asked(batch, wait=False)
         try:
             found = await self._lane.all(self._statement(tuple(verb for verb, _ in batches)), params)
-        except psycopg.Error:  # one of them is the reason, or somebody else's lock; alone it hurts nobody else
-            await self._decide_alone(batches)
+        except psycopg.Error:  # one of them is the reason; alone it hurts nobody else
+            await asyncio.gather(*(self._ask(verb, [call]) for verb, batch in batches for call in batch))
             return
         # Their callers go on when the next batch is under way: the database need not wait for them.
-        asyncio.get_running_loop().call_soon(_answer, batches, found)
+        asyncio.get_running_loop().call_soon(self._answer, batches, found)
 
     def _statement(self, verbs: tuple[_Verb, ...]) -> LiteralString:
         if verbs not in self._statements:
             self._statements[verbs] = _statement(verbs)
         return self._statements[verbs]
 
-    async def _decide_alone(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
-        """Each with its single statement, all at once; returns when they are done, or when some are stuck."""
-        tasks = {
-            asyncio.create_task(self._run_alone(verb, call)): call.params["account_id"]
-            for verb, batch in batches
-            for call in batch
-        }
-        if not tasks:
-            return
-        self._alone |= tasks.keys()
-        for task in tasks:
-            task.add_done_callback(self._alone.discard)
-        _, stuck = await asyncio.wait(tasks, timeout=_STUCK_AFTER_SECONDS)
-        for task in stuck:
-            self._apart[tasks[task]] += 1
-            task.add_done_callback(partial(self._join_again, tasks[task]))
+    def _answer(self, batches: list[tuple[_Verb, list[_Call]]], found: list[tuple[Any, ...]]) -> None:
+        """Give each call its row. One that got none was passed by, or there is nothing to be found."""
+        starts = list(accumulate((len(verb.returned) for verb, _ in batches), initial=1))
+        names = [[name for name, _ in verb.returned] for verb, _ in batches]
+        answered = [0] * len(batches)
+        for row in found:
+            place = row[0]
+            answer = dict(zip(names[place], row[starts[place] :], strict=False))
+            batches[place][1][answer["item"] - 1].succeed(answer)
+            answered[place] += 1
+        for (verb, batch), count in zip(batches, answered, strict=True):
+            if count < len(batch):
+                for call in batch:
+                    if not call.answer.done():
+                        self._wait_for_lock(verb, call)
 
-    async def _run_alone(self, verb: _Verb, call: _Call) -> None:
+    # --- one by one, and accounts that are locked --------------------------------------------------
+
+    async def _ask(self, verb: _Verb, batch: list[_Call]) -> None:
+        """Decide a batch of one verb that waits for what is locked. Each call has its answer then."""
         try:
-            call.succeed(await decide_one(self._db, verb.one, call.params))
+            found = await self._db.many(verb.alone, verb.asked(batch, wait=True))
         except DatabaseUnavailable:
-            _fail([call])
+            _fail(batch)
         except Exception as error:  # noqa: BLE001 - it is its caller's
-            call.fail(error)
+            if len(batch) == 1:
+                batch[0].fail(error)
+            else:
+                for call in batch:
+                    await self._ask(verb, [call])
+        else:
+            for row in found:
+                batch[row["item"] - 1].succeed(row)
+            for call in batch:
+                call.succeed(None)
         finally:
-            _fail([call])  # cancelled; otherwise it has its answer
+            _fail(batch)  # cancelled; otherwise each has its answer
 
-    def _join_again(self, account_id: uuid.UUID, _: asyncio.Task[None]) -> None:
-        self._apart[account_id] -= 1
-        if not self._apart[account_id]:
-            del self._apart[account_id]
+    def _wait_for_lock(self, verb: _Verb, call: _Call) -> None:
+        account_id = call.params["account_id"]
+        if account_id not in self._locked:
+            self._locked[account_id] = deque()
+            task = asyncio.create_task(self._decide_locked(account_id))
+            self._waiting_for_locks.add(task)
+            task.add_done_callback(self._waiting_for_locks.discard)
+        queue = self._locked[account_id]
+        if len(queue) >= _MOST_WAITING:
+            _fail([call])
+        else:
+            queue.append((verb, call))
+
+    async def _decide_locked(self, account_id: uuid.UUID) -> None:
+        """The calls of an account that is locked, verb by verb, until none is left."""
+        queue = self._locked[account_id]
+        try:
+            while queue:
+                verb = queue[0][0]
+                waiting = deque(call for each, call in queue if each is verb)
+                batch = _next_batch(waiting, 1)
+                others = [(each, call) for each, call in queue if each is not verb]
+                queue.clear()
+                queue.extend([*((verb, call) for call in waiting), *others])
+                if batch:
+                    await self._ask(verb, batch)
+        finally:
+            del self._locked[account_id]
+            _fail(call for _, call in queue)
+
+
+def _next_batch(waiting: deque[_Call], share: float) -> list[_Call]:
+    """The calls that came first, leaving out those nobody waits for any more, and repeats for the next time.
+
+    At most a `share` of those that wait.
+    """
+    batch: dict[tuple[int, int], _Call] = {}
+    repeats: list[_Call] = []
+    oldest = asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
+    most = min(_MOST_IN_A_BATCH, ceil(len(waiting) * share))
+    while waiting and len(batch) + len(repeats) < most:
+        call = waiting.popleft()
+        identity = call.params["account_id"].int, call.params["hold_id"].int  # hashed faster than UUIDs
+        if call.since < oldest:
+            _fail([call])
+        elif identity in batch:
+            repeats.append(call)
+        elif not call.answer.done():
+            batch[identity] = call
+    waiting.extendleft(reversed(repeats))
+    return list(batch.values())
 
 
 def _share(waiting: int, before: int) -> float:
@@ -258,20 +286,8 @@ def _statement(verbs: Sequence[_Verb]) -> LiteralString:
         columns = ", ".join(
             f"f.{name}" if other is verb else f"NULL::{kind}" for other in verbs for name, kind in other.returned
         )
-        branches.append(f"SELECT {place}, {columns} FROM {verb.many} f")
+        branches.append(f"SELECT {place}, {columns} FROM {verb.call} f")
     return " UNION ALL ".join(branches)
-
-
-def _answer(batches: list[tuple[_Verb, list[_Call]]], found: list[tuple[Any, ...]]) -> None:
-    """Give each call its row; a call without one gets None."""
-    starts = list(accumulate((len(verb.returned) for verb, _ in batches), initial=1))
-    names = [[name for name, _ in verb.returned] for verb, _ in batches]
-    for row in found:
-        place = row[0]
-        answer = dict(zip(names[place], row[starts[place] :], strict=False))
-        batches[place][1][answer["item"] - 1].succeed(answer)
-    for call in _calls(batches):
-        call.succeed(None)
 
 
 def _fail(calls: Iterable[_Call]) -> None:
@@ -285,8 +301,8 @@ def _fail(calls: Iterable[_Call]) -> None:
 def _array(values: Sequence[Any]) -> str:
     """A PostgreSQL array as text, sent as one parameter: much cheaper than psycopg's own adaptation.
 
-    What JSON writes as PostgreSQL reads it is written at once: null, numbers, quoted ids and times, and text without
-    control characters; with them, or with what else is escaped, it is written by hand.
+    What JSON writes as PostgreSQL reads it is written at once: null, truth values, numbers, quoted ids and times, and
+    text without control characters; with them, or with what else is escaped, it is written by hand.
     """
     kinds = set(map(type, values))
     if kinds <= _ALIKE_IN_JSON:
@@ -308,5 +324,5 @@ def _element(value: object) -> str:
 
 
 _json: Final = msgspec.json.Encoder().encode
-_ALIKE_IN_JSON: Final = frozenset({NoneType, int, uuid.UUID, str, datetime})
+_ALIKE_IN_JSON: Final = frozenset({NoneType, bool, int, uuid.UUID, str, datetime})
 _JSONB: Final = frozenset({NoneType, Jsonb})

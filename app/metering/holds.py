@@ -3,9 +3,8 @@
 import hashlib
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import datetime
-from functools import partial
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, LiteralString, TypeAlias
 
 import msgspec
 from psycopg.types.json import Jsonb
@@ -15,6 +14,7 @@ from app.kernel.errors import (
     AccountFrozen,
     AppError,
     FundsHeld,
+    HoldCaptured,
     HoldClosed,
     HoldNotFound,
     InsufficientBalance,
@@ -27,12 +27,15 @@ from app.kernel.errors import (
 from app.kernel.money import usd, usd_text
 from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
-from app.metering import statements
-from app.metering.batch import Batches, decide_one
+from app.metering.batch import Batches
+from app.metering.functions import FUNCTIONS
 from app.metering.ticket import HoldTicket
 
+OnExpiry: TypeAlias = Literal["captured", "hold", "release"]
+"""What becomes of a hold that nobody settles: what was captured is charged, or all that is held, or nothing."""
+
 _IN_HOLD_NAMESPACE: Final = hashlib.sha1(uuid.UUID("6f1f3c0e-0b53-4f9e-8f5f-5a7e3e7e2001").bytes, usedforsecurity=False)
-_ATTEMPTS: Final = 4
+_BETWEEN_NAMES: Final = "\x7f"
 
 # Values of the hot path are structs: made at each call, they cost a tenth of a frozen dataclass.
 
@@ -41,7 +44,8 @@ class Ask(msgspec.Struct, frozen=True):
     """What a proxy asks to hold for a call about to be made: `amount_nusd`, or what there is of it from `min_nusd` up.
 
     `asked` tells apart requests whose amount follows from prices: the same one again may come to another amount.
-    `attributes` (quality, size, …) are kept for pricing the call when it is settled.
+    `attributes` (quality, size, …) are kept for pricing the call when it is settled, by the prices of `made_at`.
+    `model_names` are all names that the catalogue knows the model by, if it knows more than one.
     """
 
     request_id: str
@@ -53,22 +57,38 @@ class Ask(msgspec.Struct, frozen=True):
     price_version: int | None = None
     asked: bytes | None = None
     attributes: Mapping[str, str] | None = None
+    made_at: datetime | None = None
+    model_names: tuple[str, ...] = ()
+    on_expiry: OnExpiry = "captured"
 
-    def fingerprint(self, owner: KeyOwner) -> bytes:
+    @property
+    def needed_nusd(self) -> int:
+        return self.amount_nusd if self.min_nusd is None else self.min_nusd
+
+    def names(self) -> str | None:
+        """As functions.sql takes them: with what stands in no name between them."""
+        return _BETWEEN_NAMES.join({self.model: None} | dict.fromkeys(self.model_names)) if self.model else None
+
+    def fingerprint(self, verb: str, owner: KeyOwner, work: "Work | None" = None) -> bytes:
         """Tells a repeat of this request from another one, or another key's, under the same request_id."""
-        return hashlib.sha256(msgspec.msgpack.encode(self._told(owner))).digest()
-
-    def is_fingerprint(self, owner: KeyOwner, found: bytes) -> bool:
-        """Also one of an earlier version: a request may be repeated while the service is upgraded."""
-        return found in (self.fingerprint(owner), hashlib.sha256(repr(self._told(owner)).encode()).digest())
-
-    def _told(self, owner: KeyOwner) -> tuple[Any, ...]:
-        asked = (self.amount_nusd, self.min_nusd) if self.asked is None else self.asked
-        return owner.key_id.hex, self.request_id, self.model, self.endpoint, self.ttl_seconds, asked
+        asked: Any = self.asked
+        if asked is None:
+            asked = (self.amount_nusd, self.min_nusd, self.attributes) if work is None else work.told()
+        told = (
+            verb,
+            owner.key_id.hex,
+            self.request_id,
+            self.model,
+            self.endpoint,
+            self.ttl_seconds,
+            self.on_expiry,
+            asked,
+        )
+        return hashlib.sha256(msgspec.msgpack.encode(told)).digest()
 
 
 class Held(msgspec.Struct, frozen=True):
-    """An admitted call: its hold, and what is left after it."""
+    """An admitted call: its hold, and what is left after it. `is_repeat`: it was admitted before."""
 
     hold_id: str
     account_id: uuid.UUID
@@ -78,10 +98,15 @@ class Held(msgspec.Struct, frozen=True):
     made_at: datetime
     expires_at: datetime
     price_version: int | None
+    is_repeat: bool = False
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What a call turned out to be: its cost, and what explains it (priced.py has `lines`)."""
+    """What a call turned out to be: its cost, and what explains it (priced.py has `lines`).
+
+    `at_least_the_hold`: for want of a better figure it costs no less than what its hold holds, which may have grown.
+    `provider_cost_nusd` and `upstream_model` are the proxy's own: kept, and never charged.
+    """
 
     cost_nusd: int
     outcome: str = "completed"
@@ -94,13 +119,23 @@ class Work(msgspec.Struct, frozen=True):
     price_version: int | None = None
     lines: Mapping[str, Any] | None = None
     flags: str | None = None
+    at_least_the_hold: bool = False
+    provider_cost_nusd: int | None = None
+    upstream_model: str | None = None
+
+    def told(self) -> tuple[Any, ...]:
+        """What the cost follows from. Where the call was priced by the catalogue, prices may have changed at a repeat."""
+        attributes = self.lines.get("attributes") if self.lines else None
+        cost_nusd = self.cost_nusd if self.lines is None else None
+        return self.served_model, self.provider, self.units, attributes, self.outcome, cost_nusd
 
     def params(self) -> dict[str, Any]:
         return {
-            "cost_nusd": self.cost_nusd, "outcome": self.outcome, "served_model": self.served_model, "provider": self.provider,
-            "upstream_id": self.upstream_id, "latency_ms": self.latency_ms, "ttft_ms": self.ttft_ms,
-            "units": None if self.units is None else Jsonb(self.units), "price_version": self.price_version,
-            "lines": None if self.lines is None else Jsonb(self.lines), "flags": self.flags,
+            "cost_nusd": self.cost_nusd, "at_least_hold": self.at_least_the_hold, "outcome": self.outcome,
+            "served_model": self.served_model, "provider": self.provider, "upstream_id": self.upstream_id,
+            "upstream_model": self.upstream_model, "provider_cost_nusd": self.provider_cost_nusd,
+            "latency_ms": self.latency_ms, "ttft_ms": self.ttft_ms, "units": _jsonb(self.units),
+            "price_version": self.price_version, "lines": _jsonb(self.lines), "flags": self.flags, "charge_id": new_id(),
         }  # fmt: skip
 
 
@@ -126,62 +161,69 @@ def hold_id_for(service: str, request_id: str) -> uuid.UUID:
 
 
 class Meter:
-    """The metering verbs. A verdict against the caller is raised as an AppError.
+    """The metering verbs; functions.sql decides them. A verdict against the caller is raised as an AppError.
 
-    Each is one statement; with `batch`, the calls in flight at one moment are decided in one transaction together.
+    With `batch`, the calls in flight at one moment are decided in one transaction together.
     `on_low` is told of an account whose balance a charge took below its `low_nusd`; it must not take long.
     """
 
     def __init__(self, db: Database, pepper: Pepper, *, hold_sync_commit: bool, batch: bool) -> None:
         self._db, self._pepper = db, pepper
         self._synchronous_commit = "on" if hold_sync_commit else "off"
-        if batch:
-            together = Batches(db)
-            # Settles come first: what they free is there for the others. A transaction is as durable as all that is in
-            # it, so that holds that need not survive a crash of the database have transactions of their own.
-            self._settle = together.decider(statements.SETTLE, statements.SETTLE_BATCH, statements.SETTLED)
-            holding = together if hold_sync_commit else Batches(db)
-            self._authorize = holding.decider(statements.AUTHORIZE, statements.AUTHORIZE_BATCH, statements.AUTHORIZED)
-            self._charge = together.decider(statements.CHARGE, statements.CHARGE_BATCH, statements.CHARGED)
-        else:
-            self._settle = partial(decide_one, db, statements.SETTLE)
-            self._authorize = partial(decide_one, db, statements.AUTHORIZE)
-            self._charge = partial(decide_one, db, statements.CHARGE)
+        together = Batches(db, together=batch)
+        # Settles and releases come first: what they free is there for the others. A transaction is as durable as all that
+        # is in it, so that holds that need not survive a crash of the database have transactions of their own.
+        self._settle = together.decider(FUNCTIONS["meter_settle"])
+        self._release = together.decider(FUNCTIONS["meter_release"])
+        self._extend = together.decider(FUNCTIONS["meter_extend"])
+        holding = together if hold_sync_commit else Batches(db, together=batch)
+        self._authorize = holding.decider(FUNCTIONS["meter_authorize"])
+        self._charge = together.decider(FUNCTIONS["meter_charge"])
         self.on_low: Callable[[uuid.UUID], None] = lambda _: None
 
     async def authorize(self, service: str, owner: KeyOwner, ask: Ask) -> Held:
-        """Hold money for a call, or raise why not. The same request again gets the same hold.
+        """Hold money for a call, or raise why not. The same request again gets the same hold while that is open.
 
-        Raises the refusals of `_refusal`, and RequestIdReuse for another request under the same id.
+        Raises the refusals of `_refusal`, RequestIdReuse for another request under the same id, and HoldClosed.
         """
         hold_id = hold_id_for(service, ask.request_id)
-        min_nusd = ask.amount_nusd if ask.min_nusd is None else ask.min_nusd
         found = await self._authorize({
             "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id, "service": service,
-            "request_id": ask.request_id, "request_hash": ask.fingerprint(owner), "amount_nusd": ask.amount_nusd, "min_nusd": min_nusd,
-            "model": ask.model, "endpoint": ask.endpoint, "price_version": ask.price_version, "ttl_seconds": ask.ttl_seconds,
-            "synchronous_commit": self._synchronous_commit,
+            "request_id": ask.request_id, "request_hash": ask.fingerprint("authorize", owner), "amount_nusd": ask.amount_nusd,
+            "min_nusd": ask.needed_nusd, "model": ask.model, "names": ask.names(), "endpoint": ask.endpoint,
+            "price_version": ask.price_version, "attributes": _jsonb(ask.attributes), "made_at": ask.made_at or datetime.now(UTC),
+            "ttl_seconds": ask.ttl_seconds, "on_expiry": ask.on_expiry, "synchronous_commit": self._synchronous_commit,
         })  # fmt: skip
         if found is None:
             raise InvalidApiKey
-        if found["verdict"] == "repeat" and not ask.is_fingerprint(owner, bytes(found["request_hash"])):
-            raise RequestIdReuse
-        if found["verdict"] not in ("allow", "repeat"):
-            raise _refusal(found, min_nusd, ask.model)
+        is_repeat = found["verdict"] == "repeat"
+        if not is_repeat and found["verdict"] != "allow":
+            raise _refusal(found, ask.needed_nusd, ask.model)
         ticket = HoldTicket(
-            owner.account_id, owner.key_id, hold_id, ask.request_id, found["window_start"], found["created_at"],
+            owner.account_id, owner.key_id, hold_id, ask.request_id, found["window_start"], found["made_at"],
             found["amount_nusd"], found["price_version"], ask.model, ask.endpoint, ask.attributes,
         )  # fmt: skip
-        newly_held = found["amount_nusd"] if found["verdict"] == "allow" else 0
+        newly_held = 0 if is_repeat else found["amount_nusd"]
         available = found["posted_nusd"] - found["held_nusd"] - found["floor_nusd"] - newly_held
         return Held(
             ticket.sealed(self._pepper, service), owner.account_id, owner.key_id, found["amount_nusd"], max(0, available),
-            found["created_at"], found["expires_at"], found["price_version"],
+            found["made_at"], found["expires_at"], found["price_version"], is_repeat,
         )  # fmt: skip
 
     def opened(self, service: str, hold_id: str) -> HoldTicket:
         """Raises HoldNotFound for a hold_id that is not this service's."""
         return HoldTicket.opened(hold_id, self._pepper, service)
+
+    async def found(self, service: str, owner: KeyOwner, request_id: str) -> HoldTicket:
+        """The ticket of an authorize whose answer was lost. Raises HoldNotFound where this key has no such hold."""
+        hold_id = hold_id_for(service, request_id)
+        hold = await self._db.one(_HOLD, {"account_id": owner.account_id, "hold_id": hold_id, "key_id": owner.key_id})
+        if hold is None:
+            raise HoldNotFound
+        return HoldTicket(
+            owner.account_id, owner.key_id, hold_id, request_id, hold["window_start"], hold["created_at"],
+            hold["amount_nusd"], hold["price_version"], hold["model"], hold["endpoint"], hold["attributes"],
+        )  # fmt: skip
 
     async def settle(self, service: str, hold: HoldTicket | str, work: Work) -> Charged:
         """Charge what was used, whatever the hold said; the first settle wins, a repeat gets its answer.
@@ -189,36 +231,51 @@ class Meter:
         Raises HoldNotFound for a hold_id that is not this service's.
         """
         ticket = self.opened(service, hold) if isinstance(hold, str) else hold
-        params = work.params() | {
+        return await self._settled(work, {
             "account_id": ticket.account_id, "key_id": ticket.key_id, "hold_id": ticket.hold_id, "service": service,
-            "request_id": ticket.request_id, "window_start": ticket.window_start, "model": ticket.model,
-            "endpoint": ticket.endpoint, "charge_id": new_id(),
-        }  # fmt: skip
-        for _ in range(_ATTEMPTS):
-            found = await self._settle(params)
-            if found is not None:
-                return (
-                    _told_again(await self._earlier(params))
-                    if found["is_repeat"]
-                    else self._charged(found, ticket.account_id, work)
-                )
-        raise HoldNotFound
+            "request_id": ticket.request_id, "request_hash": None, "window_start": ticket.window_start, "model": ticket.model,
+            "endpoint": ticket.endpoint,
+        })  # fmt: skip
 
-    async def held_nusd(self, ticket: HoldTicket) -> int:
-        """What a hold holds, or held when it was closed: it may have grown. What it held at first if its row is gone."""
-        found = await self._db.one(statements.HELD, _place(ticket))
-        return found["amount_nusd"] if found else ticket.amount_nusd or 0
+    async def report(self, service: str, owner: KeyOwner, ask: Ask, work: Work) -> Charged:
+        """Charge a call that nothing was held for, whatever is left: it was made. The same report again gets its answer.
 
-    async def release(self, service: str, hold_id: str) -> Row:
-        """Give the money back: the call was not made. Harmless when the hold had expired or was released.
-
-        Returns posted_nusd and held_nusd. Raises HoldNotFound, and HoldClosed after a settle.
+        Raises RequestIdReuse for another call under the same id, HoldNotFound where there is no such account.
         """
-        found = await decide_one(self._db, statements.RELEASE, _place(self.opened(service, hold_id)))
+        return await self._settled(work, {
+            "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id_for(service, ask.request_id), "service": service,
+            "request_id": ask.request_id, "request_hash": ask.fingerprint("report", owner, work), "window_start": None,
+            "model": ask.model, "endpoint": ask.endpoint,
+        })  # fmt: skip
+
+    async def _settled(self, work: Work, call: dict[str, Any]) -> Charged:
+        params = work.params() | call
+        found = await self._settle(params)
         if found is None:
             raise HoldNotFound
-        if found["state_before"] == "settled":
-            raise HoldClosed("This hold was settled: the call was made, and its cost is charged")
+        if found["verdict"] == "reuse":
+            raise RequestIdReuse
+        return await self._charged(found, params, work)
+
+    async def release(self, service: str, hold: HoldTicket | str) -> Row:
+        """Give the money back: the call was not made. Harmless when the hold had expired or was released.
+
+        Returns posted_nusd and held_nusd. Raises HoldNotFound, HoldClosed after a settle, HoldCaptured after a capture.
+        """
+        ticket = self.opened(service, hold) if isinstance(hold, str) else hold
+        found = await self._release({"account_id": ticket.account_id, "hold_id": ticket.hold_id})
+        if found is None:
+            raise HoldNotFound
+        if found["state"] == "settled":
+            raise HoldClosed(
+                "This hold was settled: the call was made, and its cost is charged", metadata={"state": "settled"}
+            )
+        if found["state"] == "open" and found["captured_nusd"] > 0:
+            captured = found["captured_nusd"]
+            raise HoldCaptured(
+                f"The call has cost ${usd_text(captured)} so far, as was said when its hold was extended: settle it instead",
+                metadata={"captured_usd": usd(captured)},
+            )
         return found
 
     async def extend(self, service: str, hold_id: str, ttl_seconds: int, captured_nusd: int) -> Row:
@@ -227,13 +284,15 @@ class Meter:
         Returns amount_nusd, expires_at, posted_nusd, held_nusd and floor_nusd. It grows beyond the balance too: that
         money is spent already. Raises HoldNotFound, and HoldClosed for one that is no longer open.
         """
-        params = {"ttl_seconds": ttl_seconds, "captured_nusd": captured_nusd}
-        found = await decide_one(self._db, statements.EXTEND, _place(self.opened(service, hold_id)) | params)
+        ticket = self.opened(service, hold_id)
+        found = await self._extend({
+            "account_id": ticket.account_id, "hold_id": ticket.hold_id, "ttl_seconds": ttl_seconds,
+            "captured_nusd": captured_nusd,
+        })  # fmt: skip
         if found is None:
             raise HoldNotFound
         if found["state"] != "open":
-            after = "its cost is charged" if found["state"] == "settled" else "a settle still charges what was used"
-            raise HoldClosed(f"This hold is {found['state']} and cannot be extended; {after}")
+            raise _closed(found["state"])
         return found
 
     async def charge(self, service: str, owner: KeyOwner, ask: Ask, work: Work) -> Charged:
@@ -243,41 +302,68 @@ class Meter:
         """
         params = work.params() | {
             "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id_for(service, ask.request_id),
-            "service": service, "request_id": ask.request_id, "amount_nusd": ask.amount_nusd, "min_nusd": ask.amount_nusd,
-            "model": ask.model, "endpoint": ask.endpoint, "charge_id": new_id(),
+            "service": service, "request_id": ask.request_id, "request_hash": ask.fingerprint("charge", owner, work),
+            "needed_nusd": ask.amount_nusd, "model": ask.model, "names": ask.names(), "endpoint": ask.endpoint,
         }  # fmt: skip
         found = await self._charge(params)
         if found is None:
             raise InvalidApiKey
-        if found["verdict"] == "repeat":
-            earlier = await self._earlier(params)
-            if not _is_same_charge(earlier, owner, ask, work):
-                raise RequestIdReuse
-            return _told_again(earlier)
-        if found["verdict"] != "allow":
+        if found["verdict"] not in ("charged", "repeat"):
             raise _refusal(found, ask.amount_nusd, ask.model)
-        return self._charged(found, owner.account_id, work)
+        return await self._charged(found, params, work)
 
-    def _charged(self, found: Row, account_id: uuid.UUID, work: Work) -> Charged:
+    async def _charged(self, found: Row, params: Mapping[str, Any], work: Work) -> Charged:
+        if found["verdict"] == "repeat":
+            earlier = await self._db.one(_EARLIER_CHARGE, {name: params[name] for name in ("account_id", "hold_id")})
+            assert earlier is not None, "an entry is never removed"
+            return _told_again(earlier)
         if found["is_low"]:
-            self.on_low(account_id)
+            self.on_low(params["account_id"])
         return _told_again(found | {"lines": work.lines})
 
-    async def _earlier(self, params: Mapping[str, Any]) -> Row:
-        found = await self._db.one(statements.EARLIER_CHARGE, params)
-        assert found is not None, "an entry is never removed"
-        return found
+
+_HOLD: Final[LiteralString] = """
+SELECT window_start, created_at, amount_nusd, price_version, model, endpoint, attributes FROM hold
+WHERE account_id = %(account_id)s AND id = %(hold_id)s AND key_id = %(key_id)s
+"""
+
+_EARLIER_CHARGE: Final[LiteralString] = """
+SELECT e.usage_id AS id, -e.amount_nusd AS cost_nusd, e.balance_after_nusd, coalesce(u.held_after_nusd, 0) AS held_after_nusd,
+       coalesce(u.flags, '') AS flags, u.lines
+FROM entry e LEFT JOIN usage u ON u.account_id = e.account_id AND u.id = e.usage_id
+WHERE e.account_id = %(account_id)s AND e.kind = 'usage' AND e.reference = %(hold_id)s::text
+"""
+"""What a repeat is answered: the entry is there for ever, its call until that month's calls are dropped."""
 
 
 async def expire_holds(db: Database) -> int:
-    """Free what expired holds still hold; a settle that comes later still charges. Returns how many."""
-    due = await db.one(statements.ACCOUNTS_WITH_EXPIRED_HOLDS, {})
-    assert due is not None
-    total = 0
-    for account_id in due["account_ids"]:
-        found = await db.one(statements.EXPIRE, {"account_id": account_id})
-        total += found["count"] if found else 0
+    """Close the holds that nobody settled in time, until none is due; accounts that are locked come next time.
+
+    What was captured is charged, the rest freed; a settle that comes later still charges. Returns how many.
+    """
+    total, passed_by = 0, set[uuid.UUID]()
+    while due := [each for each in await _accounts_with_expired_holds(db) if each not in passed_by]:
+        for start in range(0, len(due), _ACCOUNTS_AT_ONCE):
+            some = due[start : start + _ACCOUNTS_AT_ONCE]
+            spare = [new_id() for _ in range(_ACCOUNTS_AT_ONCE)]
+            found = await db.one(_EXPIRE, {"lock": some, "wait": False, "charge_id": spare})
+            assert found is not None
+            total += found["freed"] + found["charged"]
+            if found["charged"] < len(spare):  # else there may be more of the same accounts
+                passed_by.update(some)
     return total
+
+
+async def _accounts_with_expired_holds(db: Database) -> list[uuid.UUID]:
+    found = await db.many(_ACCOUNTS_WITH_EXPIRED_HOLDS, {})
+    return [each["account_id"] for each in found]
+
+
+_ACCOUNTS_AT_ONCE: Final = 200
+_EXPIRE: Final[LiteralString] = f"SELECT * FROM {FUNCTIONS['meter_expire'].call()}"
+_ACCOUNTS_WITH_EXPIRED_HOLDS: Final[LiteralString] = """
+SELECT DISTINCT account_id FROM hold WHERE state = 'open' AND expires_at < now() ORDER BY account_id LIMIT 100000
+"""
 
 
 def _told_again(found: Row) -> Charged:
@@ -285,18 +371,6 @@ def _told_again(found: Row) -> Charged:
         found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"],
         found["lines"],
     )  # fmt: skip
-
-
-def _is_same_charge(found: Row, owner: KeyOwner, ask: Ask, work: Work) -> bool:
-    """Prices may have changed since: what was used, and how, must be the same then, and what it cost where it came priced."""
-    if found["key_id"] is None:  # that month's calls were dropped
-        return bool(found["cost_nusd"] == work.cost_nusd)
-    before = (found["key_id"], found["model"], found["endpoint"], found["units"])
-    if before != (owner.key_id, ask.model, ask.endpoint, work.units):
-        return False
-    if found["cost_nusd"] == work.cost_nusd:
-        return True
-    return work.lines is not None and (found["lines"] or {}).get("attributes") == work.lines.get("attributes")
 
 
 def _refusal(found: Row, amount_nusd: int, model: str | None) -> AppError:
@@ -314,6 +388,8 @@ def _refusal(found: Row, amount_nusd: int, model: str | None) -> AppError:
             return ModelNotAllowed(f"This API key may not call {model or 'a model that is not named'}", param="model")
         case "reuse":
             return RequestIdReuse()
+        case "closed":
+            return _closed(found["state"])
         case _:
             return InvalidApiKey()
 
@@ -331,7 +407,7 @@ def _over_balance(found: Row, amount_nusd: int) -> AppError:
 
 
 def _over_key_limit(found: Row, amount_nusd: int) -> AppError:
-    remaining = max(0, found["limit_nusd"] - found["usage_nusd"] - found["key_held_nusd"])
+    remaining = max(0, found["limit_nusd"] - found["spent_nusd"] - found["key_held_nusd"])
     metadata = {
         "limit_source": "key_limit", "required_usd": usd(amount_nusd), "available_usd": usd(remaining),
         "limit_usd": usd(found["limit_nusd"]), "reset_at": found["reset_at"],
@@ -344,6 +420,10 @@ def _over_key_limit(found: Row, amount_nusd: int) -> AppError:
     return KeyLimitExceeded(f"This API key has reached its spending limit: {needs}", metadata=metadata)
 
 
-def _place(ticket: HoldTicket) -> dict[str, Any]:
-    """Where its hold is."""
-    return {"account_id": ticket.account_id, "hold_id": ticket.hold_id}
+def _closed(state: str) -> HoldClosed:
+    after = "its cost is charged" if state == "settled" else "a settle still charges what was used"
+    return HoldClosed(f"This hold is {state}, not open; {after}", metadata={"state": state})
+
+
+def _jsonb(value: Mapping[str, Any] | None) -> Jsonb | None:
+    return None if value is None else Jsonb(value)

@@ -1,10 +1,9 @@
 """The opaque `hold_id` on the wire: what it says of its hold, and that it is ours."""
 
 import base64
-import binascii
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -12,7 +11,6 @@ import msgspec
 from app.kernel.errors import HoldNotFound
 from app.kernel.security import Pepper, equal
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TAG_LENGTH: Final = 22
 
 
@@ -46,9 +44,9 @@ class HoldTicket(msgspec.Struct, frozen=True, array_like=True):
         """Raises HoldNotFound for anything that we did not make for this service."""
         data = text.encode("ascii", "replace")
         tag, body = data[:_TAG_LENGTH], data[_TAG_LENGTH:]
-        if equal(tag, _tag(pepper, service, body)):  # of the text: Base64 would read other spellings of it alike
-            return _unpack(base64.urlsafe_b64decode(body + b"=="))
-        return _opened_before(data, pepper, service)
+        if not equal(tag, _tag(pepper, service, body)):  # of the text: Base64 would read other spellings of it alike
+            raise HoldNotFound
+        return _unpack(base64.urlsafe_b64decode(body + b"=="))
 
 
 _pack: Final = msgspec.msgpack.Encoder(uuid_format="bytes").encode
@@ -57,44 +55,3 @@ _unpack: Final = msgspec.msgpack.Decoder(HoldTicket).decode
 
 def _tag(pepper: Pepper, service: str, body: bytes) -> bytes:
     return base64.urlsafe_b64encode(pepper.quick_tag(b"ticket", service.encode() + b"\x00" + body))[:_TAG_LENGTH]
-
-
-# --- tickets of earlier versions: their calls must be charged too -------------------------------------
-
-
-class _Carried(msgspec.Struct, frozen=True, array_like=True):
-    """What followed the three ids: times were microseconds since 1970."""
-
-    request_id: str
-    window_start: int
-    made_at: int
-    amount_nusd: int | None
-    price_version: int | None
-    model: str | None
-    endpoint: str | None
-    attributes: dict[str, str] | None
-
-
-def _opened_before(text: bytes, pepper: Pepper, service: str) -> HoldTicket:
-    try:
-        data = base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
-    except binascii.Error:
-        raise HoldNotFound from None
-    tag, body = data[:16], data[16:]
-    is_ours = len(body) >= 57 and equal(tag, pepper.tag(b"hold", service.encode(), body))
-    if not is_ours or base64.urlsafe_b64encode(data).rstrip(b"=") != text:
-        raise HoldNotFound
-    account_id, key_id, hold_id = (uuid.UUID(bytes=body[start : start + 16]) for start in (0, 16, 32))
-    try:
-        it = msgspec.msgpack.decode(body[48:], type=_Carried)
-    except msgspec.MsgspecError:  # before tickets carried prices
-        window_start, request_id = _at(int.from_bytes(body[48:56])), body[56:].decode()
-        return HoldTicket(account_id, key_id, hold_id, request_id, window_start, datetime.now(UTC), None)
-    return HoldTicket(
-        account_id, key_id, hold_id, it.request_id, _at(it.window_start), _at(it.made_at), it.amount_nusd, it.price_version,
-        it.model, it.endpoint, it.attributes,
-    )  # fmt: skip
-
-
-def _at(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)

@@ -13,7 +13,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from app.kernel.db import Database
-from app.kernel.errors import AppError, InvalidApiKey, InvalidField, RequestIdReuse
+from app.kernel.errors import AppError, HoldClosed, InvalidApiKey, InvalidField, RequestIdReuse
 from app.kernel.logs import log
 from app.kernel.money import JsonNumber, is_given, parse_usd, usd
 from app.kernel.security import Service
@@ -325,7 +325,8 @@ class MeterController(Controller):
     async def release(
         self, service: NamedDependency[Service], meter: NamedDependency[Meter], data: JSONBody[ReleaseRequest]
     ) -> Released:
-        """Frees the hold; a repeat frees nothing more. After a settle: 409 `hold_closed`."""
+        """Frees the hold; a repeat frees nothing more. After a settle: 409 `hold_closed`; after a capture: 409
+        `hold_captured`."""
         found = await meter.release(service.name, data.hold_id)
         return Released(usd(found["posted_nusd"]), usd(found["held_nusd"]))
 
@@ -334,8 +335,8 @@ class MeterController(Controller):
         self, service: NamedDependency[Service], meter: NamedDependency[Meter], data: JSONBody[ExtendRequest]
     ) -> Extended:
         """Keeps the hold for `ttl_seconds` from now at least. It grows to `captured_usd`, what the call has cost so far,
-        also beyond the balance: see `available_usd` before going on. It is held, not charged: a hold that expires without
-        a settle charges nothing. For a hold that is not open: 409 `hold_closed`."""
+        also beyond the balance: see `available_usd` before going on. It is held, and charged when the hold expires without
+        a settle. For a hold that is not open: 409 `hold_closed`."""
         captured_nusd = parse_usd(data.captured_usd, "captured_usd") if is_given(data.captured_usd) else 0
         found = await meter.extend(service.name, data.hold_id, data.ttl_seconds, captured_nusd)
         posted_nusd, held_nusd = found["posted_nusd"], found["held_nusd"]
@@ -392,16 +393,19 @@ async def settled(service: Service, meter: Meter, pricer: Pricer, data: SettleRe
 
 async def charged_for(service: Service, meter: Meter, pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> ChargeView:
     """Charge work that was done under a ticket, at the prices that it was authorized by."""
+    work = await priced_work(pricer, ticket, data)
+    return ChargeView.of(await meter.settle(service.name, ticket, work), ticket.account_id)
+
+
+async def priced_work(pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> Work:
+    """What was done, with what it cost by the prices of the ticket's moment. Raises InvalidField and ModelNotPriced."""
     must_tell_what_it_cost(data)
-    cost = await _cost(data, pricer, ticket.model, ticket.account_id, ticket.attributes, ticket)
-    if cost.is_the_hold:  # which may have grown since the ticket was made
-        cost = msgspec.structs.replace(cost, cost_nusd=await meter.held_nusd(ticket))
-    return ChargeView.of(await meter.settle(service.name, ticket, _work(data, cost)), ticket.account_id)
+    return _work(data, await _cost(data, pricer, ticket.model, ticket.account_id, ticket.attributes, ticket))
 
 
 def _verdict(error: AppError) -> Denied:
     """A refusal of the customer is an answer; a fault of the proxy's request, or of ours, is not."""
-    if error.status >= 500 or isinstance(error, RequestIdReuse | InvalidField):
+    if error.status >= 500 or isinstance(error, RequestIdReuse | HoldClosed | InvalidField):
         raise error
     return Denied.of(error)
 
@@ -491,4 +495,5 @@ def _work(data: WorkDone, cost: Cost) -> Work:
     return Work(
         cost.cost_nusd, data.outcome, data.served_model, data.provider, data.upstream_id, latency_ms, ttft_ms,
         data.usage.counts() if data.usage else None, cost.price_version, cost.lines, ",".join(flags) or None,
+        cost.is_the_hold,
     )  # fmt: skip

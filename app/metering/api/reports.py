@@ -18,7 +18,7 @@ from litestar.params import JSONBody
 from app.kernel.errors import AppError, InvalidApiKey, InvalidField, ModelNotPriced
 from app.kernel.reading import read
 from app.kernel.security import Service
-from app.keys.verify import Verifier
+from app.keys.verify import KeyOwner, Verifier
 from app.metering.api.calls import (
     Attributes,
     ChargeView,
@@ -27,9 +27,10 @@ from app.metering.api.calls import (
     Word,
     WorkDone,
     charged_for,
+    priced_work,
     settled,
 )
-from app.metering.holds import Meter, hold_id_for
+from app.metering.holds import Ask, Meter, hold_id_for
 from app.metering.priced import Pricer
 from app.metering.ticket import HoldTicket
 
@@ -134,9 +135,8 @@ class ReportsController(Controller):
 
         async def record(raw: msgspec.Raw) -> Verdict:
             event = read(raw, CloudEvent)
-            ticket = await _ticket(event, service, verifier, meter)
             try:
-                return Verdict(200, event.id, await charged_for(service, meter, pricer, ticket, event.data))
+                return Verdict(200, event.id, await _recorded(event, service, verifier, meter, pricer))
             except (InvalidField, ModelNotPriced) as error:  # charged_for knows nothing of what is around the data
                 raise type(error)(error.message, param=error.param and f"data.{error.param}") from None
 
@@ -162,13 +162,31 @@ async def _each(items: Sequence[msgspec.Raw], charge: Callable[[msgspec.Raw], Aw
     return list(await asyncio.gather(*(verdict(raw) for raw in items)))
 
 
-async def _ticket(event: CloudEvent, service: Service, verifier: Verifier, meter: Meter) -> HoldTicket:
-    """The call's hold, or what stands for one that was never made. What the event says of how it was made goes before
-    what was asked for."""
-    said = event.data.attributes.said() if event.data.attributes else {}
-    if event.data.hold_id is not None:
-        ticket = meter.opened(service.name, event.data.hold_id)
-        return msgspec.structs.replace(ticket, attributes={**(ticket.attributes or {}), **said}) if said else ticket
+async def _recorded(
+    event: CloudEvent, service: Service, verifier: Verifier, meter: Meter, pricer: Pricer
+) -> ChargeView:
+    """Charge an event's call: under its hold, or by its key where nothing was held. What the event says of how the call
+    was made goes before what was asked for."""
+    data = event.data
+    said = data.attributes.said() if data.attributes else {}
+    if data.hold_id is not None:
+        ticket = meter.opened(service.name, data.hold_id)
+        if said:
+            ticket = msgspec.structs.replace(ticket, attributes={**(ticket.attributes or {}), **said})
+        return await charged_for(service, meter, pricer, ticket, data)
+    owner = await _owner(event, verifier)
+    request_id = "event:" + hashlib.sha256(f"{event.source}\x00{event.id}".encode()).hexdigest()
+    unheld = HoldTicket(
+        owner.account_id, owner.key_id, hold_id_for(service.name, request_id), request_id, None, datetime.now(UTC), None,
+        None, data.model, data.endpoint, said,
+    )  # fmt: skip
+    work = await priced_work(pricer, unheld, data)
+    ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint)
+    return ChargeView.of(await meter.report(service.name, owner, ask, work), owner.account_id)
+
+
+async def _owner(event: CloudEvent, verifier: Verifier) -> KeyOwner:
+    """Whose key the event names. Raises InvalidField and InvalidApiKey."""
     told, subject = event.data.api_key_hash, event.subject or ""
     if told is not None and _SHA256_HEX.fullmatch(subject) and subject.lower() != told.lower():
         raise InvalidField("api_key_hash and the event's subject name two keys", param="data.api_key_hash")
@@ -181,8 +199,4 @@ async def _ticket(event: CloudEvent, service: Service, verifier: Verifier, meter
     owner = await verifier.owner_of(secret=None, sha256=bytes.fromhex(sha256_hex))
     if owner is None:
         raise InvalidApiKey
-    request_id = "event:" + hashlib.sha256(f"{event.source}\x00{event.id}".encode()).hexdigest()
-    return HoldTicket(
-        owner.account_id, owner.key_id, hold_id_for(service.name, request_id), request_id, None, datetime.now(UTC), None,
-        None, event.data.model, event.data.endpoint, said,
-    )  # fmt: skip
+    return owner

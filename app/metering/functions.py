@@ -1,0 +1,51 @@
+"""functions.sql as the program knows it: what to install, and how each verb is called."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, LiteralString
+
+_FUNCTION: Final = re.compile(
+    r"^CREATE OR REPLACE FUNCTION (?P<name>\w+)\((?P<parameters>.*?)\)\s+RETURNS (?:TABLE \((?P<columns>.*?)\)|\w+(?:\[\])?)"
+    r".*?AS \$\$(?P<body>.*?)\$\$;$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of the file: its whole text, and what stands in its signature."""
+
+    name: str
+    text: str
+    body: str
+    parameters: Mapping[str, str]
+    """Name without its `p_`, and type; those that may be left out are."""
+    columns: Mapping[str, str]
+    """What a row of it has, and the types."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What `migrate` leaves with an installed function, to see whether it is this one."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def call(self, prefix: str = "") -> LiteralString:
+        """The call as SQL, each parameter named as the function names it, after `prefix`."""
+        arguments = ", ".join(f"%({prefix}{name})s::{kind}" for name, kind in self.parameters.items())
+        return f"{self.name}({arguments})"
+
+
+def _declared(text: str | None) -> dict[str, str]:
+    parts = (part.split(None, 1) for part in (text or "").split(",") if " DEFAULT " not in part and part.strip())
+    return {sys.intern(name.removeprefix("p_")): kind.strip() for name, kind in parts}
+
+
+FUNCTIONS: Final = {
+    found["name"]: Function(
+        found["name"], found[0], found["body"], _declared(found["parameters"]), _declared(found["columns"])
+    )
+    for found in _FUNCTION.finditer(Path(__file__).with_suffix(".sql").read_text())
+}

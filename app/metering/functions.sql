@@ -1,0 +1,510 @@
+-- What decides about money when models are called: a function for each verb, each of one shape.
+--
+--   lock    the accounts, in the order of their ids. Whoever changes an account's money, its keys' figures or its holds locks
+--           that row first, so that nothing else need be locked, and two verbs can never want each other's rows.
+--   read    in a statement of its own: PL/pgSQL gives it a snapshot taken after the locks, so that what it sees is the truth.
+--   decide  item by item, in the order in which they came.
+--   write   what was decided; a row that is read under the lock does not move, and is found again by its ctid.
+--   answer  each item its own verdict.
+--
+-- A call alone is an array of one. No call (account_id, hold_id) stands twice in one array of calls. An account that somebody
+-- else keeps locked is passed by, unless p_wait: its items get no row, and are asked again. No row either where there is no account.
+--
+-- `migrate` installs this file whenever it differs from what is installed. The settings of each function: without the generic
+-- plan every call would be planned anew, which costs more than running it; the tables may be of any size then, and only
+-- look-ups by index are right at all of them.
+
+
+-- Locks accounts and returns those that are locked now. p_lock has each account once.
+CREATE OR REPLACE FUNCTION meter_lock(p_lock uuid[], p_wait boolean) RETURNS uuid[]
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_wait THEN
+        RETURN ARRAY (SELECT id FROM account WHERE id = ANY (p_lock) ORDER BY id FOR NO KEY UPDATE);
+    END IF;
+    RETURN ARRAY (SELECT id FROM account WHERE id = ANY (p_lock) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED);
+END $$;
+
+
+-- A key's window now. greatest() skips nulls: a key without a period keeps its window for ever.
+CREATE OR REPLACE FUNCTION meter_window(p_key api_key) RETURNS timestamptz
+LANGUAGE sql STABLE AS $$ SELECT greatest(p_key.window_start, date_trunc(p_key.reset_period, now(), 'UTC')) $$;
+
+
+-- What a key has spent in its window now.
+CREATE OR REPLACE FUNCTION meter_spent(p_key api_key) RETURNS bigint
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN p_key.window_start < date_trunc(p_key.reset_period, now(), 'UTC') THEN 0 ELSE p_key.window_usage_nusd END
+$$;
+
+
+-- Why a key may make no call at all, whatever it costs; null if it may. p_names are all names of the call's model.
+CREATE OR REPLACE FUNCTION meter_refusal(p_key api_key, p_status text, p_names text) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN p_key.id IS NULL OR p_key.deleted_at IS NOT NULL OR p_key.disabled_at IS NOT NULL
+                     OR p_key.expire_at <= now() THEN 'invalid_api_key'
+                WHEN p_status <> 'active' THEN 'account_frozen'
+                WHEN p_key.scopes IS NOT NULL AND NOT 'spend' = ANY (p_key.scopes) THEN 'missing_scope'
+                WHEN p_key.allowed_models IS NOT NULL
+                     AND NOT coalesce(p_key.allowed_models && string_to_array(p_names, E'\x7f'), false) THEN 'model_not_allowed' END
+$$;
+
+
+-- What the money says, in the order of the reasons a caller is given. Also a call for nothing needs a nano-dollar that is
+-- left: an estimate may be wrong, and a key or an account that is exhausted is not to be used.
+CREATE OR REPLACE FUNCTION meter_shortage(
+    p_needed bigint, p_limit bigint, p_spent bigint, p_key_held bigint, p_posted bigint, p_held bigint, p_floor bigint
+) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_limit - p_spent < greatest(p_needed, 1) THEN 'key_limit_exceeded'
+                WHEN p_limit - p_spent - p_key_held < p_needed THEN 'key_funds_held'
+                WHEN p_posted - p_floor < greatest(p_needed, 1) THEN 'insufficient_balance'
+                WHEN p_posted - p_held - p_floor < p_needed THEN 'funds_held' END
+$$;
+
+
+-- authorize: holds amount_nusd for a call, or what there is of it from min_nusd up. Locks the accounts.
+-- A denied call consumes nothing, so what is left is carried from call to call. An open hold of the same request is
+-- answered again while its key may still spend; another request of that id is `reuse`, one whose hold is closed `closed`.
+CREATE OR REPLACE FUNCTION meter_authorize(
+    p_lock uuid[], p_wait boolean, p_synchronous_commit text, p_account_id uuid[], p_key_id uuid[], p_hold_id uuid[], p_service text[],
+    p_request_id text[], p_request_hash bytea[], p_amount_nusd bigint[], p_min_nusd bigint[], p_model text[], p_names text[],
+    p_endpoint text[], p_price_version int[], p_attributes jsonb[], p_made_at timestamptz[], p_ttl_seconds bigint[], p_on_expiry text[]
+) RETURNS TABLE (
+    item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
+    key_held_nusd bigint, reset_at timestamptz, window_start timestamptz, expires_at timestamptz, made_at timestamptz,
+    amount_nusd bigint, price_version int, state text
+) LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked uuid[] := meter_lock(p_lock, p_wait);
+    v_all boolean := cardinality(v_locked) = cardinality(p_lock);
+    v_account_id uuid;
+    v_before_id uuid;
+    v_account_place tid;
+    v_account_nusd bigint;
+    v_key_number bigint;
+    v_min_nusd bigint;
+    v_key_nusd bigint[] := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
+    v_granted_nusd bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_hold_id)]);
+    v_places tid[] := array_fill(NULL::tid, ARRAY[cardinality(p_hold_id)]);
+    v_windows timestamptz[] := array_fill(NULL::timestamptz, ARRAY[cardinality(p_hold_id)]);
+BEGIN
+    PERFORM set_config('synchronous_commit', p_synchronous_commit, true);
+    FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, window_start, expires_at,
+        made_at, amount_nusd, price_version, state, v_account_id, v_account_place, v_min_nusd, v_key_number IN
+        SELECT u.item,
+               CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.usage_id IS NOT NULL) THEN 'reuse'
+                    WHEN h.state <> 'open' OR h.expires_at <= now() THEN 'closed'
+                    ELSE coalesce(meter_refusal(k, a.status, u.names), CASE WHEN h.id IS NOT NULL THEN 'repeat' END) END,
+               a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k), k.held_nusd,
+               date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval,
+               coalesce(h.window_start, meter_window(k)), h.expires_at, coalesce(h.created_at, u.made_at),
+               coalesce(h.amount_nusd, u.amount_nusd), CASE WHEN h.id IS NULL THEN u.price_version ELSE h.price_version END,
+               CASE WHEN h.state = 'open' AND h.expires_at <= now() THEN 'expired' ELSE h.state END,
+               u.account_id, a.ctid, u.min_nusd, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
+        FROM unnest(p_account_id, p_key_id, p_hold_id, p_request_hash, p_amount_nusd, p_min_nusd, p_names, p_price_version, p_made_at)
+             WITH ORDINALITY u (account_id, key_id, hold_id, request_hash, amount_nusd, min_nusd, names, price_version, made_at, item)
+        JOIN account a ON a.id = u.account_id
+        LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
+        LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
+        LEFT JOIN entry e ON e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+        WHERE v_all OR u.account_id = ANY (v_locked)
+        ORDER BY u.account_id, u.item
+    LOOP
+        IF v_account_id IS DISTINCT FROM v_before_id THEN
+            v_before_id := v_account_id;
+            v_account_nusd := 0;
+        END IF;
+        held_nusd := held_nusd + v_account_nusd;
+        key_held_nusd := key_held_nusd + v_key_nusd[v_key_number];
+        IF verdict IS NULL THEN
+            verdict := meter_shortage(v_min_nusd, limit_nusd, spent_nusd, key_held_nusd, posted_nusd, held_nusd, floor_nusd);
+            IF verdict IS NULL THEN
+                verdict := 'allow';
+                amount_nusd := least(amount_nusd, posted_nusd - held_nusd - floor_nusd, limit_nusd - spent_nusd - key_held_nusd);
+                expires_at := now() + make_interval(secs => p_ttl_seconds[item]);
+                v_granted_nusd[item] := amount_nusd;
+                v_places[item] := v_account_place;
+                v_windows[item] := window_start;
+                v_account_nusd := v_account_nusd + amount_nusd;
+                v_key_nusd[v_key_number] := v_key_nusd[v_key_number] + amount_nusd;
+            END IF;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+
+    WITH granted AS MATERIALIZED (
+        SELECT * FROM unnest(p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, v_granted_nusd, p_model, p_endpoint,
+                             p_price_version, p_attributes, p_made_at, p_ttl_seconds, p_on_expiry, v_windows, v_places)
+             u (account_id, key_id, hold_id, service, request_id, request_hash, amount_nusd, model, endpoint, price_version, attributes,
+                made_at, ttl_seconds, on_expiry, window_start, place)
+        WHERE u.amount_nusd IS NOT NULL
+    ),
+    key_after AS (
+        UPDATE api_key k SET held_nusd = k.held_nusd + g.held_nusd, window_start = meter_window(k), window_usage_nusd = meter_spent(k)
+        FROM (SELECT account_id, key_id, sum(amount_nusd)::bigint AS held_nusd FROM granted GROUP BY 1, 2) g
+        WHERE k.account_id = g.account_id AND k.id = g.key_id
+    ),
+    account_after AS (
+        UPDATE account a SET held_nusd = a.held_nusd + g.held_nusd
+        FROM (SELECT place, sum(amount_nusd)::bigint AS held_nusd FROM granted GROUP BY 1) g WHERE a.ctid = g.place
+    )
+    INSERT INTO hold (account_id, id, service, request_id, request_hash, key_id, window_start, amount_nusd, on_expiry, model, endpoint,
+                      price_version, attributes, created_at, expires_at)
+    SELECT g.account_id, g.hold_id, g.service, g.request_id, g.request_hash, g.key_id, g.window_start, g.amount_nusd, g.on_expiry, g.model,
+           g.endpoint, g.price_version, g.attributes, g.made_at, now() + make_interval(secs => g.ttl_seconds)
+    FROM granted g;
+END $$;
+
+
+-- settle: charges what a call cost, whatever its hold said, once. Locks the accounts. Nothing is refused, so what each item
+-- leaves is a running sum. Also for calls that nothing was held for: with a request_hash the call is not told of by a
+-- ticket, and leaves a hold that is settled already; another call of that id is `reuse`. at_least_hold: the cost is not less
+-- than what was held. p_admitted: those of the items that are to be charged, if not all are. An open hold was never
+-- charged: its entry need not be looked for.
+CREATE OR REPLACE FUNCTION meter_settle(
+    p_lock uuid[], p_wait boolean, p_account_id uuid[], p_key_id uuid[], p_hold_id uuid[], p_service text[], p_request_id text[],
+    p_request_hash bytea[], p_window_start timestamptz[], p_charge_id uuid[], p_cost_nusd bigint[], p_at_least_hold boolean[],
+    p_outcome text[], p_model text[], p_served_model text[], p_provider text[], p_endpoint text[], p_upstream_id text[],
+    p_upstream_model text[], p_provider_cost_nusd bigint[], p_latency_ms int[], p_ttft_ms int[], p_units jsonb[], p_price_version int[],
+    p_lines jsonb[], p_flags text[], p_admitted boolean[] DEFAULT NULL
+) RETURNS TABLE (
+    item bigint, verdict text, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint, flags text, is_low boolean
+) LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked uuid[] := meter_lock(p_lock, p_wait);
+    v_all boolean := cardinality(v_locked) = cardinality(p_lock);
+BEGIN
+    RETURN QUERY
+    WITH asked AS MATERIALIZED (
+        SELECT u.*, CASE WHEN u.at_least_hold THEN greatest(u.told_nusd, h.amount_nusd) ELSE u.told_nusd END AS cost_nusd,
+               a.ctid AS place, a.posted_nusd, a.held_nusd, a.entry_count, a.low_nusd, meter_window(k) AS key_window_start,
+               h.ctid AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
+               CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.is_there AND u.request_hash IS NOT NULL) THEN 'reuse'
+                    WHEN e.is_there THEN 'repeat' ELSE 'charged' END AS verdict
+        FROM unnest(p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, p_window_start, p_charge_id, p_cost_nusd,
+                    p_at_least_hold, p_outcome, p_model, p_served_model, p_provider, p_endpoint, p_upstream_id, p_upstream_model,
+                    p_provider_cost_nusd, p_latency_ms, p_ttft_ms, p_units, p_price_version, p_lines, p_flags, p_admitted)
+             WITH ORDINALITY u (account_id, key_id, hold_id, service, request_id, request_hash, ticket_window_start, charge_id, told_nusd,
+                                at_least_hold, outcome, model, served_model, provider, endpoint, upstream_id, upstream_model,
+                                provider_cost_nusd, latency_ms, ttft_ms, units, price_version, lines, told_flags, is_admitted, item)
+        JOIN account a ON a.id = u.account_id
+        LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
+        LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
+        LEFT JOIN LATERAL (
+            SELECT true AS is_there FROM entry e
+            WHERE h.state IS DISTINCT FROM 'open' AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+            LIMIT 1
+        ) e ON true
+        WHERE (v_all OR u.account_id = ANY (v_locked)) AND u.is_admitted IS DISTINCT FROM false
+    ),
+    due AS MATERIALIZED (
+        SELECT u.*, CASE WHEN u.state = 'open' THEN u.amount_nusd ELSE 0 END AS freed_nusd,
+               coalesce(u.hold_window_start, u.ticket_window_start, u.key_window_start) AS window_start,
+               concat_ws(',', CASE WHEN u.hold_place IS NULL AND u.ticket_window_start IS NULL AND u.is_admitted IS NULL THEN 'no_hold'
+                                   WHEN u.hold_place IS NULL AND u.is_admitted IS NULL THEN 'hold_missing'
+                                   WHEN u.state <> 'open' THEN 'late' END,
+                         CASE WHEN u.cost_nusd > u.amount_nusd THEN 'above_hold' END, u.told_flags) AS flags
+        FROM asked u WHERE u.verdict = 'charged'
+    ),
+    charged AS MATERIALIZED (
+        SELECT d.*, (d.posted_nusd - sum(d.cost_nusd) OVER earlier)::bigint AS balance_after_nusd,
+               (d.held_nusd - sum(d.freed_nusd) OVER earlier)::bigint AS held_after_nusd,
+               d.entry_count + row_number() OVER earlier AS entry_id
+        FROM due d
+        WINDOW earlier AS (PARTITION BY d.place ORDER BY d.item ROWS UNBOUNDED PRECEDING)
+    ),
+    hold_after AS (
+        UPDATE hold h SET state = 'settled', closed_at = now() FROM due d WHERE h.ctid = d.hold_place
+    ),
+    held AS (
+        INSERT INTO hold (account_id, id, service, request_id, request_hash, key_id, window_start, amount_nusd, state, model, endpoint,
+                          price_version, expires_at, closed_at)
+        SELECT account_id, hold_id, service, request_id, request_hash, key_id, window_start, 0, 'settled', model, endpoint,
+               price_version, now(), now()
+        FROM due WHERE request_hash IS NOT NULL
+    ),
+    account_after AS (
+        UPDATE account a SET posted_nusd = a.posted_nusd - d.cost_nusd, held_nusd = a.held_nusd - d.freed_nusd,
+               entry_count = a.entry_count + d.count, updated_at = now()
+        FROM (SELECT place, sum(cost_nusd)::bigint AS cost_nusd, sum(freed_nusd)::bigint AS freed_nusd, count(*) AS count
+              FROM due GROUP BY 1) d
+        WHERE a.ctid = d.place
+    ),
+    key_after AS (
+        UPDATE api_key k SET held_nusd = k.held_nusd - d.freed_nusd, lifetime_nusd = k.lifetime_nusd + d.cost_nusd,
+               window_start = meter_window(k), window_usage_nusd = meter_spent(k) + d.window_cost_nusd
+        FROM (SELECT account_id, key_id, sum(freed_nusd)::bigint AS freed_nusd, sum(cost_nusd)::bigint AS cost_nusd,
+                     coalesce(sum(cost_nusd) FILTER (WHERE window_start = key_window_start), 0)::bigint AS window_cost_nusd
+              FROM due GROUP BY 1, 2) d
+        WHERE k.account_id = d.account_id AND k.id = d.key_id
+    ),
+    posted AS (
+        INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd, usage_id)
+        SELECT account_id, entry_id, 'usage', hold_id::text, 'revenue:usage', -cost_nusd, balance_after_nusd, charge_id FROM charged
+    ),
+    used AS (
+        INSERT INTO usage (account_id, id, hold_id, service, request_id, key_id, window_start, model, served_model, provider, endpoint,
+                           outcome, upstream_id, upstream_model, cost_nusd, provider_cost_nusd, balance_after_nusd, held_after_nusd,
+                           latency_ms, ttft_ms, units, price_version, lines, flags)
+        SELECT account_id, charge_id, hold_id, service, request_id, key_id, window_start, model, served_model, provider, endpoint,
+               outcome, upstream_id, upstream_model, cost_nusd, provider_cost_nusd, balance_after_nusd, held_after_nusd,
+               latency_ms, ttft_ms, units, price_version, lines, flags
+        FROM charged
+    )
+    SELECT item, verdict, charge_id, cost_nusd, balance_after_nusd, held_after_nusd, flags, coalesce(balance_after_nusd < low_nusd, false)
+    FROM charged
+    UNION ALL
+    SELECT item, verdict, NULL, NULL, NULL, NULL, NULL, false FROM asked WHERE verdict <> 'charged';
+END $$;
+
+
+-- charge: for work done already, by a key that must be able to pay needed_nusd: admits, then settles. Locks the accounts.
+-- What is known of a request_id goes on to the settling, which tells a repeat from another call. A refused call consumes
+-- nothing, so what is left is carried from call to call.
+CREATE OR REPLACE FUNCTION meter_charge(
+    p_lock uuid[], p_wait boolean, p_account_id uuid[], p_key_id uuid[], p_hold_id uuid[], p_service text[], p_request_id text[],
+    p_request_hash bytea[], p_needed_nusd bigint[], p_names text[], p_charge_id uuid[], p_cost_nusd bigint[], p_outcome text[],
+    p_model text[], p_served_model text[], p_provider text[], p_endpoint text[], p_upstream_id text[], p_upstream_model text[],
+    p_provider_cost_nusd bigint[], p_latency_ms int[], p_ttft_ms int[], p_units jsonb[], p_price_version int[], p_lines jsonb[],
+    p_flags text[]
+) RETURNS TABLE (
+    item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
+    key_held_nusd bigint, reset_at timestamptz, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint,
+    flags text, is_low boolean
+) LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked uuid[] := meter_lock(p_lock, p_wait);
+    v_all boolean := cardinality(v_locked) = cardinality(p_lock);
+    v_account_id uuid;
+    v_before_id uuid;
+    v_account_nusd bigint;
+    v_key_number bigint;
+    v_key_nusd bigint[] := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
+    v_admitted boolean[] := array_fill(false, ARRAY[cardinality(p_hold_id)]);
+BEGIN
+    FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, v_account_id, v_key_number IN
+        SELECT u.item, CASE WHEN h.id IS NOT NULL OR e.usage_id IS NOT NULL THEN 'known' ELSE meter_refusal(k, a.status, u.names) END,
+               a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k), k.held_nusd,
+               date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval,
+               u.account_id, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
+        FROM unnest(p_account_id, p_key_id, p_hold_id, p_names) WITH ORDINALITY u (account_id, key_id, hold_id, names, item)
+        JOIN account a ON a.id = u.account_id
+        LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
+        LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
+        LEFT JOIN entry e ON e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+        WHERE v_all OR u.account_id = ANY (v_locked)
+        ORDER BY u.account_id, u.item
+    LOOP
+        IF v_account_id IS DISTINCT FROM v_before_id THEN
+            v_before_id := v_account_id;
+            v_account_nusd := 0;
+        END IF;
+        posted_nusd := posted_nusd - v_account_nusd;
+        spent_nusd := spent_nusd + v_key_nusd[v_key_number];
+        IF verdict IS NULL THEN
+            verdict := meter_shortage(p_needed_nusd[item], limit_nusd, spent_nusd, key_held_nusd, posted_nusd, held_nusd, floor_nusd);
+            IF verdict IS NULL THEN
+                v_account_nusd := v_account_nusd + p_cost_nusd[item];
+                v_key_nusd[v_key_number] := v_key_nusd[v_key_number] + p_cost_nusd[item];
+                v_admitted[item] := true;
+                CONTINUE;
+            END IF;
+        ELSIF verdict = 'known' THEN
+            v_admitted[item] := true;
+            CONTINUE;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+
+    RETURN QUERY
+    SELECT s.item, s.verdict, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::timestamptz, s.id,
+           s.cost_nusd, s.balance_after_nusd, s.held_after_nusd, s.flags, s.is_low
+    FROM meter_settle(v_locked, p_wait, p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, NULL, p_charge_id,
+                      p_cost_nusd, NULL, p_outcome, p_model, p_served_model, p_provider, p_endpoint, p_upstream_id, p_upstream_model,
+                      p_provider_cost_nusd, p_latency_ms, p_ttft_ms, p_units, p_price_version, p_lines, p_flags, v_admitted) s;
+END $$;
+
+
+-- release: frees what is held for calls that were not made. Locks the accounts. A hold that captured something is left alone:
+-- that money is spent. No row where there is no such hold.
+CREATE OR REPLACE FUNCTION meter_release(
+    p_lock uuid[], p_wait boolean, p_account_id uuid[], p_hold_id uuid[]
+) RETURNS TABLE (item bigint, state text, captured_nusd bigint, posted_nusd bigint, held_nusd bigint) LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked uuid[] := meter_lock(p_lock, p_wait);
+    v_all boolean := cardinality(v_locked) = cardinality(p_lock);
+BEGIN
+    RETURN QUERY
+    WITH asked AS MATERIALIZED (
+        SELECT u.item, u.account_id, h.key_id, h.ctid AS hold_place, a.ctid AS place, h.state, h.captured_nusd, a.posted_nusd, a.held_nusd,
+               CASE WHEN h.state = 'open' AND h.captured_nusd = 0 THEN h.amount_nusd END AS freed_nusd
+        FROM unnest(p_account_id, p_hold_id) WITH ORDINALITY u (account_id, hold_id, item)
+        JOIN account a ON a.id = u.account_id
+        JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
+        WHERE v_all OR u.account_id = ANY (v_locked)
+    ),
+    hold_after AS (
+        UPDATE hold h SET state = 'released', closed_at = now()
+        FROM asked q WHERE h.ctid = q.hold_place AND q.freed_nusd IS NOT NULL
+    ),
+    key_after AS (
+        UPDATE api_key k SET held_nusd = k.held_nusd - q.freed_nusd
+        FROM (SELECT account_id, key_id, sum(freed_nusd)::bigint AS freed_nusd FROM asked GROUP BY 1, 2) q
+        WHERE k.account_id = q.account_id AND k.id = q.key_id AND q.freed_nusd > 0
+    ),
+    account_after AS (
+        UPDATE account a SET held_nusd = a.held_nusd - q.freed_nusd
+        FROM (SELECT place, sum(freed_nusd)::bigint AS freed_nusd FROM asked GROUP BY 1) q WHERE a.ctid = q.place AND q.freed_nusd > 0
+    )
+    SELECT item, state, captured_nusd, posted_nusd,
+           (held_nusd - coalesce(sum(freed_nusd) OVER (PARTITION BY place ORDER BY item ROWS UNBOUNDED PRECEDING), 0))::bigint
+    FROM asked;
+END $$;
+
+
+-- extend: keeps open holds for ttl_seconds from now at least, and lets them grow to captured_nusd, what their calls have cost
+-- so far: that money is spent, whether or not there is more. Locks the accounts. No row where there is no such hold.
+CREATE OR REPLACE FUNCTION meter_extend(
+    p_lock uuid[], p_wait boolean, p_account_id uuid[], p_hold_id uuid[], p_ttl_seconds bigint[], p_captured_nusd bigint[]
+) RETURNS TABLE (
+    item bigint, state text, amount_nusd bigint, expires_at timestamptz, posted_nusd bigint, held_nusd bigint, floor_nusd bigint
+) LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked uuid[] := meter_lock(p_lock, p_wait);
+    v_all boolean := cardinality(v_locked) = cardinality(p_lock);
+BEGIN
+    RETURN QUERY
+    WITH asked AS MATERIALIZED (
+        SELECT u.item, u.account_id, u.captured_nusd, h.key_id, h.ctid AS hold_place, a.ctid AS place, h.state, a.posted_nusd, a.held_nusd,
+               a.floor_nusd, h.amount_nusd, greatest(h.expires_at, now() + make_interval(secs => u.ttl_seconds)) AS expires_at,
+               CASE WHEN h.state = 'open' THEN greatest(0, u.captured_nusd - h.amount_nusd) ELSE 0 END AS more_nusd
+        FROM unnest(p_account_id, p_hold_id, p_ttl_seconds, p_captured_nusd)
+             WITH ORDINALITY u (account_id, hold_id, ttl_seconds, captured_nusd, item)
+        JOIN account a ON a.id = u.account_id
+        JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
+        WHERE v_all OR u.account_id = ANY (v_locked)
+    ),
+    hold_after AS (
+        UPDATE hold h SET amount_nusd = h.amount_nusd + q.more_nusd, captured_nusd = greatest(h.captured_nusd, q.captured_nusd),
+               expires_at = q.expires_at
+        FROM asked q WHERE h.ctid = q.hold_place AND q.state = 'open'
+    ),
+    key_after AS (
+        UPDATE api_key k SET held_nusd = k.held_nusd + q.more_nusd
+        FROM (SELECT account_id, key_id, sum(more_nusd)::bigint AS more_nusd FROM asked GROUP BY 1, 2) q
+        WHERE k.account_id = q.account_id AND k.id = q.key_id AND q.more_nusd > 0
+    ),
+    account_after AS (
+        UPDATE account a SET held_nusd = a.held_nusd + q.more_nusd
+        FROM (SELECT place, sum(more_nusd)::bigint AS more_nusd FROM asked GROUP BY 1) q WHERE a.ctid = q.place AND q.more_nusd > 0
+    )
+    SELECT item, state, amount_nusd + more_nusd, expires_at, posted_nusd,
+           (held_nusd + sum(more_nusd) OVER (PARTITION BY place ORDER BY item ROWS UNBOUNDED PRECEDING))::bigint, floor_nusd
+    FROM asked;
+END $$;
+
+
+-- expire: closes the holds of these accounts that nobody settled in time. Locks the accounts. What was captured is charged, or
+-- all that was held where its proxy wants that, at most as many as p_charge_id has ids for the charges; the rest is freed.
+-- A settle that comes later still charges, unless something was charged here.
+CREATE OR REPLACE FUNCTION meter_expire(p_lock uuid[], p_wait boolean, p_charge_id uuid[]) RETURNS TABLE (freed bigint, charged bigint)
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked uuid[] := meter_lock(p_lock, p_wait);
+    v_account_id uuid[];
+    v_key_id uuid[];
+    v_hold_id uuid[];
+    v_service text[];
+    v_request_id text[];
+    v_cost_nusd bigint[];
+    v_outcome text[];
+    v_model text[];
+    v_endpoint text[];
+    v_flags text[];
+BEGIN
+    SELECT array_agg(h.account_id), array_agg(h.key_id), array_agg(h.id), array_agg(h.service), array_agg(h.request_id),
+           array_agg(CASE h.on_expiry WHEN 'hold' THEN h.amount_nusd ELSE h.captured_nusd END), array_agg('partial'::text),
+           array_agg(h.model), array_agg(h.endpoint), array_agg(CASE h.on_expiry WHEN 'hold' THEN 'hold_expired' ELSE 'captured' END)
+    INTO v_account_id, v_key_id, v_hold_id, v_service, v_request_id, v_cost_nusd, v_outcome, v_model, v_endpoint, v_flags
+    FROM (SELECT * FROM hold
+          WHERE account_id = ANY (v_locked) AND state = 'open' AND expires_at < now()
+                AND (on_expiry = 'hold' OR (on_expiry = 'captured' AND captured_nusd > 0))
+          LIMIT cardinality(p_charge_id)) h;
+    charged := coalesce(cardinality(v_hold_id), 0);
+    IF charged > 0 THEN
+        PERFORM FROM meter_settle(v_locked, true, v_account_id, v_key_id, v_hold_id, v_service, v_request_id, NULL, NULL,
+                                  p_charge_id[:charged::int], v_cost_nusd, NULL, v_outcome, v_model, NULL, NULL, v_endpoint, NULL, NULL, NULL,
+                                  NULL, NULL, NULL, NULL, NULL, v_flags);
+    END IF;
+
+    WITH due AS MATERIALIZED (
+        SELECT account_id, id, key_id, amount_nusd FROM hold
+        WHERE account_id = ANY (v_locked) AND state = 'open' AND expires_at < now()
+              AND (on_expiry = 'release' OR (on_expiry = 'captured' AND captured_nusd = 0))
+    ),
+    hold_after AS (
+        UPDATE hold h SET state = 'expired', closed_at = now() FROM due d WHERE h.account_id = d.account_id AND h.id = d.id
+    ),
+    key_after AS (
+        UPDATE api_key k SET held_nusd = k.held_nusd - d.freed_nusd
+        FROM (SELECT account_id, key_id, sum(amount_nusd)::bigint AS freed_nusd FROM due GROUP BY 1, 2) d
+        WHERE k.account_id = d.account_id AND k.id = d.key_id
+    ),
+    account_after AS (
+        UPDATE account a SET held_nusd = a.held_nusd - d.freed_nusd
+        FROM (SELECT account_id, sum(amount_nusd)::bigint AS freed_nusd FROM due GROUP BY 1) d WHERE a.id = d.account_id
+    )
+    SELECT count(*) INTO freed FROM due;
+    RETURN NEXT;
+END $$;
+
+
+-- Makes the months' partitions of `usage` that are not there yet, and returns how many it made. The runtime role may own no
+-- table, so it makes them as their owner does, and only these. What stood in the default partition moves to where it
+-- belongs: a month whose partition came too late loses nothing.
+CREATE OR REPLACE FUNCTION make_usage_partitions(p_months_ahead int) RETURNS int
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+    made int := 0;
+    name text;
+    first_id uuid;
+    end_id uuid;
+    month timestamptz;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('make_usage_partitions'));
+    FOR month IN
+        SELECT m FROM (SELECT date_trunc('month', now()) + make_interval(months => n) AS m FROM generate_series(0, p_months_ahead) n
+                       UNION SELECT DISTINCT date_trunc('month', to_timestamp(('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint / 1000.0))
+                             FROM usage_default WHERE substr(id::text, 15, 1) = '7') months ORDER BY m
+    LOOP
+        name := 'usage_' || to_char(month, 'YYYY_MM');
+        CONTINUE WHEN to_regclass('public.' || name) IS NOT NULL;
+        first_id := rpad(lpad(to_hex((extract(epoch FROM month) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
+        end_id := rpad(lpad(to_hex((extract(epoch FROM month + interval '1 month') * 1000)::bigint), 12, '0'), 32, '0')::uuid;
+        EXECUTE format('CREATE TABLE %I (LIKE usage INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+        EXECUTE format('WITH moved AS (DELETE FROM usage_default WHERE id >= %L AND id < %L RETURNING *) INSERT INTO %I SELECT * FROM moved',
+                       first_id, end_id, name);
+        EXECUTE format('ALTER TABLE usage ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, first_id, end_id);
+        made := made + 1;
+    END LOOP;
+    RETURN made;
+END $$;
