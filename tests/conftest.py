@@ -1,11 +1,7 @@
 """The house that tests live in: a real PostgreSQL migrated by Alembic, a real app, a behaving sandbox."""
 
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,22 +10,15 @@ import pytest
 import structlog
 
 from app.kernel import logs
-from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.settings import Settings, load
 from app.main import create_app
-from app.migrations import migrate
 from app.wiring import House, build
+from tests import databases
 from tests.rig import Rig
 from tests.wallets import FakeLightning, FakeWallets
 
 # What the app has to say is for operators; a test that wants to read it configures the logs itself.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-
-_TABLES = (
-    "nwc_attempt, nwc_connection, payment, topup_invoice, topup, usage, hold, entry, api_key, credential, account, idempotency, rate_count,"
-    " webhook_delivery, service_token, admin_token, admin_log, price_version, priced_model, price,"
-    " price_override, markup, fee, usage_day, usage_dropped, rollup_day, usage_archive"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -43,25 +32,9 @@ def logs_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def database_url() -> Iterator[str]:
-    """One migrated database for the run: TEST_DATABASE_URL's server, or an embedded one."""
-    external = os.environ.get("TEST_DATABASE_URL")
-    if external:
-        with psycopg.connect(external, autocommit=True) as conn:
-            conn.execute("DROP SCHEMA public CASCADE")
-            conn.execute("CREATE SCHEMA public")
-        migrate(external)
-        yield external
-        return
-    folder = Path(tempfile.mkdtemp(prefix="satmeter-test-"))
-    folder.chmod(0o755)
-    server = EmbeddedPostgres(folder)
-    try:
-        url = server.start()
-        migrate(url)
+    """One migrated database for the run, or for each of the processes that share it."""
+    with databases.migrated() as url:
         yield url
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +45,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture
 def clean(database_url: str) -> str:
     """An empty database before the test."""
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        conn.execute(f"TRUNCATE {_TABLES}".encode())
+    databases.empty(database_url)
     return database_url
 
 

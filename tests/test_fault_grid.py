@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import httpx
-import psycopg
 import pytest
 
 from app.audit import audit
 from app.kernel.settings import Settings
 from app.topups.inbox import process_waiting
 from app.topups.sweep import sweep
-from tests.conftest import _TABLES
+from tests import databases
 from tests.rig import exact
 from tests.world import PATIENCE, Backend, Owner, Process, running, tell
 
@@ -523,8 +522,7 @@ async def test_a_webhook_that_was_tried_for_days_does_not_stop_the_inbox(world: 
 @pytest.fixture(scope="module")
 def clean_once(database_url: str) -> None:
     """Empty books before the first cell; the later ones live beside those before them, as accounts do."""
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        conn.execute(f"TRUNCATE {_TABLES}".encode())
+    databases.empty(database_url)
 
 
 async def prepare(world: World, step: Step | None = None, fault: Fault | None = None) -> None:

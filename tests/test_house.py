@@ -27,6 +27,7 @@ import app.pricing.tables
 import app.topups.tables  # noqa: F401
 from app.kernel.settings import variables
 from app.migrations import is_described_by_models
+from tests import databases
 
 ROOT = Path(__file__).parents[1]
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
@@ -84,6 +85,23 @@ def test_models_and_migrations_say_the_same(clean: str) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"include_name": is_described_by_models})
         assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_a_test_begins_without_a_row_in_any_table_also_in_one_that_nobody_listed(clean: str) -> None:
+    with psycopg.connect(clean, autocommit=True) as conn:
+        conn.execute(
+            "CREATE TABLE newcomer (parent int PRIMARY KEY); CREATE TABLE newest (child int REFERENCES newcomer)"
+        )
+        try:
+            conn.execute("INSERT INTO newcomer VALUES (1); INSERT INTO newest VALUES (1)")
+            conn.execute("INSERT INTO rollup_day (day) VALUES ('2026-01-01')")
+            version = conn.execute("SELECT version_num FROM alembic_version").fetchall()
+            databases.empty(clean)
+            for table in ("newcomer", "newest", "rollup_day"):
+                assert conn.execute(f"SELECT FROM {table}".encode()).fetchall() == [], table
+            assert conn.execute("SELECT version_num FROM alembic_version").fetchall() == version
+        finally:
+            conn.execute("DROP TABLE newest, newcomer")
 
 
 def test_the_runtime_role_may_append_to_the_books_and_never_rewrite_them(clean: str) -> None:

@@ -23,7 +23,6 @@ from typing import Any, Final, TypeVar
 
 import httpx
 import hypothesis
-import psycopg
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
@@ -40,7 +39,7 @@ from app.audit import audit
 from app.kernel.settings import Settings
 from app.topups.gateway import GatewayError
 from app.topups.sweep import sweep
-from tests.conftest import _TABLES
+from tests import databases
 from tests.rig import exact
 from tests.world import Backend, Owner, Process, tell
 
@@ -135,8 +134,7 @@ class TopupMachine(RuleBasedStateMachine):
 
     @initialize(orders=st.lists(st.sampled_from(ORDERS), min_size=2, max_size=4))
     def begin(self, orders: list[tuple[str, str, str, str]]) -> None:
-        with psycopg.connect(self.place.database_url, autocommit=True) as conn:
-            conn.execute(f"TRUNCATE {_TABLES}".encode())
+        databases.empty(self.place.database_url)
         self.folder = Path(tempfile.mkdtemp(prefix="satmeter-machine-"))
         self.letters: list[httpx.Request] = []
         self.bills: list[Bill] = []

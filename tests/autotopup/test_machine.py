@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import hypothesis
-import psycopg
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
@@ -29,8 +28,8 @@ from hypothesis.stateful import (
 from app.audit import audit
 from app.kernel.settings import Settings
 from app.topups.credit import check_due
+from tests import databases
 from tests.autotopup.conftest import made
-from tests.conftest import _TABLES
 from tests.wallets import Killed
 from tests.world import tell
 
@@ -84,8 +83,7 @@ class AutoTopupMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin_world(self) -> None:
-        with psycopg.connect(self.place.database_url, autocommit=True) as conn:
-            conn.execute(f"TRUNCATE {_TABLES}".encode())
+        databases.empty(self.place.database_url)
         self.street = self.do(made(self.place.database_url, self.place.settings))
         self.do(self.street.connect(threshold=20, max_per_day=CAP_USD))
         self.has_begun, self.is_connected, self.is_on = True, True, True

@@ -1,0 +1,93 @@
+"""The databases that tests run on: one for each process that runs tests, emptied before a test by what is in it."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg import sql
+
+from app.kernel.embedded import EmbeddedPostgres
+from app.migrations import migrate
+
+WORKER: Final = os.environ.get("PYTEST_XDIST_WORKER", "")
+"""Which of several processes that run tests this one is: gw0, gw1, …; nothing where there is one."""
+_ONE_AT_A_TIME: Final = 0x5A7_7E57
+"""An advisory lock. Roles are the whole server's: two workers that make one at once would meet."""
+
+
+@contextlib.contextmanager
+def migrated() -> Iterator[str]:
+    """The URL of a migrated database of our own: on TEST_DATABASE_URL's server, or on an embedded one."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    with _embedded() if not given else _beside_given(given) if WORKER else _given(given) as url:
+        yield url
+
+
+_WITH_PAGES: Final = """
+    SELECT oid::regclass::text FROM pg_class
+    WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version' AND pg_relation_size(oid) > 0"""
+
+
+def empty(url: str) -> None:
+    """Leave no row in any table, whatever tables there are, but for the migrations' own. Partitions stay.
+
+    Only what has a page is truncated: nobody need make the files of an empty table and its indexes anew.
+    """
+    with psycopg.connect(url, autocommit=True) as conn:
+        tables = [name for (name,) in conn.execute(_WITH_PAGES.encode()).fetchall()]
+        if tables:
+            conn.execute(f"TRUNCATE {', '.join(tables)} CASCADE".encode())
+
+
+@contextlib.contextmanager
+def _embedded() -> Iterator[str]:
+    """A cluster of our own, with the settings that the service runs on: a race is as wide here as it is there."""
+    folder = Path(tempfile.mkdtemp(prefix="satmeter-test-"))
+    folder.chmod(0o755)
+    server = EmbeddedPostgres(folder)
+    try:
+        url = server.start()
+        migrate(url)
+        yield url
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _given(url: str) -> Iterator[str]:
+    """The database that was given, made new."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("DROP SCHEMA public CASCADE")
+        conn.execute("CREATE SCHEMA public")
+    migrate(url)
+    yield url
+
+
+@contextlib.contextmanager
+def _beside_given(given: str) -> Iterator[str]:
+    """A database of this worker's on the server of the one that was given; none is left in the end."""
+    with psycopg.connect(given, autocommit=True) as conn:
+        name = f"{conn.info.dbname}_{WORKER}"
+        drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        conn.execute("SELECT pg_advisory_lock(%s)", [_ONE_AT_A_TIME])
+        conn.execute(drop)
+        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        migrate(url := _named(given, name))
+    try:
+        yield url
+    finally:
+        with psycopg.connect(given, autocommit=True) as conn:
+            conn.execute(drop)
+
+
+def _named(url: str, database: str) -> str:
+    """Another database on the same server. urlunsplit would lose the slashes of a URL without a host."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}/{database}" + (f"?{parts.query}" if parts.query else "")
