@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import subprocess
 import time
@@ -27,14 +28,15 @@ def needs(*binaries: str) -> None:
 
 
 class Process:
-    """A program of ours: started once, ended by its pid, its words kept in a file."""
+    """A program of ours: started once, ended by its pid, its words kept in a file of the folder that it works in."""
 
-    def __init__(self, folder: Path, name: str, *arguments: object) -> None:
-        self.log = folder / f"{name}.out"
+    def __init__(self, folder: Path, program: str, *arguments: object, **environ: object) -> None:
+        self.log = folder / f"{Path(program).name}.out"
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
-                [name, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder
-            )
+                [program, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
+                env=os.environ | {name: str(value) for name, value in environ.items()},
+            )  # fmt: skip
 
     def end(self, seconds: float = 20) -> None:
         self.popen.terminate()

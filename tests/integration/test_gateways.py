@@ -100,18 +100,10 @@ def _start_nginx(folder: Path, ours: str) -> Process:
 
 def _start_caddy(folder: Path, ours: str) -> Process:
     (folder / "Caddyfile").write_text("{\n\tadmin off\n}\n" + ours)
-    home = [f"{name}={folder}" for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")]
     return Process(
-        folder,
-        "/usr/bin/env",
-        *home,
-        _program("caddy"),
-        "run",
-        "--adapter",
-        "caddyfile",
-        "--config",
-        folder / "Caddyfile",
-    )
+        folder, _program("caddy"), "run", "--adapter", "caddyfile", "--config", folder / "Caddyfile",
+        HOME=folder, XDG_DATA_HOME=folder, XDG_CONFIG_HOME=folder,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -265,3 +257,11 @@ async def test_a_gateway_with_a_token_that_is_none_lets_nobody_pass(
 
 def _bearer(key: Any) -> dict[str, str]:
     return Customer("", key["api_key"]).key
+
+
+def test_a_program_named_by_its_whole_path_keeps_its_words_in_its_folder(tmp_path: Path) -> None:
+    """As nginx and caddy are; an ordinary user may not write beside them, and nobody should."""
+    process = Process(tmp_path, "/bin/sh", "-c", "echo $WORD", WORD="said")
+    process.popen.wait(10)
+    assert process.log.parent == tmp_path
+    assert process.log.read_text() == "said\n"
