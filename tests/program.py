@@ -1,10 +1,12 @@
 """The program as its operator meets it: real processes on loopback, each stopped by the pid it started."""
 
 import contextlib
+import itertools
 import json
 import os
 import pwd
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -22,6 +24,7 @@ import psycopg
 import pytest
 
 from app.kernel.settings import variables
+from tests.databases import WORKER
 
 ROOT: Final = Path(__file__).parent.parent
 Finished = subprocess.CompletedProcess[str]
@@ -201,14 +204,23 @@ def _cmdline(process: Any) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports of 127.0.0.1 that nobody listens on, and that nobody else is given meanwhile."""
+    return list(itertools.islice(filter(is_free, _PORTS), count))
+
+
+def _ports_of_ours() -> Iterator[int]:
+    """Each worker has its own, in turn; another run on this machine begins elsewhere.
+
+    They lie below what systems give to connections that go out: one of those could come in between finding a port and
+    listening on it.
+    """
+    number, workers = int(WORKER.removeprefix("gw") or 0), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ours = range(16_000 + number, 32_000, workers)
+    begin = secrets.randbelow(len(ours))
+    return itertools.cycle([*ours[begin:], *ours[:begin]])
+
+
+_PORTS: Final = _ports_of_ours()
 
 
 def is_free(port: int) -> bool:

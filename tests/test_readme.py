@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+
+from tests.program import free_ports
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -42,17 +43,11 @@ class Running:
         return result.stdout
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
     if not (ROOT / ".venv/bin/python").exists() or shutil.which("curl") is None:
         pytest.skip("this runs the README's commands, which need `make setup` and curl")
-    port, sandbox_port = _free_port(), _free_port()
+    port, sandbox_port = free_ports(2)
     folder = Path(tempfile.mkdtemp(prefix="satmeter-readme-"))
     folder.chmod(0o755)  # PostgreSQL runs as somebody else when root runs this
     mine = {

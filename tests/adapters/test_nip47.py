@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -53,6 +52,7 @@ from tests.adapters.fake_wallet import (
     stay_silent,
 )
 from tests.integration.real_relay import RealRelay
+from tests.program import free_ports
 
 # An answer that comes is waited for as long as it takes on a busy machine; silence is cut short where it is the point.
 PATIENT = WalletPatience(
@@ -104,13 +104,6 @@ async def wallet(relay: FakeRelay) -> AsyncIterator[FakeWallet]:
 
 def as_event(event: Mapping[str, Any]) -> Event | None:
     return read_event(json.dumps(event).encode(), {})
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
 
 
 def test_the_adapter_is_what_the_domain_asks_for() -> None:
@@ -492,7 +485,7 @@ async def test_a_wallets_words_are_made_fit_to_be_shown_and_do_not_repeat_the_se
 
 
 async def test_no_relay_means_not_published_and_soon_over() -> None:
-    wallet = FakeWallet(f"ws://127.0.0.1:{free_port()}/")
+    wallet = FakeWallet(f"ws://127.0.0.1:{free_ports(1)[0]}/")
     reply = await pay(wallet, an_invoice())
     assert reply == PayReply(PayOutcome.UNKNOWN, was_answered=False, was_published=False)
 
@@ -630,7 +623,7 @@ async def test_the_second_relay_gets_the_same_signed_event_when_the_first_brings
 
 async def test_a_relay_that_is_down_costs_no_time() -> None:
     async with FakeRelay() as alive, FakeWallet(alive.url) as wallet:
-        wallet.relays = [f"ws://127.0.0.1:{free_port()}/", alive.url]
+        wallet.relays = [f"ws://127.0.0.1:{free_ports(1)[0]}/", alive.url]
         reply = await pay(wallet)  # long before the 30 s after which the second relay is tried besides the first
     assert reply.is_proven
 
@@ -720,7 +713,7 @@ async def test_a_lookup_nobody_answers_is_not_answered(wallet: FakeWallet) -> No
     found = await wallets(BRIEF).look_up(connection(wallet), an_invoice().payment_hash)
     assert (found.is_proven, found.was_answered) == (False, False)
     away = Connection(
-        replace(wallets().parse(wallet.uri), relays=(f"ws://127.0.0.1:{free_port()}/",)), Encryption.NIP44
+        replace(wallets().parse(wallet.uri), relays=(f"ws://127.0.0.1:{free_ports(1)[0]}/",)), Encryption.NIP44
     )
     assert (await wallets().look_up(away, an_invoice().payment_hash)).was_answered is False
 
@@ -837,7 +830,7 @@ async def test_every_way_not_to_be_reached_has_the_same_words(relay: FakeRelay) 
     async with FakeRelay(is_mute=True) as mute, FakeWallet(relay.url) as silent:
         silent.will("get_info", stay_silent)
         away = FakeWallet(relay.url, announces=False)
-        for wallet in (FakeWallet(f"ws://127.0.0.1:{free_port()}/"), FakeWallet(mute.url), silent, away):
+        for wallet in (FakeWallet(f"ws://127.0.0.1:{free_ports(1)[0]}/"), FakeWallet(mute.url), silent, away):
             with pytest.raises(WalletUnreachable) as refusal:
                 await probing(wallet, replace(BRIEF, answer_seconds=0.7, info_seconds=0.7))
             said.add(str(refusal.value))
@@ -888,7 +881,7 @@ def test_encryptions_are_read_as_wallets_have_written_them(tags: list[list[str]]
 
 @pytest.fixture(scope="module")
 async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealRelay]:
-    relay = RealRelay(tmp_path_factory.mktemp("relay"), free_port())
+    relay = RealRelay(tmp_path_factory.mktemp("relay"), free_ports(1)[0])
     await relay.start()
     yield relay
     await relay.stop()

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.program import free_ports
 
 REQUIREMENTS = ("lnbits==1.6.2", "bitstring<5")  # with bitstring 5 LNbits does not start
 INSTALL_SECONDS = 900
@@ -109,7 +110,7 @@ class RealLnbits:
 @contextmanager
 def real_lnbits(venv: Path, folder: Path, webhook_origin: str) -> Iterator[RealLnbits]:
     """Started, set up, and stopped afterwards. Its data lives in `folder`."""
-    port = free_port()
+    [port] = free_ports(1)
     environ = {
         "PATH": f"{venv / 'bin'}:/usr/bin:/bin", "HOME": str(folder), "TZ": os.environ.get("TZ", "UTC"),
         "LNBITS_DATA_FOLDER": str(folder), "LNBITS_EXTENSIONS_PATH": str(folder), "AUTH_SECRET_KEY": secrets.token_hex(16),
@@ -152,19 +153,13 @@ def _run(what: str, command: list[str]) -> None:
         raise RuntimeError(f"LNbits could not be installed ({what} failed):\n" + "\n".join(errors[-15:]))
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 class Receiver:
     """Takes whatever is posted to it on loopback, and keeps the raw bodies."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         self.headers: list[bytes] = []
-        self.port = free_port()
+        [self.port] = free_ports(1)
         self._server: asyncio.Server | None = None
 
     @property

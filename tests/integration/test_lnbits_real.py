@@ -39,7 +39,8 @@ from app.topups.inbox import process_waiting, store
 from app.topups.methods import METHODS
 from app.topups.owed import owed
 from app.wiring import House, build
-from tests.integration.real_lnbits import RealLnbits, Receiver, free_port, installed, real_lnbits
+from tests.integration.real_lnbits import RealLnbits, Receiver, installed, real_lnbits
+from tests.program import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -249,7 +250,7 @@ async def test_an_unreachable_server_is_unavailable_and_healthy_again_after_its_
 
 async def test_nobody_there_is_unavailable() -> None:
     nobody = LnbitsGateway(
-        base_url=f"http://127.0.0.1:{free_port()}", invoice_key="k", rates=FixedRateSource({"BTC": RATE})
+        base_url=f"http://127.0.0.1:{free_ports(1)[0]}", invoice_key="k", rates=FixedRateSource({"BTC": RATE})
     )
     with pytest.raises(GatewayUnavailable, match="could not be reached"):
         await nobody.create(five_usd())
