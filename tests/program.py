@@ -33,8 +33,10 @@ Finished = subprocess.CompletedProcess[str]
 class Program:
     """One installation: a DATA_DIR and two ports of its own, and whatever `python -m app` does with them."""
 
+    longest_command_seconds: float = 90
+
     def __init__(self, folder: Path, user: str | None = None, **environ: str) -> None:
-        self.folder, self.data_dir, self.user = folder, folder / "data", user
+        self.folder, self.data_dir, self.user, self._tree = folder, folder / "data", user, ROOT
         self.http_port, self.sandbox_port = free_ports(2)
         self.base_url = f"http://127.0.0.1:{self.http_port}"
         self._python, extra = python_of(user)
@@ -45,13 +47,18 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
         self._printed, self._logged = folder / "stdout", folder / "stderr"
 
+    def run_the_source_of(self, tree: Path) -> None:
+        """From now on another checkout's, by its own Python where it has one."""
+        own = tree / ".venv" / "bin" / "python"
+        self._tree, self._python = tree, str(own) if own.exists() else sys.executable
+
     # --- what an operator types ---
 
     def command(self, *arguments: str, **environ: str) -> Finished:
         """Run one command to its end. No traceback is ever shown to an operator."""
         done = subprocess.run(
-            [self._python, "-m", "app", *arguments], cwd=ROOT, env=self._environ | environ, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=90, check=False, **_as_user(self.user),
+            [self._python, "-m", "app", *arguments], cwd=self._tree, env=self._environ | environ, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=self.longest_command_seconds, check=False, **_as_user(self.user),
         )  # fmt: skip
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         return done
@@ -67,7 +74,7 @@ class Program:
         """`python -m app run`, in a process group of its own, as a terminal would give it."""
         with self._printed.open("ab") as printed, self._logged.open("ab") as logged:
             self._process = subprocess.Popen(
-                [self._python, "-m", "app", "run", *arguments], cwd=ROOT, env=self._environ, stdin=subprocess.DEVNULL,
+                [self._python, "-m", "app", "run", *arguments], cwd=self._tree, env=self._environ, stdin=subprocess.DEVNULL,
                 stdout=printed, stderr=logged, start_new_session=True, **_as_user(self.user),
             )  # fmt: skip
 

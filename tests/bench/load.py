@@ -67,22 +67,30 @@ class Measured:
     def per_second(self) -> float:
         return self.calls / self.seconds
 
+    @classmethod
+    def of(cls, seconds: float, calls: int, failed: int, took_seconds: list[float]) -> "Measured":
+        """From the time that each request took, in any order."""
+        took = sorted(took_seconds)
+        return cls(seconds, calls, failed, took[len(took) // 2] * 1000, took[len(took) * 99 // 100] * 1000)
+
 
 def client() -> str:
     """Which client will make the load."""
     return "wrk" if shutil.which("wrk") else "asyncio sockets (wrk is not installed)"
 
 
-def load(folder: Path, port: int, token: str, keys: list[str], kind: Kind, seconds: int) -> Measured:
-    """Keep 64 connections busy for a while, every one with one request at a time."""
+def load(
+    folder: Path, port: int, token: str, keys: list[str], kind: Kind, seconds: int, connections: int = CONNECTIONS
+) -> Measured:
+    """Keep so many connections busy for a while, every one with one request at a time."""
     prefix = uuid.uuid4().hex[:12] + "-"
     if not shutil.which("wrk"):
-        return asyncio.run(_Sockets(port, token, itertools.cycle(keys), kind, prefix).run(seconds))
+        return asyncio.run(_Sockets(port, token, itertools.cycle(keys), kind, prefix, connections).run(seconds))
     (folder / "keys").write_text("\n".join(keys))
     given = {"keys": folder / "keys", "kind": kind, "token": token, "prefix": prefix, "seed": uuid.uuid4().int % 10**6}
     (folder / "load.lua").write_text(_LUA % given)
     said = subprocess.run(
-        ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(folder / "load.lua"), f"http://127.0.0.1:{port}/"],
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(folder / "load.lua"), f"http://127.0.0.1:{port}/"],
         capture_output=True, text=True, timeout=seconds + 30, check=True,
     ).stdout  # fmt: skip
     return Measured(**json.loads(said.splitlines()[-1]))
@@ -90,14 +98,14 @@ def load(folder: Path, port: int, token: str, keys: list[str], kind: Kind, secon
 
 def warm(port: int, token: str, keys: list[str]) -> None:
     """Every key once, so that the worker knows whose it is, as it would after minutes of traffic."""
-    asyncio.run(_Sockets(port, token, iter(keys), "authorizes", uuid.uuid4().hex + "-").run(120))
+    asyncio.run(_Sockets(port, token, iter(keys), "authorizes", uuid.uuid4().hex + "-", CONNECTIONS).run(120))
 
 
 class _Sockets:
     """The same load from plain asyncio streams. Costs several times what wrk does, so ratios come out lower."""
 
-    def __init__(self, port: int, token: str, keys: Iterator[str], kind: Kind, prefix: str) -> None:
-        self._port, self._keys, self._kind, self._prefix = port, keys, kind, prefix
+    def __init__(self, port: int, token: str, keys: Iterator[str], kind: Kind, prefix: str, connections: int) -> None:
+        self._port, self._keys, self._kind, self._prefix, self._connections = port, keys, kind, prefix, connections
         self._head = f"Host: bench\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
         self._numbers = itertools.count()
         self._calls = self._failed = 0
@@ -105,10 +113,8 @@ class _Sockets:
 
     async def run(self, seconds: int) -> Measured:
         started = time.perf_counter()
-        await asyncio.gather(*(self._connection(started + seconds) for _ in range(CONNECTIONS)))
-        took = sorted(self._took)
-        p50_ms, p99_ms = took[len(took) // 2] * 1000, took[len(took) * 99 // 100] * 1000
-        return Measured(time.perf_counter() - started, self._calls, self._failed, p50_ms, p99_ms)
+        await asyncio.gather(*(self._connection(started + seconds) for _ in range(self._connections)))
+        return Measured.of(time.perf_counter() - started, self._calls, self._failed, self._took)
 
     async def _connection(self, until: float) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
