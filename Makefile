@@ -1,8 +1,11 @@
 # The four commands a newcomer needs, and the long ones. `make run` is the only one to remember.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# How many processes run tests, each with a database of its own; `make test N=0` runs them in one.
+N ?= 2
+TESTED = $(BIN)/python -m pytest -n $(N) --dist loadfile -rs --durations=10
 
-.PHONY: setup run test check lint torture bench
+.PHONY: setup run quick test check lint torture bench
 
 setup: .venv/.runtime
 run: setup
@@ -19,8 +22,11 @@ run: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-dev.txt
 	@touch $@
 
+quick: .venv/.dev
+	@echo "Left out: chains, browsers, gateways, whole programs, the grid, long random runs. make test and make torture have them."
+	$(TESTED) -m "not slow and not long"
 test: .venv/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(TESTED) -m "not slow"
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

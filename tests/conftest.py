@@ -10,15 +10,24 @@ import pytest
 import structlog
 
 from app.kernel import logs
+from app.kernel.db import Database
 from app.kernel.settings import Settings, load
 from app.main import create_app
 from app.wiring import House, build
 from tests import databases
 from tests.rig import Rig
 from tests.wallets import FakeLightning, FakeWallets
+from tests.world import tell
 
 # What the app has to say is for operators; a test that wants to read it configures the logs itself.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker of several had to tell besides its verdicts."""
+    for text in getattr(node, "workeroutput", {}).get("told", ()):
+        tell(node.config, text)
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +51,15 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return load({"DATA_DIR": str(tmp_path_factory.mktemp("data")), "LOG_LEVEL": "ERROR", "DATABASE_POOL": "20"})
 
 
+@pytest.fixture(scope="session")
+async def auditor(database_url: str) -> AsyncIterator[Database]:
+    """One connection for the audits after tests."""
+    made = Database(database_url, pool_size=1)
+    await made.open()
+    yield made
+    await made.close()
+
+
 @pytest.fixture
 def clean(database_url: str) -> str:
     """An empty database before the test."""
@@ -60,7 +78,7 @@ async def house(clean: str, settings: Settings) -> AsyncIterator[House]:
 
 
 @pytest.fixture
-async def rig(clean: str, settings: Settings) -> AsyncIterator[Rig]:
+async def rig(clean: str, settings: Settings, auditor: Database) -> AsyncIterator[Rig]:
     """The app over HTTP. After the test the books are audited: nothing may differ."""
     btcpay = FakeLightning()
     made = build(settings, clean, gateway=btcpay, wallets=FakeWallets(btcpay))
@@ -69,7 +87,7 @@ async def rig(clean: str, settings: Settings) -> AsyncIterator[Rig]:
     # Litestar's own test client answers one request at a time; requests that race must really race.
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://testserver.local") as client:
-        rig = Rig(client, made, clean)
+        rig = Rig(client, made, clean, auditor)
         yield rig
         await rig.audit()
     await made.close()

@@ -389,12 +389,15 @@ class _Connection:
 
 
 def tell(config: pytest.Config, text: str) -> None:
-    """Say it on the terminal, past pytest's capture."""
+    """Say it on the terminal, past pytest's capture; a worker that has none says it when it has done its share."""
     capture, reporter = (config.pluginmanager.get_plugin(name) for name in ("capturemanager", "terminalreporter"))
-    if reporter is not None:
-        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-            reporter.ensure_newline()
-            reporter.write_line(text)
+    if reporter is None:
+        told: list[str] = getattr(config, "workeroutput", {}).setdefault("told", [])
+        told.append(text)
+        return
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        reporter.ensure_newline()
+        reporter.write_line(text)
 
 
 @contextlib.asynccontextmanager
