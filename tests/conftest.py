@@ -24,6 +24,23 @@ structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests import shares  # where there is no xdist, nobody asks
+
+    return shares.make(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if databases.WORKER:
+        items.sort(key=is_short)
+
+
+def is_short(item: pytest.Item) -> bool:
+    """Long tests begin first: one that begins last would be waited for by every process."""
+    return item.get_closest_marker("slow") is None and item.get_closest_marker("long") is None
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """What a worker of several had to tell besides its verdicts."""
     for text in getattr(node, "workeroutput", {}).get("told", ()):

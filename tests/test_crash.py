@@ -18,6 +18,8 @@ from app.ledger.charge import ChargeId
 from tests.load import Call, Load
 from tests.program import Program, all_gone, eventually, installation
 
+pytestmark = pytest.mark.long
+
 Kill = Callable[[Program], None]
 
 

@@ -26,6 +26,8 @@ from tests import databases
 from tests.rig import exact
 from tests.world import PATIENCE, Backend, Owner, Process, running, tell
 
+pytestmark = pytest.mark.long
+
 T = TypeVar("T")
 
 

@@ -18,6 +18,8 @@ import pytest
 
 from tests.program import free_ports
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RUN_SECONDS = 120

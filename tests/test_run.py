@@ -32,6 +32,8 @@ from tests.program import (
     ordinary_user,
 )
 
+pytestmark = pytest.mark.long
+
 IS_ROOT = os.geteuid() == 0
 PRODUCTION = {
     "ENVIRONMENT": "production",

@@ -43,6 +43,8 @@ from tests import databases
 from tests.rig import exact
 from tests.world import Backend, Owner, Process, tell
 
+pytestmark = pytest.mark.long
+
 T = TypeVar("T")
 SLOW_STEPS: Final = int(os.environ.get("TOPUP_MACHINE_STEPS", "20000"))
 FAST_STEPS: Final = 300

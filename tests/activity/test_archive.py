@@ -173,6 +173,7 @@ async def test_months_lists_what_there_is_and_what_was_put_away(past: Past) -> N
         await drop(past.owner, old, datetime.now(UTC), force=True)
 
 
+@pytest.mark.long
 async def test_the_commands_do_it_with_and_without_json(past: Past, tmp_path: Path) -> None:
     await lived(past)
     month = f"{month_of(OLD):%Y-%m}"

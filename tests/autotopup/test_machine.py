@@ -33,6 +33,8 @@ from tests.autotopup.conftest import made
 from tests.wallets import Killed
 from tests.world import tell
 
+pytestmark = pytest.mark.long
+
 T = TypeVar("T")
 SLOW_STEPS: Final = int(os.environ.get("AUTOTOPUP_MACHINE_STEPS", "5000"))
 CAP_USD: Final = 60

@@ -22,6 +22,8 @@ from tests.integration.wallet_street import CREDITED_USD, Made, Street, opened
 from tests.program import free_ports
 from tests.rig import Customer
 
+pytestmark = pytest.mark.long
+
 SILENCE_SECONDS = 2.0
 """How long the service waits for a wallet whose answer does not come, or too late; in life it is 90 s."""
 REFILLED = Decimal("4.75") + CREDITED_USD

@@ -24,6 +24,8 @@ from tests.integration.street import _served
 from tests.program import eventually, free_ports
 from tests.rig import Customer, FakeBtcpay, Rig
 
+pytestmark = pytest.mark.long
+
 D = Decimal
 CONFIGURATIONS: Final = Path(__file__).parents[2] / "deploy" / "gateways"
 _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
