@@ -1,12 +1,13 @@
 """What tests hold in their hands: a fake payment backend that behaves, and the app with short words for it."""
 
+import asyncio
 import hashlib
 import hmac
 import itertools
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -169,6 +170,7 @@ class Rig:
     auditor: Database | None = None
     """Whose connection audits, where it is not the house's: one that was kept knows the tables and the questions."""
     _service: dict[str, str] | None = None
+    _one_token: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def btcpay(self) -> FakeBtcpay:
@@ -226,10 +228,11 @@ class Rig:
         return Decimal(exact(await self.client.get("/credits/balance", headers=customer.owner))["held"])
 
     async def service(self) -> dict[str, str]:
-        """The headers of a proxy."""
-        if self._service is None:
-            token = await create_token(self.house.db, self.house.settings.pepper, "service", "proxy")
-            self._service = {"Authorization": f"Bearer {token}"}
+        """The headers of a proxy; however many calls are made at once, it has one token."""
+        async with self._one_token:
+            if self._service is None:
+                token = await create_token(self.house.db, self.house.settings.pepper, "service", "proxy")
+                self._service = {"Authorization": f"Bearer {token}"}
         return self._service
 
     async def meter(self, verb: str, **body: Any) -> Response:
