@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, LiteralString, NoReturn, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -39,6 +39,8 @@ _BUSY: Final = frozenset({"55P03", "57014", "57P01", "57P02", "57P03", "53300", 
 _OUT_OF_RANGE: Final = "22003"
 _ATTEMPTS: Final = 6
 _KEPT_SECONDS: Final = 300.0
+_LEAVING_SECONDS: Final = 5.0
+"""How long closing waits for what was sent and whose caller has gone; the server ends it by its time limit anyway."""
 
 
 def new_id() -> uuid.UUID:
@@ -55,10 +57,11 @@ class Database:
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=self._connect,
-            pool_size=pool_size,
-            max_overflow=pool_size,
+            pool_size=2 * pool_size,
+            max_overflow=0,  # what overflows is closed when it comes back: a burst would make connections anew
             pool_timeout=5,
         )
+        self._sent = Sent()
         self._hot = self._pool(min_size=1, max_size=pool_size)
         # One batch at a time keeps to one connection: a pool would hand out its connections in turn, and each of their
         # server processes would find its caches cold. A second one is for batches that may not share a transaction.
@@ -88,6 +91,7 @@ class Database:
         await self._batches.open()
 
     async def close(self) -> None:
+        await self._sent.wait(_LEAVING_SECONDS)
         await self._hot.close()
         await self._batches.close()
         await self._engine.dispose()
@@ -97,8 +101,12 @@ class Database:
 
         Tried again when the server rolled it back for a race, or when the connection broke before the
         commit was asked for; so `work` may run more than once and must only talk to PostgreSQL.
+        It runs to its end though its caller is cancelled.
         Raises DatabaseUnavailable; only then is it unknown whether the commit took effect.
         """
+        return await self._sent.to_its_end(self._transaction(work))
+
+    async def _transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         for attempt in range(1, _ATTEMPTS + 1):
             committing = False
             try:
@@ -116,6 +124,7 @@ class Database:
     async def one(self, statement: LiteralString, params: Params) -> Row | None:
         """One prepared statement, one round trip, its own durable transaction: its row.
 
+        Once it was sent it runs to its end though its caller is cancelled; who still waits for a connection just leaves.
         Raises DatabaseUnavailable.
         """
         found = await self.many(statement, params)
@@ -125,14 +134,20 @@ class Database:
         """The same for a statement of several rows."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                async with self._hot.connection() as conn:
-                    return await (await conn.execute(statement, params)).fetchall()
+                conn = await self._hot.getconn()
+                return await self._sent.to_its_end(self._many(conn, statement, params))
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
                 if attempt == _ATTEMPTS:
                     _raise(error)
             except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.NumericValueOutOfRange) as error:
                 _raise(error)
         raise AssertionError("unreachable")
+
+    async def _many(self, conn: psycopg.AsyncConnection[Row], statement: LiteralString, params: Params) -> list[Row]:
+        try:
+            return await (await conn.execute(statement, params)).fetchall()
+        finally:
+            await self._hot.putconn(conn)
 
     def lane(self) -> "Lane":
         """A connection for statements that follow each other closely. Its user closes it."""
@@ -150,9 +165,33 @@ class Database:
         return await psycopg.AsyncConnection.connect(self._url, options=self._options, connect_timeout=5)
 
 
+class Sent:
+    """What was sent to the database, and is decided there whether or not its caller still waits.
+
+    A cancelled statement would cost its pool the connection: 500 callers that hang up, 500 connections made anew. So
+    each runs in a task of its own, and the server's time limits bound it.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`; when the caller is cancelled meanwhile, only its waiting ends."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def wait(self, seconds: float) -> None:
+        """Until nothing is running any more, or that long."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+
+
 class Lane:
     """One connection, taken at the first statement and kept from one to the next: the pool's care for each would cost
-    half as much as what the driver does for it. It goes back every few minutes, for the pool to renew.
+    half as much as what the driver does for it. It goes back every few minutes, for the pool to renew. Its user is a task
+    of ours that no caller cancels.
     """
 
     def __init__(self, pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]]) -> None:
