@@ -15,10 +15,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from prometheus_client import REGISTRY
 
 from app.jobs import schedule
 from app.kernel import logs
@@ -29,6 +29,7 @@ from app.main import create_app
 from app.migrations import check, head, migrate
 from app.pricing.starter import ensure_starter
 from app.sandbox.btcpay import SandboxConfig, create_sandbox
+from app.serve import App, Connections, Limits, http_server, networks, raise_descriptor_limit
 from app.wiring import build
 
 _SOCKET_VARIABLE: Final = "SATMETER_SOCKET"
@@ -110,6 +111,7 @@ def run(
     settings: Settings, say: Say, *, when_ready: Callable[[str], object] | None = None, log_path: Path | None = None
 ) -> None:
     """Run everything until SIGINT or SIGTERM. Raises SettingsError, EmbeddedError or MigrationError before it starts."""
+    raise_descriptor_limit()
     listeners = {"http": _listen(settings.host, settings.port, "PORT")}
     if settings.uses_sandbox:
         listeners["sandbox"] = _listen("127.0.0.1", settings.sandbox_port, "SANDBOX_PORT")
@@ -246,25 +248,35 @@ def serve(role: str, settings: Settings) -> None:
     """A child's life: serve one application on the socket that the parent bound."""
     logs.configure(settings.log_level)
     assert settings.database_url is not None
-    app = create_app(build(settings, settings.database_url)) if role == "http" else _sandbox(settings)
-    config = uvicorn.Config(
+    app: App = create_app(build(settings, settings.database_url)) if role == "http" else _sandbox(settings)
+    connections = Connections(_limits(settings).within(raise_descriptor_limit()))
+    if role == "http":
+        REGISTRY.register(connections)
+    server = http_server(
         app,
-        http=WritesOnce,
-        log_config=None,
-        access_log=False,
-        server_header=False,
+        connections,
+        ws="none" if role == "http" else "auto",
         lifespan="on",
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies or None,
         timeout_graceful_shutdown=_GRACE_SECONDS - 2,
     )
     listener = socket.socket(fileno=int(os.environ[_SOCKET_VARIABLE]))
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, where there is one
-        runner.run(_serve_until_orphaned(uvicorn.Server(config), listener))
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # uvloop, where there is one
+        runner.run(_serve_until_orphaned(server, connections, listener))
 
 
-async def _serve_until_orphaned(server: uvicorn.Server, listener: socket.socket) -> None:
-    async with _watching_parent(server):
+def _limits(settings: Settings) -> Limits:
+    """A reverse proxy's connections are its customers': they are not counted by address, and places are kept for them."""
+    return Limits(
+        connections=settings.connections,
+        per_address=settings.connections_per_address,
+        kept_for=networks(settings.trusted_proxies) + networks(settings.connections_kept_for),
+    )
+
+
+async def _serve_until_orphaned(server: uvicorn.Server, connections: Connections, listener: socket.socket) -> None:
+    async with _watching_parent(server), connections.watched():
         await server.serve(sockets=[listener])
 
 
@@ -287,44 +299,7 @@ async def _watching_parent(server: uvicorn.Server) -> AsyncIterator[None]:
         transport.close()
 
 
-class WritesOnce(HttpToolsProtocol):
-    """uvicorn's protocol, but that the head and the body of an answer leave together.
-
-    It writes them one after the other, and each is a system call and a packet: a quarter of what a request costs it.
-    """
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast("asyncio.Transport", _Gathering(transport, self.loop)))
-
-
-class _Gathering:
-    """A transport that writes at once what was written to it in one turn of the loop."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._parts: list[bytes] = []
-        self.is_closing = transport.is_closing  # asked for each request; the rest goes through __getattr__
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
-
-    def _flush(self) -> None:
-        if self._parts:
-            gathered = b"".join(self._parts)
-            self._parts.clear()
-            self._transport.write(gathered)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-
-def _sandbox(settings: Settings) -> Any:
+def _sandbox(settings: Settings) -> App:
     config = SandboxConfig(
         state_dir=settings.data_dir / "sandbox",
         public_url=settings.sandbox_url,

@@ -1,21 +1,25 @@
 """The program as its operator meets it: started, asked, interrupted, refused, killed; on real ports, as real processes."""
 
 import base64
+import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import psycopg
 import pytest
 
@@ -367,6 +371,42 @@ def test_a_killed_command_is_not_waited_for() -> None:
         assert program.answer("migrate")["revision"]
         assert all_gone([postmaster])
         assert program.postmaster() is None
+
+
+# --- crowds -----------------------------------------------------------------------------------------
+
+
+def test_a_crowd_of_silent_and_slow_callers_keeps_nobody_out_and_does_not_hold_up_the_end() -> None:
+    """Started under a low limit of open files, which is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as sockets, installation() as program:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+        try:
+            program.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16), hard))
+        program.wait_until_ready()
+        (served,) = program.children("http")
+        assert served.rlimit(psutil.RLIMIT_NOFILE)[0] == min(hard, 1 << 20)
+        before = served.memory_info().rss
+        half_a_body = b"POST /keys HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nx"
+        for sent in [b""] * 1100 + [b"GET / HTTP/1.1\r\nHost: h\r\n"] * 20 + [half_a_body] * 20:
+            caller = sockets.enter_context(socket.create_connection(("127.0.0.1", program.http_port), timeout=5))
+            caller.sendall(sent)
+        took = []
+        for _ in range(20):
+            began = time.monotonic()
+            assert program.status("/health/live") == 200
+            took.append(time.monotonic() - began)
+        grown = served.memory_info().rss - before
+        began = time.monotonic()
+        program.parent.terminate()
+        assert program.wait() == 0
+        stopped = time.monotonic() - began
+        assert max(took) < 2
+        assert grown < 64 * 1024 * 1024
+        assert stopped < 6
+        assert "Traceback" not in program.printed + program.logged
 
 
 # --- whose machine it is ------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ class Settings:
     accounts_per_hour: int
     accounts_per_hour_per_block: int
     trusted_proxies: str
+    connections: int
+    connections_per_address: int
+    connections_kept_for: str
     log_level: str
 
     @property
@@ -157,7 +160,10 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         ext_authz_hold_usd=_positive_usd(read.text("EXT_AUTHZ_HOLD_USD", "0.01"), "EXT_AUTHZ_HOLD_USD"),
         accounts_per_hour=read.number("ACCOUNTS_PER_HOUR", 10_000 if production else 1_000_000, 1, 10**9),
         accounts_per_hour_per_block=read.number("ACCOUNTS_PER_HOUR_PER_BLOCK", 30 if production else 100_000, 1, 10**9),
-        trusted_proxies=_networks(read.text("TRUSTED_PROXIES", "")),
+        trusted_proxies=_networks(read.text("TRUSTED_PROXIES", ""), "TRUSTED_PROXIES"),
+        connections=read.number("CONNECTIONS", 10_000, 16, 1_000_000),
+        connections_per_address=read.number("CONNECTIONS_PER_ADDRESS", 1_000, 1, 1_000_000),
+        connections_kept_for=_networks(read.text("CONNECTIONS_KEPT_FOR", ""), "CONNECTIONS_KEPT_FOR"),
         log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
     )
 
@@ -331,13 +337,13 @@ def _node_url(text: str, name: str) -> str | None:
     return text or None
 
 
-def _networks(text: str) -> str:
-    """The peers whose X-Forwarded-For is believed: addresses or networks, comma-separated."""
+def _networks(text: str, name: str) -> str:
+    """Addresses or networks, comma-separated."""
     for item in filter(None, (part.strip() for part in text.split(","))):
         try:
             ipaddress.ip_network(item)
         except ValueError:
-            raise SettingsError(f"TRUSTED_PROXIES: {item!r} is not an IP address or network") from None
+            raise SettingsError(f"{name}: {item!r} is not an IP address or network") from None
     return text
 
 
