@@ -34,6 +34,8 @@ from app.wiring import House, build
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what was asked, 1 when the books differ, 2 when it could not be done."""
     args = _parser().parse_args(argv)
+    logs.configure("INFO")
+    logs.catch_all()
     try:
         settings = load()
         logs.configure(settings.log_level)

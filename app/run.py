@@ -21,7 +21,6 @@ import uvicorn
 from prometheus_client import REGISTRY
 
 from app.jobs import schedule
-from app.kernel import logs
 from app.kernel.embedded import EmbeddedError, EmbeddedPostgres
 from app.kernel.logs import log
 from app.kernel.settings import Settings, SettingsError
@@ -246,7 +245,6 @@ def _child_environment(settings: Settings, url: str) -> dict[str, str]:
 
 def serve(role: str, settings: Settings) -> None:
     """A child's life: serve one application on the socket that the parent bound."""
-    logs.configure(settings.log_level)
     assert settings.database_url is not None
     app: App = create_app(build(settings, settings.database_url)) if role == "http" else _sandbox(settings)
     connections = Connections(_limits(settings).within(raise_descriptor_limit()))

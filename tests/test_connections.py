@@ -107,7 +107,7 @@ class Caller:
 
 
 @contextlib.asynccontextmanager
-async def serving(limits: Limits) -> AsyncIterator[Served]:
+async def serving(limits: Limits, app: Any = app) -> AsyncIterator[Served]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     connections = Connections(limits, now=1000)
     server = http_server(app, connections, lifespan="off", timeout_graceful_shutdown=1)

@@ -376,6 +376,7 @@ def test_a_killed_command_is_not_waited_for() -> None:
 # --- crowds -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_crowd_of_silent_and_slow_callers_keeps_nobody_out_and_does_not_hold_up_the_end() -> None:
     """Started under a low limit of open files, which is raised as far as it may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,7 +1,10 @@
 """Logs: JSON events with fields from an allow-list, so that a secret cannot slip in by a new name."""
 
+import contextlib
 import logging
 import sys
+import threading
+import warnings
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -9,7 +12,7 @@ import structlog
 
 ALLOWED_FIELDS = frozenset(
     {
-        "account_id", "amount_nusd", "attempt", "attempts", "backend", "bonus_nusd", "charge_id", "code", "count",
+        "account_id", "address", "amount_nusd", "at", "attempt", "attempts", "backend", "bonus_nusd", "charge_id", "code", "count",
         "delivery_type", "duration_ms", "error", "event", "exc_type", "hold_id", "invoice_id", "job", "key_id", "level",
         "method", "path", "pid", "port", "request_id", "seconds", "service", "state", "status", "timestamp", "topup_id",
         "url", "version", "where",
@@ -31,7 +34,10 @@ def only_allowed_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> Mut
 
 
 def configure(level: str) -> None:
-    """Send our events, and warnings of libraries, to stderr as one JSON object a line."""
+    """Send our events, and that a library had something to say, to stderr as one JSON object a line.
+
+    What it said stays untold: a message or a traceback may hold anything, and neither fits an allow-list.
+    """
     global _least
     _least = logging.getLevelNamesMapping()[level]
     structlog.configure(
@@ -46,9 +52,45 @@ def configure(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format='{"event":"library.warning","where":"%(name)s"}', force=True
-    )
+    logging.basicConfig(level=logging.WARNING, handlers=[_OneEvent()], force=True)
+
+
+class _OneEvent(logging.Handler):
+    """A library's record as one event of ours: which library, how bad, and what it raised where in our code."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None and isinstance(record.msg, BaseException):
+            error = record.msg
+        is_bad = record.levelno >= logging.ERROR
+        tell("library.error" if is_bad else "library.warning", record.name, error, record.levelno)
+
+
+def tell(event: str, where: str, error: BaseException | None, level: int = logging.ERROR) -> None:
+    """One event about what others raised; never raises itself."""
+    with contextlib.suppress(Exception):
+        raised = {"exc_type": type(error).__name__, "at": where_it_broke(error)} if error is not None else {}
+        log.log(level, event, where=where, **raised)
+
+
+def catch_all() -> None:
+    """For the doors of a process: whatever Python itself would print of an error becomes an event, too."""
+    sys.excepthook = lambda _, error, __: tell("process.died", "main", error)
+    sys.unraisablehook = lambda found: tell("library.error", "unraisable", found.exc_value)
+    threading.excepthook = lambda found: tell("library.error", "thread", found.exc_value)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    with contextlib.suppress(Exception):
+        log.warning("library.warning", where="warnings", exc_type=category.__name__)
 
 
 def is_told(level: int) -> bool:
