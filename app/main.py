@@ -1,6 +1,5 @@
 """The HTTP door: puts the routes of every room into one application."""
 
-import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -64,7 +63,7 @@ async def ready(db: NamedDependency[Database], gateways: NamedDependency[Gateway
         return Response(Health("down", database="unreachable"), status_code=503, headers={"Retry-After": "1"})
     if found is None or found["version_num"] != head():
         return Response(Health("down", database="ok", migrations=f"not at {head()}"), status_code=503)
-    payable = all(await asyncio.gather(*(gateway.is_healthy() for gateway in gateways)))
+    payable = await gateways.are_healthy()
     return Response(
         Health("ok" if payable else "degraded", "ok", "at head", "ok" if payable else "unavailable"), status_code=200
     )

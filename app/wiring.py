@@ -52,7 +52,7 @@ def build(
 ) -> House:
     """Put the parts together; nothing is opened or asked yet. One `gateway`, if given, takes every method."""
     db, catalogues = Database(database_url, pool_size=settings.database_pool), Catalogues()
-    takers = Gateways(dict.fromkeys(METHODS, gateway)) if gateway is not None else gateways(settings)
+    takers = gateways(settings) if gateway is None else Gateways(dict.fromkeys(METHODS, gateway), health_seconds=0)
     purses = wallets or nwc_wallets(settings)
     autotopup = AutoTopup(
         db, takers, purses, settings.sealer, network=settings.lightning_network, is_on=settings.nwc_auto_topup

@@ -40,17 +40,27 @@ COIN_OF = {"btc-lightning": "BTC", "btc": "BTC", "ltc": "LTC", "lbtc": "LBTC", "
 
 
 class FakeBtcpay:
-    """An InvoiceGateway in memory. `is_down` makes every question fail; `loses_answers` acts and then fails."""
+    """An InvoiceGateway in memory. `is_down` makes every question fail; `loses_answers` acts and then fails.
+
+    It takes `seconds` to make an invoice; `most_at_once` is how many it was making at one moment.
+    """
 
     name = "btcpay"
 
     def __init__(self) -> None:
         self.invoices: dict[str, Invoice] = {}
         self.is_down = self.loses_answers = False
-        self.created = 0
+        self.created = self.making = self.most_at_once = 0
+        self.seconds = 0.0
         self._numbers = itertools.count(1)
 
     async def create(self, new: NewInvoice) -> Invoice:
+        self.making += 1
+        self.most_at_once = max(self.most_at_once, self.making)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.making -= 1
         self._answer_or_fail()
         now = datetime.now(UTC).replace(microsecond=0)
         rate = (

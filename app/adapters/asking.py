@@ -1,20 +1,23 @@
-"""Asking a backend over HTTP: breaker, deadline, retries for GET alone, and an answer of bounded size.
+"""Asking a backend over HTTP: in turn, with breaker, deadline, retries for GET alone, and an answer of bounded size.
 
-ask ── breaker ── deadline ── retries (GET only) ── one bounded exchange
+ask ── turn ── breaker ── deadline ── retries (GET only) ── one bounded exchange
+
+How long a question waits for its turn is our doing: neither the breaker nor the deadline counts it.
 """
 
 import asyncio
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import httpx
 
 from app.adapters.breaker import Breaker
-from app.topups.gateway import GatewayUnavailable
+from app.topups.gateway import GatewayBusy, GatewayUnavailable
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024  # a full page of invoices is about 300 kB, more where metadata is rich
 
@@ -30,7 +33,8 @@ class Patience:
     connect_seconds: float = 5.0
     read_seconds: float = 15.0  # making a BOLT11 can mean waiting for a Lightning node behind Tor
     write_seconds: float = 10.0
-    pool_seconds: float = 5.0
+    turn_seconds: float = 5.0
+    at_once: int = 64
     deadline_seconds: float = 20.0
     health_seconds: float = 3.0
     retries: int = 2
@@ -69,7 +73,10 @@ class Asker:
         self._headers["Accept-Encoding"] = "identity"
         self._own_words = own_words
         self._owns_client = client is None
-        self._client = client or httpx.AsyncClient(trust_env=False, follow_redirects=False)
+        self._turns = asyncio.Semaphore(self.patience.at_once)
+        # More connections than turns, so that a question about health, which takes none, does not wait for one.
+        limits = httpx.Limits(max_connections=self.patience.at_once + 8, max_keepalive_connections=20)
+        self._client = client or httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=limits)
         self._breaker = Breaker(
             backend,
             after=self.patience.break_after,
@@ -81,12 +88,19 @@ class Asker:
     async def ask(
         self, method: str, path: str, query: Mapping[str, str] | None = None, content: bytes | None = None
     ) -> Answer:
-        """An answer of the backend's own, within the deadline. Raises GatewayUnavailable, which the breaker counts.
+        """An answer of the backend's own, within the deadline. Raises GatewayUnavailable, which the breaker counts, or
+        GatewayBusy, which it does not, if it is not this question's turn in time.
 
         Only GET is ever asked again. An answer that is merely wrong is not counted: one rotten invoice must
         not shut the door for all others.
         """
         retries = self.patience.retries if method == "GET" else 0
+        async with self._turn():
+            return await self._ask(method, path, query, content, retries)
+
+    async def _ask(
+        self, method: str, path: str, query: Mapping[str, str] | None, content: bytes | None, retries: int
+    ) -> Answer:
         with self._breaker.watch():
             try:
                 async with asyncio.timeout(self.patience.deadline_seconds):
@@ -97,6 +111,18 @@ class Asker:
             if (answer.status >= 500 and answer.status not in self._own_words) or answer.status == 429:
                 raise GatewayUnavailable(f"{self._backend} answered HTTP {answer.status}")
             return answer
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self.patience.turn_seconds):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise GatewayBusy(f"{self.patience.at_once} questions to {self._backend} are under way already") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def exchange(
         self, method: str, path: str, query: Mapping[str, str] | None = None, content: bytes | None = None
@@ -132,6 +158,8 @@ class Asker:
                 answer = await self.exchange(method, path, query, content)
                 if retries_left == 0 or answer.status not in _RETRIED_STATUSES:
                     return answer
+            except httpx.PoolTimeout as error:
+                raise GatewayBusy(f"no connection to {self._backend} was free") from error
             except httpx.HTTPError as error:
                 if retries_left == 0 or not isinstance(error, _RETRIED_ERRORS):
                     message = f"{self._backend} could not be reached: {type(error).__name__}"
@@ -153,7 +181,7 @@ class Asker:
             connect=patience.connect_seconds,
             read=patience.read_seconds,
             write=patience.write_seconds,
-            pool=patience.pool_seconds,
+            pool=patience.turn_seconds,
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
 
-from app.topups.gateway import GatewayUnavailable
+from app.topups.gateway import GatewayBusy, GatewayUnavailable
 
 
 class Breaker:
@@ -36,13 +36,15 @@ class Breaker:
     def watch(self) -> Iterator[None]:
         """Guard one question: GatewayUnavailable inside counts as a failure, a normal end as an answer.
 
-        Anything else, such as our own caller's cancellation, says nothing about the backend.
+        Anything else, such as our own queue or our caller's cancellation, says nothing about the backend.
         Raises GatewayUnavailable without running the body while open.
         """
         is_probe = self._admit()
         try:
             yield
             self._answered()
+        except GatewayBusy:
+            raise
         except GatewayUnavailable:
             self._failed(is_probe)
             raise

@@ -1,15 +1,17 @@
 """Making a top-up: our row first, then the invoice, then both tied together."""
 
+import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row, row, rows
-from app.kernel.errors import PaymentBackendUnavailable
+from app.kernel.errors import PaymentBackendUnavailable, RateLimitExceeded
 from app.kernel.logs import log
 from app.kernel.money import COIN_PLACES, CURRENCIES, decimal_of, units_of
 from app.kernel.security import Caller
@@ -18,6 +20,9 @@ from app.topups.methods import Method
 
 T = TypeVar("T")
 RETRY_AFTER_SECONDS: Final = 5
+AT_ONCE: Final = 8
+"""How many top-ups of one account are made at one moment, by one process."""
+_TURN_SECONDS: Final = 5
 LOST_AFTER: Final = timedelta(minutes=10)
 """An invoice that the backend does not know after this was never made."""
 
@@ -44,8 +49,20 @@ async def create_topup(
     A repeat comes with the same `topup_id`, which the invoice carries as its order id: so a repeat after
     a lost answer finds the invoice instead of making a second one.
     Raises PaymentBackendUnavailable; should the invoice have been made all the same, the poller ties it
-    to its top-up, and a payment to it is credited.
+    to its top-up, and a payment to it is credited. Raises RateLimitExceeded if the account makes too many at once.
     """
+    async with _turn_of(caller.account_id):
+        return await _create_topup(db, gateway, caller, wish, topup_id, finish)
+
+
+async def _create_topup(
+    db: Database,
+    gateway: InvoiceGateway,
+    caller: Caller,
+    wish: Wish,
+    topup_id: uuid.UUID,
+    finish: Callable[[AsyncSession, Row], Awaitable[T]],
+) -> T:
     quote = await _quote(gateway, wish)
     is_new = await db.transaction(lambda session: _write(session, gateway.name, caller, topup_id, wish, quote))
     try:
@@ -68,6 +85,40 @@ async def create_topup(
         return await finish(session, await attach(session, gateway.name, caller.account_id, topup_id, invoice))
 
     return await db.transaction(complete)
+
+
+@dataclass(slots=True)
+class _Queue:
+    """An account's creations: those whose turn it is, and all of them."""
+
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    length: int = 0
+
+
+_queues: dict[uuid.UUID, _Queue] = {}
+
+
+@asynccontextmanager
+async def _turn_of(account_id: uuid.UUID) -> AsyncIterator[None]:
+    """An account's own queue, so that one with many wishes does not take the backend from the others."""
+    queue = _queues.setdefault(account_id, _Queue())
+    queue.length += 1
+    try:
+        try:
+            async with asyncio.timeout(_TURN_SECONDS):
+                await queue.turns.acquire()
+        except TimeoutError:
+            raise RateLimitExceeded(
+                f"At most {AT_ONCE} top-ups of an account are made at one moment", retry_after_seconds=1
+            ) from None
+        try:
+            yield
+        finally:
+            queue.turns.release()
+    finally:
+        queue.length -= 1
+        if not queue.length:
+            del _queues[account_id]
 
 
 async def _quote(gateway: InvoiceGateway, wish: Wish) -> Rate | None:

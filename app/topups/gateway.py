@@ -4,7 +4,9 @@ A backend's answer to our own question is the fact, its webhook only a hint. All
 Decimals in the unit that stands in the name or the docstring; all times are aware UTC datetimes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -120,6 +122,10 @@ class GatewayUnavailable(GatewayError):
     """No usable answer: unreachable, slow, 5xx, or rubbish. Whether the request took effect is unknown."""
 
 
+class GatewayBusy(GatewayUnavailable):
+    """Our own questions stand in a queue, and this one's turn did not come: the backend was not asked."""
+
+
 class GatewayRefused(GatewayError):
     """The backend understood and said no; nothing was made."""
 
@@ -163,9 +169,19 @@ class InvoiceGateway(Protocol):
 class Gateways:
     """The backends there are: which one makes a method's invoices, and which one made an invoice of old."""
 
-    def __init__(self, by_method: Mapping[str, InvoiceGateway]) -> None:
+    def __init__(
+        self,
+        by_method: Mapping[str, InvoiceGateway],
+        *,
+        health_seconds: float = 5,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`health_seconds` is how long an answer about the backends' health is good for."""
         self._by_method = dict(by_method)
         self._by_name = {gateway.name: gateway for gateway in by_method.values()}
+        self._health_seconds, self._monotonic = health_seconds, monotonic
+        self._health: asyncio.Task[bool] | None = None
+        self._health_until = 0.0
 
     @property
     def methods(self) -> frozenset[str]:
@@ -178,6 +194,17 @@ class Gateways:
 
     def named(self, name: str) -> InvoiceGateway | None:
         return self._by_name.get(name)
+
+    async def are_healthy(self) -> bool:
+        """Whether every backend is; never raises. However many want to know, they are asked once in some seconds."""
+        if self._health is None or (self._health.done() and self._monotonic() >= self._health_until):
+            self._health = asyncio.create_task(self._ask_all())
+        return await asyncio.shield(self._health)
+
+    async def _ask_all(self) -> bool:
+        healthy = await asyncio.gather(*(gateway.is_healthy() for gateway in self))
+        self._health_until = self._monotonic() + self._health_seconds
+        return all(healthy)
 
     def __iter__(self) -> Iterator[InvoiceGateway]:
         return iter(self._by_name.values())
