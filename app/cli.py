@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import shlex
 import sys
 import uuid
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logs.configure("INFO")
     logs.catch_all()
+    os.umask(0o077)  # whatever we make is for us alone
     try:
         settings = load()
         logs.configure(settings.log_level)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from alembic import command
-from app.kernel.db import RUNTIME_ROLE
+from app.kernel.db import RUNTIME_ROLE, as_options, as_set, as_shown, session_of
 from app.metering.functions import FUNCTIONS
 
 _SCRIPTS = Path(__file__).parent.parent / "alembic"
@@ -56,9 +56,11 @@ def migrate(url: str) -> bool:
     """
     with _explained(), psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
         _check_server(conn)
+        _check_pooling(conn, url)
         conn.execute("SELECT pg_advisory_lock(%s)", [_ADVISORY_LOCK])
         _refuse_newer(url)
         _ensure_runtime_role(conn)
+        _check_session(url)
         is_new = _upgrade(url)
         if not _has_our_functions(conn):
             _install_functions(conn)
@@ -70,6 +72,7 @@ def check(url: str) -> None:
     """Raises MigrationError unless the database is at the head and we may use it; changes nothing."""
     with _explained(), psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
         _check_server(conn)
+        _check_pooling(conn, url)
         _refuse_newer(url)
         found = current(url)
         if found != head():
@@ -80,6 +83,7 @@ def check(url: str) -> None:
             raise MigrationError("the database's metering functions are not this code's: run `python -m app migrate`")
         if not _may_be_runtime(conn):
             raise MigrationError(_what_a_dba_should_do(conn))
+        _check_session(url)
 
 
 @contextlib.contextmanager
@@ -104,6 +108,61 @@ def _explained() -> Iterator[None]:
 def _check_server(conn: psycopg.Connection[Any]) -> None:
     if conn.info.server_version < 150000:
         raise MigrationError(f"PostgreSQL {conn.info.server_version // 10000} is too old; 15 or newer is needed")
+
+
+def _check_pooling(conn: psycopg.Connection[Any], url: str) -> None:
+    """Whoever is at the other end must be one server process for as long as the connection lasts.
+
+    A pooler gives out process numbers of its own, so one that is the server's says that nobody is in between.
+    """
+    if _server_process(conn) == conn.info.backend_pid:
+        return
+    try:
+        with psycopg.connect(url, autocommit=True, connect_timeout=5) as other:
+            is_kept = all(_is_kept(conn, other) for _ in range(3))
+    except psycopg.errors.ProtocolViolation:  # PgBouncer in pool_mode = statement knows no transactions
+        is_kept = False
+    if not is_kept:
+        raise MigrationError(
+            "DATABASE_URL leads through a pooler that changes the server's process under a connection;"
+            " set pool_mode = session, or connect to PostgreSQL itself"
+        )
+
+
+def _is_kept(one: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
+    """Whether `one` has its server process to itself, though it is idle while `other` wants one."""
+    before = _server_process(one)
+    with other.transaction():
+        return _server_process(other) != before and _server_process(one) == before
+
+
+def _server_process(conn: psycopg.Connection[Any]) -> int:
+    found = conn.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def _check_session(url: str) -> None:
+    """Whether a connection becomes what the service's must be, by its start or by being told once more."""
+    session = session_of(RUNTIME_ROLE)
+    wanted, shown = (list(session.values()),), as_shown(session).encode()
+    try:
+        with psycopg.connect(url, autocommit=True, connect_timeout=5, options=as_options(session)) as conn:
+            if conn.execute(shown).fetchone() == wanted:
+                return
+            conn.execute(as_set(session).encode())
+            if conn.execute(shown).fetchone() == wanted:
+                return
+    except psycopg.OperationalError as error:
+        if "startup parameter" in str(error):
+            raise MigrationError(
+                "the pooler in front of the database refuses how our connections begin;"
+                " set ignore_startup_parameters = options in PgBouncer"
+            ) from error
+        raise
+    raise MigrationError(
+        f"a connection does not become the role {RUNTIME_ROLE} with our time limits: is there a pooler?"
+    )
 
 
 def _refuse_newer(url: str) -> None:

@@ -23,7 +23,7 @@ from prometheus_client import REGISTRY
 from app.jobs import schedule
 from app.kernel.embedded import EmbeddedError, EmbeddedPostgres
 from app.kernel.logs import log
-from app.kernel.settings import Settings, SettingsError
+from app.kernel.settings import Settings, SettingsError, private_append
 from app.main import create_app
 from app.migrations import check, head, migrate
 from app.pricing.starter import ensure_starter
@@ -131,7 +131,7 @@ def _stderr_into(log_path: Path | None) -> Iterator[None]:
         yield
         return
     try:
-        log_file = log_path.open("ab")
+        log_file = private_append(log_path)
     except OSError as error:
         raise SettingsError(f"{log_path} cannot be written: {error.strerror}") from error
     terminal = os.dup(2)

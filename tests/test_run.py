@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -426,14 +427,84 @@ def test_an_ordinary_user_runs_it_beside_and_after_root_and_root_after_them(prog
         assert ours.answer("migrate")["changed"] is True
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="only root's run changes folders for others")
-def test_root_s_run_lets_nobody_look_into_the_folders_above_data_dir() -> None:
+@pytest.mark.skipif(not IS_ROOT, reason="only root's run has somebody else run PostgreSQL")
+def test_root_s_run_opens_no_folder_above_data_dir() -> None:
     with installation() as program:
         home = program.folder / "home"
         home.mkdir(mode=0o700)
         program.data_dir = home / "data"
         assert program.command("migrate", DATA_DIR=str(program.data_dir)).returncode == 0
-        assert stat.S_IMODE(home.stat().st_mode) == 0o701
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+def made_open_by_an_earlier_version(program: Program) -> None:
+    """Its files and its folder readable by all; under root its cluster as nobody's, letting in whoever comes."""
+    assert program.command("migrate").returncode == 0
+    cluster = program.data_dir / "postgres"
+    (cluster / "pg_hba.conf").write_text("local all all trust\n")
+    if program.user is None and IS_ROOT:
+        for path in (cluster, *cluster.rglob("*")):
+            shutil.chown(path, "nobody", "nogroup")
+    for name in ("postgres.lock", "postgres.users", "secrets.json", "satmeter.log"):
+        (program.data_dir / name).touch()
+        (program.data_dir / name).chmod(0o644)
+        if program.user is not None:
+            shutil.chown(program.data_dir / name, program.user)
+    program.data_dir.chmod(0o755)
+
+
+@pytest.mark.parametrize("as_root", [True, False])
+def test_data_dir_and_its_database_are_the_operator_s_alone(as_root: bool) -> None:
+    if as_root and not IS_ROOT:
+        pytest.skip("only root can run as root")
+    with installation(None if as_root or not IS_ROOT else ordinary_user()) as program:
+        made_open_by_an_earlier_version(program)
+        program.run("--demo")
+        eventually(lambda: (program.data_dir / "demo.json").exists())
+        assert program.answer("audit")["findings"] == []
+        paths = [program.data_dir, *program.data_dir.glob("*"), *program.data_dir.glob("sandbox/**/*")]
+        assert {path.name for path in paths} >= {
+            "satmeter.log",
+            "postgres.lock",
+            "postgres.users",
+            "demo.json",
+            "sandbox",
+        }
+        for path in paths:
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+        socket_folder = Path((program.data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[4])
+        assert stat.S_IMODE(socket_folder.stat().st_mode) == 0o700
+        hba = (program.data_dir / "postgres" / "pg_hba.conf").read_text()
+        assert "trust" not in hba
+        assert program.sql("SELECT current_user") == [("postgres",)]
+        if as_root:
+            postmaster = program.postmaster()
+            assert postmaster is not None
+            assert postmaster.uids().real not in {0, *(user.pw_uid for user in pwd.getpwall())}
+            assert others_connect(socket_folder, "nobody") == "Permission denied"
+            program.sql("SELECT pg_reload_conf()")
+            kill_a_backend(postmaster)
+            eventually(lambda: program.status("/health/ready") == 200)
+        assert program.interrupt() == 0
+        assert socket_folder.exists() == (socket_folder == program.data_dir / "postgres")
+
+
+def others_connect(socket_folder: Path, user: str) -> str:
+    """What another user is told who tries to become the database's superuser."""
+    program = f"import socket; socket.socket(socket.AF_UNIX).connect({str(socket_folder / '.s.PGSQL.5432')!r})"
+    python = shutil.which("python3", path=os.defpath)
+    if python is None:
+        pytest.skip("no Python here that another user may run")
+    done = subprocess.run(
+        [python, "-c", program], user=user, group="nogroup", extra_groups=[], cwd="/", capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return done.stderr.strip().rpartition("] ")[2]
+
+
+def kill_a_backend(postmaster: Any) -> None:
+    """kill -9, after which the postmaster starts all of them anew."""
+    next(child for child in postmaster.children() if "idle" in " ".join(child.cmdline())).kill()
 
 
 # --- your own PostgreSQL ------------------------------------------------------------------------------

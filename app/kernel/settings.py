@@ -7,14 +7,17 @@ Every variable is documented in README.md and deploy/.env.example; a test compar
 
 import base64
 import binascii
+import contextlib
 import ipaddress
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 from app.kernel.errors import InvalidField
@@ -23,6 +26,8 @@ from app.kernel.security import Pepper, Sealer
 
 PLACEHOLDER = "change-me"
 _METHODS = ("btc-lightning", "btc", "ltc", "lbtc", "xmr")
+_OURS = ("secrets.json", "demo.json", "satmeter.log", "postgres.lock", "postgres.users", "postgres", "sandbox")
+"""What may lie in DATA_DIR."""
 _COIN = re.compile("BTC|LTC|LBTC|XMR")
 
 
@@ -224,7 +229,8 @@ def _generated(data_dir: Path) -> dict[str, str]:
     """The secrets of a development machine: made once, kept in DATA_DIR with mode 600."""
     path = data_dir / "secrets.json"
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        keep_private(data_dir)
         if not path.exists():
             private_write(path, json.dumps(_new_secrets(), indent=1))
         return dict(json.loads(path.read_text()))
@@ -246,6 +252,25 @@ def _new_secrets() -> dict[str, str]:
         "BTCPAY_STORE_ID": secrets.token_urlsafe(32),
         "BTCPAY_WEBHOOK_SECRET": secrets.token_urlsafe(24),
     }
+
+
+def keep_private(data_dir: Path) -> None:
+    """Close DATA_DIR, and whatever of ours an earlier version left open in it, to everybody else.
+
+    Raises SettingsError for a folder that is everybody's.
+    """
+    if data_dir == Path(data_dir.anchor) or data_dir.stat().st_mode & stat.S_ISVTX:
+        raise SettingsError(f"DATA_DIR={data_dir} is everybody's; choose a folder of its own with DATA_DIR")
+    for path in (data_dir, *(data_dir / name for name in _OURS), *data_dir.glob("sandbox/**/*")):
+        with contextlib.suppress(OSError):  # not there, or not ours to change
+            mode = path.lstat().st_mode
+            if mode & 0o077 and not stat.S_ISLNK(mode):
+                path.chmod(stat.S_IMODE(mode) & 0o700)
+
+
+def private_append(path: Path) -> IO[str]:
+    """A file to add to, that only we can read. Raises OSError."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
 
 
 def private_write(path: Path, text: str) -> None:

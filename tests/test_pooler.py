@@ -1,0 +1,151 @@
+"""Behind a pooler, a real PgBouncer, each connection is the service's own role with its time limits, or we do not start."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import RUNTIME_ROLE, Database, row
+from app.kernel.errors import DatabaseUnavailable
+from app.migrations import MigrationError, check, migrate
+from tests.program import ExternalPostgres, external_postgres, installation, ordinary_user
+
+WHO = """SELECT current_user::text AS who, current_setting('statement_timeout') AS statement,
+                current_setting('lock_timeout') AS lock, current_setting('TimeZone') AS zone"""
+OURS = {"who": RUNTIME_ROLE, "statement": "15s", "lock": "10s", "zone": "UTC"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[ExternalPostgres, str]]:
+    """A PostgreSQL of the machine's, migrated, and its owner's URL."""
+    with external_postgres() as made:
+        url = made.new_database("owner", "CREATEROLE")
+        migrate(url)
+        yield made, url
+
+
+@contextlib.contextmanager
+def pooler(direct: str, mode: str, ignored: str = "options") -> Iterator[str]:
+    """PgBouncer in front of a database; skips where it is not installed."""
+    program = shutil.which("pgbouncer", path=f"/usr/sbin:{os.defpath}")
+    if program is None:
+        pytest.skip("pgbouncer is not installed (apt-get install pgbouncer)")
+    user = ordinary_user() if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="satmeter-pool-"))
+    folder.chmod(0o755)
+    if user is not None:
+        shutil.chown(folder, user)
+    host = psycopg.conninfo.conninfo_to_dict(direct)["host"]
+    (folder / "pgbouncer.ini").write_text(
+        f"""[databases]
+satmeter = host={host} port=5432 dbname=satmeter user=owner
+[pgbouncer]
+unix_socket_dir = {folder}
+listen_port = 6432
+auth_type = any
+pool_mode = {mode}
+ignore_startup_parameters = {ignored}
+default_pool_size = 40
+"""
+    )
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, str(folder / "pgbouncer.ini")], user=user, stdout=log, stderr=log, cwd="/")
+    try:
+        deadline = time.monotonic() + 10
+        while not (folder / ".s.PGSQL.6432").exists():
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.02)
+        yield f"postgresql://owner@/satmeter?host={folder}&port=6432"
+    finally:
+        process.terminate()
+        process.wait(10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def through_every_door(db: Database) -> list[Any]:
+    async def work(session: AsyncSession) -> Any:
+        return await row(session, WHO)
+
+    lane = db.lane()
+    (of_lane,) = await lane.all(WHO, {})
+    await lane.close()
+    return [await db.one(WHO, {}), await db.transaction(work), dict(zip(OURS, of_lane, strict=True))]
+
+
+async def test_in_session_pooling_every_connection_is_our_role_with_our_limits(
+    server: tuple[ExternalPostgres, str],
+) -> None:
+    with pooler(server[1], "session") as url:
+        assert migrate(url) is False
+        check(url)
+        for _ in range(2):  # the pooler's connections are clean again for whoever comes next
+            db = Database(url, pool_size=3)
+            await db.open()
+            try:
+                assert await through_every_door(db) == [OURS] * 3
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    await db.one("DELETE FROM entry RETURNING 1", {})
+            finally:
+                await db.close()
+            with psycopg.connect(url, autocommit=True) as conn:
+                assert conn.execute("SELECT current_user").fetchone() == ("owner",)
+
+
+async def test_the_owner_s_connection_has_the_limits_too(server: tuple[ExternalPostgres, str]) -> None:
+    with pooler(server[1], "session") as url:
+        db = Database(url, pool_size=2, role=None)
+        await db.open()
+        try:
+            assert await through_every_door(db) == [OURS | {"who": "owner"}] * 3
+        finally:
+            await db.close()
+
+
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+def test_other_pooling_is_refused_in_one_line(mode: str, server: tuple[ExternalPostgres, str]) -> None:
+    with pooler(server[1], mode) as url, installation(DATABASE_URL=url) as program:
+        for verb in (check, migrate):
+            with pytest.raises(MigrationError, match="pool_mode = session"):
+                verb(url)
+        done = program.command("run")
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert "pool_mode = session" in done.stderr
+
+
+def test_a_pooler_that_refuses_our_options_is_told_in_one_line(server: tuple[ExternalPostgres, str]) -> None:
+    with pooler(server[1], "session", ignored="extra_float_digits") as url:
+        for verb in (check, migrate):
+            with pytest.raises(MigrationError, match="ignore_startup_parameters = options"):
+                verb(url)
+
+
+async def test_a_connection_that_does_not_become_ours_is_never_used(server: tuple[ExternalPostgres, str]) -> None:
+    """Here for the want of a role, which the pooler hides from us when we connect."""
+    with pooler(server[1], "session") as url:
+        db = Database(url, pool_size=2, role="pg_monitor")
+        await db.open()
+        try:
+            with pytest.raises(DatabaseUnavailable):
+                await db.transaction(lambda session: row(session, WHO))
+        finally:
+            await db.close()
+
+
+async def test_without_a_pooler_nothing_is_asked_twice(server: tuple[ExternalPostgres, str]) -> None:
+    check(server[1])
+    db = Database(server[1], pool_size=2)
+    await db.open()
+    try:
+        assert await through_every_door(db) == [OURS] * 3
+    finally:
+        await db.close()
