@@ -29,6 +29,7 @@ def migrated() -> Iterator[str]:
         yield url
 
 
+_TRIES: Final = 5
 _WITH_PAGES: Final = """
     SELECT oid::regclass::text FROM pg_class
     WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version' AND pg_relation_size(oid) > 0"""
@@ -37,12 +38,19 @@ _WITH_PAGES: Final = """
 def empty(url: str) -> None:
     """Leave no row in any table, whatever tables there are, but for the migrations' own. Partitions stay.
 
-    Only what has a page is truncated: nobody need make the files of an empty table and its indexes anew.
+    Only what has a page is truncated: nobody need make the files of an empty table and its indexes anew. What a failed
+    test left running may be in the way; it is let through, so that this test does not fail for that one.
     """
     with psycopg.connect(url, autocommit=True) as conn:
-        tables = [name for (name,) in conn.execute(_WITH_PAGES.encode()).fetchall()]
-        if tables:
-            conn.execute(f"TRUNCATE {', '.join(tables)} CASCADE".encode())
+        for tries_left in reversed(range(_TRIES)):
+            tables = [name for (name,) in conn.execute(_WITH_PAGES.encode()).fetchall()]
+            try:
+                if tables:
+                    conn.execute(f"TRUNCATE {', '.join(tables)} CASCADE".encode())
+                return
+            except psycopg.errors.DeadlockDetected:
+                if not tries_left:
+                    raise
 
 
 @contextlib.contextmanager
