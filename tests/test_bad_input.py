@@ -21,6 +21,7 @@ from litestar import Litestar
 from litestar.routes import HTTPRoute
 from openapi_schema_validator import OAS31Validator
 
+from app.kernel.money import ReportedNumber
 from app.kernel.security import new_secret
 from app.kernel.settings import Settings
 from app.main import create_app
@@ -149,6 +150,11 @@ NOT_MONEY: Final = (
     "1234567890123", '"1234567890123"', "0.1234567890", '"0.1234567890"', "1" + "0" * 400, '"' + "9" * 400 + '"', '"1\\u0030"',
     "999999999999", '"$1"', '"1;DROP TABLE account"',
 )  # fmt: skip
+NOT_REPORTED: Final = (
+    *(text for text in NOT_MONEY if text.strip('"') not in ("1e3", "1E5", "1e-3", "1e5", "0.1234567890")), "1e10", "-4.5e-05", '"1e"', '"1e1.5"',
+    "1" + "0" * 40, "0." + "0" * 38 + "1", '"0x1e3"', '"1e+-3"', '"+1e3"', '"1E٣"',
+)  # fmt: skip
+"""Where a program reports a cost: exponents and many decimals are as programs write it."""
 NOT_JSON: Final = (
     b"{", b'{"', b'{"a"', b'{"a":', b'{"a": 1', b"}", b"{'a': 1}", b'{"a": 1,}', b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}',
     b'{"a": +1}', b'{"a": 01}', b'{"a": .5}', b'{"a": 1} x', b'{"a": 1}{"a": 1}', b'{"a": "\xff"}', b'{"a": "\xed\xa0\x80"}',
@@ -324,8 +330,8 @@ def _inner_struct(annotation: Any) -> Any:
 
 def _wrong_values(annotation: Any, *, all_values: bool = False) -> Iterator[str]:
     """JSON that is not of a field's type; or any that is tried."""
-    if annotation is msgspec.Raw:
-        yield from NOT_MONEY
+    if annotation in (msgspec.Raw, ReportedNumber):
+        yield from NOT_MONEY if annotation is msgspec.Raw else NOT_REPORTED
         return
     for text in WRONG_TYPES:
         if all_values:

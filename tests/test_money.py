@@ -1,6 +1,7 @@
 """Money from text to integers and back: exact, strict, rounded once and in the promised direction."""
 
 import contextlib
+import json
 import re
 from decimal import ROUND_FLOOR, Decimal, localcontext
 from fractions import Fraction
@@ -24,6 +25,7 @@ from app.kernel.money import (
     number,
     parse_amount,
     parse_usd,
+    reported_usd,
     share_nusd,
     units_of,
     usd,
@@ -106,6 +108,66 @@ def test_more_than_the_books_can_hold_is_refused_with_the_figure() -> None:
     with pytest.raises(InvalidField, match=r"at most 1000000000 USD, got 1000000000\.000000001"):
         parse_usd(usd_text(MAX_NUSD + 1).encode(), "amount")
     assert MAX_NUSD * 9 < 2**63
+
+
+# --- what programs report ----------------------------------------------------------------------------------
+
+REPORTED_WRONG = (
+    "", "-1", "-0", "-4.5e-05", "+1", "NaN", "Infinity", "1e", "e5", "1e1.5", "1e+-3", ".5", "1.", "1_0", " 1", "1 ", "1\n", "0x10", "١e3", "true",
+    "1e10", "1e999", "1e99999999999999999999999999", "1000000000.0000000001", "9" * 11, "1" * 41, "0." + "0" * 39, "1" + "0" * 400,
+)  # fmt: skip
+
+
+def _nearest(exact_usd: Fraction) -> int:
+    """By another way than the code: round() of a fraction takes the nearest, and of two the even one."""
+    return max(1, round(exact_usd * NUSD_PER_USD)) if exact_usd else 0
+
+
+@given(st.floats(0, 10**9, allow_nan=False))
+@example(4.5e-05)
+@example(0.00032969999999999994)
+@example(5e-324)
+@example(0.0)
+def test_whatever_json_dumps_writes_for_a_cost_is_the_nearest_nano_dollar(cost: float) -> None:
+    text = json.dumps(abs(cost))
+    for raw in (text, json.dumps(text)):
+        assert reported_usd(raw.encode(), "cost_usd") == _nearest(Fraction(text))
+
+
+@given(st.integers(0, 10**20), st.integers(-40, 9))
+def test_any_decimal_of_forty_characters_is_read_exactly_whatever_its_exponent(digits: int, exponent: int) -> None:
+    exact_usd = Fraction(digits) * Fraction(10) ** exponent
+    for text in {f"{digits}e{exponent}", f"{digits}E{exponent:+d}", str(Decimal(digits).scaleb(exponent))}:
+        if len(text) <= 40 and exact_usd * NUSD_PER_USD <= MAX_NUSD:
+            found = reported_usd(text.encode(), "cost_usd")
+            assert found == _nearest(exact_usd)
+            assert found - reported_usd(text.encode(), "cost_usd", down=True) in (0, 1)
+
+
+@given(AMOUNTS_NUSD)
+def test_a_plain_amount_means_the_same_where_it_is_reported(amount_nusd: int) -> None:
+    assert reported_usd(bytes(usd(amount_nusd)), "a") == amount_nusd
+
+
+@pytest.mark.parametrize(
+    ("text", "amount_nusd"),
+    [
+        ("1e-9", 1), ("0.4e-9", 1), ("1e-30", 1), ("1e-99999999999999999999999", 1), ("0e99999999999999999999999", 0), ("0.0e5", 0),
+        ("1.5e-9", 2), ("2.5e-9", 2), ("2.50000000000000001e-9", 3), ("1e9", MAX_NUSD), ("1E+9", MAX_NUSD), ("0.1e1", NUSD_PER_USD),
+        ("0.0000000000000000000000000000000000000", 0),
+    ],
+)  # fmt: skip
+def test_what_is_not_nothing_is_never_read_as_nothing(text: str, amount_nusd: int) -> None:
+    assert reported_usd(text.encode(), "a") == amount_nusd
+    assert reported_usd(f'"{text}"'.encode(), "a") == amount_nusd
+
+
+@pytest.mark.parametrize("text", REPORTED_WRONG)
+def test_what_no_cost_can_be_is_refused_where_it_is_reported_too(text: str) -> None:
+    for raw in (text, f'"{text}"'):
+        with pytest.raises(InvalidField) as refused:
+            reported_usd(raw.encode(), "cost_usd")
+        assert refused.value.param == "cost_usd"
 
 
 @given(AMOUNTS_NUSD)

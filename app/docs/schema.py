@@ -10,7 +10,7 @@ import msgspec.inspect as mi
 
 from app.docs.words import FIELDS, NULL_IN_ANSWERS, TOGETHER, WITHIN, Json
 from app.kernel.errors import AppError
-from app.kernel.money import MAX_NUSD, NUSD_PER_USD
+from app.kernel.money import MAX_NUSD, MAX_REPORTED_LENGTH, NUSD_PER_USD
 
 _KINDS: Final[dict[type[mi.Type], Json]] = {
     mi.StrType: {"type": "string"}, mi.IntType: {"type": "integer"}, mi.FloatType: {"type": "number"},
@@ -32,6 +32,12 @@ _MOMENT_READ: Final = (
 )
 
 
+_REPORTED: Final[Json] = _MONEY | {
+    "type": ["number", "string"], "minimum": 0, "maximum": MAX_NUSD // NUSD_PER_USD, "maxLength": MAX_REPORTED_LENGTH,
+    "pattern": r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$",
+}  # fmt: skip
+
+
 class Schemas:
     """Makes schemas, and keeps those of the structs by name in `found`.
 
@@ -50,6 +56,8 @@ class Schemas:
         match kind:
             case mi.Metadata(extra={"holds": held}):  # read as it is, and looked into later
                 return self.of(held, is_read=is_read)
+            case mi.Metadata(extra={"reported": True}) if is_read:
+                return dict(_REPORTED)
             case mi.Metadata(type=inner):
                 return self._of(inner, is_read=is_read)
             case mi.StructType(cls=cls):

@@ -16,7 +16,8 @@ ABOUT: Final = f"""{WHAT} Open an account with one POST and no e-mail, pay it wi
 spending limits, and call models; the inference proxy asks here before each call and tells afterwards what it cost.
 
 Money is a JSON number in USD unless the field says otherwise: an exact plain decimal, to be read without a binary float. \
-It may be sent as a string too. Times are ISO 8601 UTC, but `created_at` and `expires_at` of top-ups are Unix seconds.
+It may be sent as a string too. Costs that a proxy reports on `/v1/meter` may have an exponent and any decimals, in at most 40 \
+characters: they are rounded to the nearest nano-dollar, and to one where they are less. Times are ISO 8601 UTC, but `created_at` and `expires_at` of top-ups are Unix seconds.
 
 Every answer carries `X-Request-Id`. A POST that takes `Idempotency-Key` has its effect once: the same key and body \
 get the first answer again, with `Idempotent-Replayed: true`. A list goes on where it ended with `cursor=` its `next_cursor`."""

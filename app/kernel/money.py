@@ -2,13 +2,14 @@
 
 Books are kept in nano-USD (`…_nusd`), prices in pico-USD per unit (`…_pusd`), coins in their smallest
 unit. No float comes near any of them: numbers are read from and written to the raw JSON text.
+What a person pays or limits is read strictly; what a program reports of a cost is read as programs write it.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import TypeAlias
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -16,13 +17,17 @@ from app.kernel.errors import InvalidField
 
 JsonNumber: TypeAlias = msgspec.Raw
 """A number on the wire, kept as its own text, so that no float can come between."""
+ReportedNumber: TypeAlias = Annotated[msgspec.Raw, msgspec.Meta(extra={"reported": True})]
+"""The same where `reported_usd` reads it."""
 
 NUSD_PER_USD = 1_000_000_000
 PUSD_PER_NUSD = 1_000
 MAX_NUSD = 10**18
 """A thousand million USD in one amount: a BIGINT holds nine of them, so that no sum of a few overflows."""
+MAX_REPORTED_LENGTH: Final = 40
 
 _USD_TEXT = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
+_REPORTED_TEXT = re.compile(r"(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?", re.ASCII)
 _COIN_TEXT = re.compile(r"\d{1,12}(\.\d{1,8})?", re.ASCII)
 _EXACT = Context(prec=60)
 
@@ -68,6 +73,42 @@ def parse_usd(raw: msgspec.Raw | bytes, field: str) -> int:
     return amount_nusd
 
 
+def reported_usd(raw: msgspec.Raw | bytes, field: str, *, down: bool = False) -> int:
+    """A cost as a program reports it, in USD, as the nearest nano-USD: one where it was less, but not nothing.
+
+    Any JSON number or decimal text of at most 40 characters is read exactly, whatever its exponent and decimals:
+    `4.5e-05` and `0.00032969999999999994` are what `json.dumps` writes for ordinary costs. A half goes to the even one;
+    with `down` it is the one below.
+    Raises InvalidField naming `field` for what is negative or no number, and for more than the books can hold.
+    """
+    text = _unquoted(raw)
+    if _USD_TEXT.fullmatch(text):  # nearly every cost is plain, and need not be rounded
+        return parse_usd(raw, field)
+    exact_nusd = _reported(text, field)
+    rounding = ROUND_FLOOR if down else ROUND_HALF_EVEN
+    return max(1, int(exact_nusd.to_integral_value(rounding, _EXACT))) if exact_nusd else 0
+
+
+def _reported(text: str, field: str) -> Decimal:
+    """Nano-USD, exact but for what is far below one: its exponent may be larger than a Decimal has."""
+    match = _REPORTED_TEXT.fullmatch(text) if len(text) <= MAX_REPORTED_LENGTH else None
+    if match is None:
+        raise InvalidField(
+            f"{field} must be a number in USD, not negative, of at most {MAX_REPORTED_LENGTH} characters", param=field
+        )
+    whole, fraction, exponent = match[1], match[2] or "", int(match[3] or 0)
+    digits = (whole + fraction).lstrip("0")
+    exponent += 9 - len(fraction)
+    if not digits:
+        return Decimal(0)
+    if (
+        len(digits) + exponent > len(str(MAX_NUSD))
+        or (exact := _EXACT.scaleb(Decimal(digits), max(exponent, -60))) > MAX_NUSD
+    ):
+        raise InvalidField(f"{field} may be at most {usd_text(MAX_NUSD)} USD", param=field)
+    return exact
+
+
 def parse_amount(raw: msgspec.Raw | bytes, currency: Currency, field: str) -> int:
     """A JSON number or decimal string in `currency`, as its smallest unit (nano-USD for USD)."""
     if currency.coin is None:
@@ -85,9 +126,7 @@ def is_given(raw: msgspec.Raw) -> bool:
 
 
 def _matched(raw: msgspec.Raw | bytes, field: str, pattern: re.Pattern[str], places: int) -> str:
-    text = bytes(raw)[:64].decode("ascii", "replace")
-    if len(text) >= 2 and text[0] == text[-1] == '"':
-        text = text[1:-1]
+    text = _unquoted(raw)
     if not pattern.fullmatch(text):
         raise InvalidField(
             f"{field} must be a decimal number with at most 12 digits before and {places} after the point,"
@@ -95,6 +134,12 @@ def _matched(raw: msgspec.Raw | bytes, field: str, pattern: re.Pattern[str], pla
             param=field,
         )
     return text
+
+
+def _unquoted(raw: msgspec.Raw | bytes) -> str:
+    """The text of a JSON number or string; of one that is too long for any amount, its beginning, which is none either."""
+    text = bytes(raw)[:64].decode("ascii", "replace")
+    return text[1:-1] if len(text) >= 2 and text[0] == text[-1] == '"' else text
 
 
 def _scaled(text: str, places: int) -> int:

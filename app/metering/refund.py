@@ -21,17 +21,23 @@ class Refunded:
     balance_nusd: int
 
 
-async def refund(db: Database, service: str, charge_id: str, amount_nusd: int | None) -> Refunded:
+async def refund(
+    db: Database, service: str, charge_id: str, amount_nusd: int | None, least_nusd: int | None = None
+) -> Refunded:
     """Give back `amount_nusd` of a charge (all of it, if None), once; the key may spend it again.
 
+    `least_nusd` is the amount as it was before it was rounded up, where it was: what is more than the charge for its
+    rounding alone is the whole charge.
     A repeat changes nothing and gets the first answer. Raises NotFound for a charge that is not this service's,
     InvalidField for more than it cost, and AlreadyRefunded if another amount was given back before.
     """
     wanted = ChargeId.read(charge_id)
-    return await db.transaction(lambda session: _refund(session, service, wanted, amount_nusd))
+    return await db.transaction(lambda session: _refund(session, service, wanted, amount_nusd, least_nusd))
 
 
-async def _refund(session: AsyncSession, service: str, wanted: ChargeId, amount_nusd: int | None) -> Refunded:
+async def _refund(
+    session: AsyncSession, service: str, wanted: ChargeId, amount_nusd: int | None, least_nusd: int | None = None
+) -> Refunded:
     charge = await row(
         session,
         """SELECT u.key_id, u.window_start, u.cost_nusd, u.service FROM usage u
@@ -41,6 +47,8 @@ async def _refund(session: AsyncSession, service: str, wanted: ChargeId, amount_
     if charge is None or charge["service"] != service:
         raise NotFound("No such charge")
     due_nusd = charge["cost_nusd"] if amount_nusd is None else amount_nusd
+    if least_nusd is not None and least_nusd <= charge["cost_nusd"]:
+        due_nusd = min(due_nusd, charge["cost_nusd"])
     if not 0 < due_nusd <= charge["cost_nusd"]:
         raise InvalidField(
             f"this charge was ${usd_text(charge['cost_nusd'])}; a refund is more than nothing and at most that",

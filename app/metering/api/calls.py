@@ -15,7 +15,7 @@ from litestar.params import JSONBody
 from app.kernel.db import Database
 from app.kernel.errors import AppError, HoldClosed, InvalidApiKey, InvalidField, RequestIdReuse
 from app.kernel.logs import log
-from app.kernel.money import JsonNumber, is_given, parse_usd, usd
+from app.kernel.money import JsonNumber, ReportedNumber, is_given, reported_usd, usd
 from app.kernel.security import Service
 from app.keys.verify import KeyOwner, Verifier
 from app.ledger.charge import ChargeId
@@ -107,7 +107,7 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     endpoint: Word | None = None
     model: Word | None = None
     estimate: Estimate | None = None
-    max_cost_usd: JsonNumber = NOT_GIVEN
+    max_cost_usd: ReportedNumber = NOT_GIVEN
     features: Features = msgspec.field(default_factory=list)
     mode: Literal["strict", "clamp"] = "strict"
     min_output_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**12)] | None = None
@@ -117,7 +117,7 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WorkDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is told of a call after it was made: what it used, or what it cost. A cost decides if both are given."""
 
-    cost_usd: JsonNumber = NOT_GIVEN
+    cost_usd: ReportedNumber = NOT_GIVEN
     outcome: Outcome = "completed"
     usage: UsageUnits | None = None
     usage_estimated: bool = False
@@ -147,14 +147,14 @@ class ExtendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     hold_id: str
     ttl_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 900
-    captured_usd: JsonNumber = NOT_GIVEN
+    captured_usd: ReportedNumber = NOT_GIVEN
 
 
 class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Without `amount_usd`, all that was charged."""
 
     charge_id: str
-    amount_usd: JsonNumber = NOT_GIVEN
+    amount_usd: ReportedNumber = NOT_GIVEN
     reason: Word | None = None
 
 
@@ -180,7 +180,7 @@ class ChargeRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=T
     endpoint: Word | None = None
     model: Word | None = None
     attributes: Attributes | None = None
-    max_cost_usd: JsonNumber = NOT_GIVEN
+    max_cost_usd: ReportedNumber = NOT_GIVEN
 
 
 class Denied(msgspec.Struct, frozen=True):
@@ -291,7 +291,7 @@ class MeterController(Controller):
         try:
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
             if estimated is None:
-                amount_nusd = parse_usd(data.max_cost_usd, "max_cost_usd")
+                amount_nusd = reported_usd(data.max_cost_usd, "max_cost_usd")
                 limits = Limits(amount_nusd, amount_nusd, await pricer.version())
             else:
                 estimated = quote.by_account(estimated, str(owner.account_id))
@@ -337,7 +337,7 @@ class MeterController(Controller):
         """Keeps the hold for `ttl_seconds` from now at least. It grows to `captured_usd`, what the call has cost so far,
         also beyond the balance: see `available_usd` before going on. It is held, and charged when the hold expires without
         a settle. For a hold that is not open: 409 `hold_closed`."""
-        captured_nusd = parse_usd(data.captured_usd, "captured_usd") if is_given(data.captured_usd) else 0
+        captured_nusd = reported_usd(data.captured_usd, "captured_usd") if is_given(data.captured_usd) else 0
         found = await meter.extend(service.name, data.hold_id, data.ttl_seconds, captured_nusd)
         posted_nusd, held_nusd = found["posted_nusd"], found["held_nusd"]
         available = max(0, posted_nusd - held_nusd - found["floor_nusd"])
@@ -362,7 +362,7 @@ class MeterController(Controller):
             attributes = data.attributes.said() if data.attributes else None
             work = _work(data, await _cost(data, pricer, data.model, owner.account_id, attributes, None))
             amount_nusd = (
-                parse_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
+                reported_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
             )
             if work.cost_nusd > amount_nusd:
                 raise InvalidField("the call cost more than max_cost_usd", param="max_cost_usd")
@@ -380,8 +380,11 @@ class MeterController(Controller):
     ) -> RefundView:
         """Once for each charge: a repeat gets the first answer, another amount 409 `already_refunded`. The key's limit is
         given back too."""
-        amount_nusd = parse_usd(data.amount_usd, "amount_usd") if is_given(data.amount_usd) else None
-        done = await refund(db, service.name, data.charge_id, amount_nusd)
+        amount_nusd = least_nusd = None
+        if is_given(data.amount_usd):
+            amount_nusd = reported_usd(data.amount_usd, "amount_usd")
+            least_nusd = reported_usd(data.amount_usd, "amount_usd", down=True)
+        done = await refund(db, service.name, data.charge_id, amount_nusd, least_nusd)
         log.info("meter.refunded", charge_id=data.charge_id, amount_nusd=done.amount_nusd)
         return RefundView(data.charge_id, usd(done.amount_nusd), usd(done.balance_nusd))
 
@@ -467,7 +470,7 @@ async def _cost(
     A usage without any count was lost on its way. A completed call then costs what was held for it, never nothing.
     """
     if is_given(data.cost_usd):
-        return Cost(parse_usd(data.cost_usd, "cost_usd"))
+        return Cost(reported_usd(data.cost_usd, "cost_usd"))
     assert data.usage is not None
     counts, held_nusd = data.usage.counts(), ticket.amount_nusd if ticket else None
     version, made_at = (ticket.price_version, ticket.made_at) if ticket else (None, None)
