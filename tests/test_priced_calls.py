@@ -61,7 +61,9 @@ async def settle(shop: Rig, hold_id: str, usage: dict[str, Any], **more: Any) ->
 
 async def dearer(shop: Rig, factor: int = 2) -> None:
     """From now on everything costs more; every process sees it."""
-    await shop.house.db.transaction(lambda s: rules.set_markup(s, "default", multiplier_ppm=factor * 1_000_000))
+    await shop.house.db.transaction(
+        lambda s: rules.set_markup(s, "default", multiplier_ppm=factor * 1_000_000, notice_seconds=0)
+    )
     shop.house.catalogues._fresh_until = None
 
 
@@ -432,7 +434,9 @@ async def test_an_account_may_have_prices_of_its_own(shop: Rig) -> None:
     mine, theirs = await with_one_dollar(shop), await with_one_dollar(shop)
     account_id = shop.sql("SELECT account_id FROM topup ORDER BY created_at, id LIMIT 1")[0][0]
     await shop.house.db.transaction(
-        lambda s: rules.set_markup(s, "account", str(account_id), multiplier_ppm=500_000, fixed_per_request_nusd=7)
+        lambda s: rules.set_markup(
+            s, "account", str(account_id), multiplier_ppm=500_000, fixed_per_request_nusd=7, notice_seconds=0
+        )
     )
     shop.house.catalogues._fresh_until = None
     costs = {(await ask(shop, each.api_key))["hold_usd"] for each in (mine, theirs)}
@@ -441,7 +445,9 @@ async def test_an_account_may_have_prices_of_its_own(shop: Rig) -> None:
 
 async def test_a_dimension_can_be_overridden_while_it_is_sold(shop: Rig) -> None:
     customer = await with_one_dollar(shop)
-    await shop.house.db.transaction(lambda s: rules.set_override(s, MINI, Dimension.OUTPUT, 1_000_000))
+    await shop.house.db.transaction(
+        lambda s: rules.set_override(s, MINI, Dimension.OUTPUT, 1_000_000, notice_seconds=0)
+    )
     shop.house.catalogues._fresh_until = None
     assert (await ask(shop, customer.api_key))["hold_usd"] == D("0.00025")
 

@@ -2,24 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from app.kernel.db import Database
-from app.kernel.errors import ModelNotPriced
+from app.kernel.errors import InvalidField, ModelNotPriced
 from app.pricing.catalogue import Catalogues, NoActiveVersion
-from app.pricing.quote import Ask, Call, Quote
+from app.pricing.quote import Ask, Call, Catalogue, Quote
 from app.pricing.rows import Usage
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What is held for a call: `amount_nusd` if it is there, and `min_nusd` at least; what price_version says so."""
+    """What is held for a call: `amount_nusd` if it is there, and `min_nusd` at least. The price version and the moment say
+    so, and price the call when it is settled."""
 
     amount_nusd: int
     min_nusd: int
     price_version: int | None
+    made_at: datetime
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -41,22 +43,21 @@ class Pricer:
     def __init__(self, db: Database, catalogues: Catalogues) -> None:
         self._db, self._catalogues = db, catalogues
 
-    async def version(self) -> int | None:
-        """The version that a call authorized now is priced by, None while nothing is sold."""
-        return await self._catalogues.active_id(self._db)
+    async def moment(self) -> tuple[int | None, datetime]:
+        """The version that a call authorized now is priced by, None while nothing is sold; and this moment."""
+        return await self._catalogues.moment(self._db)
 
     async def limits(self, ask: Ask, min_output_tokens: int | None) -> Limits:
         """What an estimated call may cost at most, and with the shortest answer that is still of use.
 
         Without `min_output_tokens` only the whole will do. Raises ModelNotPriced.
         """
-        catalogue = await self._catalogues.current(self._db)
-        now = datetime.now(UTC)
+        catalogue, now = await self._catalogues.now(self._db)
         most = catalogue.estimate(ask, now).cost_nusd
         if min_output_tokens is None:
-            return Limits(most, most, catalogue.version_id)
+            return Limits(most, most, catalogue.version_id, now)
         shortest = replace(ask, max_output_tokens=min(min_output_tokens, catalogue.answer_tokens(ask, now)))
-        return Limits(most, catalogue.estimate(shortest, now).cost_nusd, catalogue.version_id)
+        return Limits(most, catalogue.estimate(shortest, now).cost_nusd, catalogue.version_id, now)
 
     async def granted_output_tokens(self, ask: Ask, version_id: int, held_nusd: int, made_at: datetime) -> int | None:
         """How long each answer may be for what is held; None for a call that answers in no tokens."""
@@ -79,13 +80,15 @@ class Pricer:
         that has none for what was used either, it costs what was held for it. Both are flagged: a call is never free
         for want of a price. Raises ModelNotPriced where nothing was held.
         """
-        if version_id is None:
-            version_id = await self.version()
-        if version_id is None:
+        try:
+            catalogue, moment = await self._catalogue(version_id, moment)
+        except (
+            NoActiveVersion,
+            InvalidField,
+        ):  # a version that is gone, as by an older backup: it was used all the same
             if held_nusd is None:
-                raise NoActiveVersion
+                raise
             return Cost(held_nusd, flags=("not_priced",), is_the_hold=True)
-        catalogue, moment = await self._catalogues.at(self._db, version_id), moment or datetime.now(UTC)
         try:
             return _cost(catalogue.price(served, used, moment), served)
         except ModelNotPriced:
@@ -97,7 +100,14 @@ class Pricer:
         except ModelNotPriced:
             if held_nusd is None:
                 raise
-            return Cost(held_nusd, version_id, flags=("not_priced",), is_the_hold=True)
+            return Cost(held_nusd, catalogue.version_id, flags=("not_priced",), is_the_hold=True)
+
+    async def _catalogue(self, version_id: int | None, moment: datetime | None) -> tuple[Catalogue, datetime]:
+        """The version, or the one in effect where none was then; and the moment, or this one."""
+        if version_id is not None and moment is not None:
+            return await self._catalogues.at(self._db, version_id), moment
+        catalogue, now = await self._catalogues.now(self._db)
+        return catalogue, moment or now
 
 
 def _cost(quote: Quote, call: Call, *flags: str) -> Cost:

@@ -136,10 +136,10 @@ _Listed = tuple[ModelView, tuple[PriceView, ...]]
 
 
 def _chosen(catalogue: Catalogue, model: str | None) -> tuple[_Listed, ...]:
-    """What is listed at this minute. An unknown model is an empty list, as a search that found nothing."""
+    """What is listed now, or was some seconds ago. An unknown model is an empty list, as a search that found nothing."""
     now = datetime.now(UTC)
     if model is None:
-        return _everything(catalogue, now.replace(second=0, microsecond=0))
+        return _everything(catalogue, now.replace(second=now.second // 10 * 10, microsecond=0))
     if not catalogue.is_known(model):
         return ()
     name, _ = catalogue.resolved(model)
@@ -147,9 +147,9 @@ def _chosen(catalogue: Catalogue, model: str | None) -> tuple[_Listed, ...]:
 
 
 @lru_cache(maxsize=2)
-def _everything(catalogue: Catalogue, minute: datetime) -> tuple[_Listed, ...]:
-    """Made once a minute and for each new catalogue, because anybody may ask for it as often as they like."""
-    now = datetime.now(UTC)  # not the minute's start: a rule that was just made holds already
+def _everything(catalogue: Catalogue, moment: datetime) -> tuple[_Listed, ...]:
+    """Made every ten seconds at most, and for each new catalogue, because anybody may ask for it as often as they like."""
+    now = max(moment, datetime.now(UTC))  # what has begun since holds already
     return tuple(found for model in catalogue.models() for found in _listed(catalogue, model, now))
 
 

@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import insert
@@ -16,6 +16,7 @@ from app.kernel.errors import AppError, InvalidField, ModelNotPriced
 from app.kernel.money import decimal_text
 from app.pricing.quote import Catalogue
 from app.pricing.rows import CACHE, PART_OF, Dimension, FeeRow, MarkupRow, ModelRow, PriceRow, parse_attributes
+from app.pricing.rules import NOTICE_SECONDS, soonest
 from app.pricing.sheet import Prices, Sheet
 from app.pricing.tables import Price, PricedModel
 
@@ -37,71 +38,123 @@ class PriceDropTooLarge(AppError):
     status, code, type = 422, "price_drop_too_large", "invalid_request_error"
 
 
-class Catalogues:
-    """The catalogues this process has loaded. What is active is asked again at most every second.
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """A version that was activated: how often what stands on top of it has changed, and since when it is in effect."""
 
-    One object for the process; several tasks may use it at once.
+    id: int
+    revision: int
+    activated_at: datetime | None
+
+
+class Catalogues:
+    """The catalogues this process has loaded. What is in effect is asked again at most every second.
+
+    What is known here is a hint: an id that is not known is asked for again at once. Time is the database's, told by the
+    last look at it, so that processes whose clocks differ agree on what holds. One object for the process; several tasks
+    may use it at once.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = asyncio.Lock()
-        self._revisions: dict[int, int] = {}
-        self._active_id: int | None = None
+        self._versions: dict[int, _Version] = {}
+        self._by_time: tuple[_Version, ...] = ()
+        self._read_at: datetime | None = None
+        self._read_at_seconds = 0.0
         self._fresh_until: float | None = None
         self._loaded: dict[int, Catalogue] = {}
 
     async def current(self, db: Database) -> Catalogue:
-        """The active version. Raises NoActiveVersion, DatabaseUnavailable."""
-        version_id = await self.active_id(db)
+        """The version in effect. Raises NoActiveVersion, DatabaseUnavailable."""
+        return (await self.now(db))[0]
+
+    async def now(self, db: Database) -> tuple[Catalogue, datetime]:
+        """The version in effect, and the moment that it is asked for: a call is priced by both, whenever it is settled.
+
+        Raises NoActiveVersion, DatabaseUnavailable.
+        """
+        version_id, moment = await self.moment(db)
+        if version_id is None:  # somebody may just have begun to sell
+            await self._reread(db, since=self._clock())
+            version_id, moment = await self.moment(db)
         if version_id is None:
             raise NoActiveVersion
-        return await self._get(db, version_id)
+        return await self._get(db, version_id), moment
 
-    async def active_id(self, db: Database) -> int | None:
-        """The active version's id without loading it; None while nothing is sold. Raises DatabaseUnavailable."""
+    async def moment(self, db: Database) -> tuple[int | None, datetime]:
+        """The same without loading the version: its id, None while nothing is sold. Raises DatabaseUnavailable."""
         await self._reread(db)
-        return self._active_id
+        moment = self._now()  # nothing is awaited in between: whatever has begun by then was read
+        return self._in_effect(moment), moment
 
     async def at(self, db: Database, version_id: int) -> Catalogue:
         """An activated version, for a call that began under it. Raises InvalidField if there is none of that id."""
         await self._reread(db)
-        if version_id not in self._revisions:
+        if version_id not in self._versions:  # it may have been activated since, and another process have held by it
+            await self._reread(db, since=self._clock())
+        if version_id not in self._versions:
             raise InvalidField(f"no price version {version_id} was ever active", param="price_version")
         return await self._get(db, version_id)
 
-    async def _reread(self, db: Database) -> None:
-        if self._is_fresh():
+    def _now(self) -> datetime:
+        """By the database's clock, or a little less: never so late that something has begun which was not read."""
+        assert self._read_at is not None
+        return self._read_at + timedelta(seconds=self._clock() - self._read_at_seconds)
+
+    def _in_effect(self, moment: datetime) -> int | None:
+        """The version that was activated last. An older one that came back has the time when it did."""
+        for version in reversed(self._by_time):
+            if version.activated_at is not None and version.activated_at <= moment:
+                return version.id
+        return None
+
+    async def _reread(self, db: Database, since: float | None = None) -> None:
+        """Unless it was read less than a second ago, or after `since`. Whoever comes meanwhile waits for the same."""
+        if self._is_fresh(since):
             return
         async with self._lock:
-            if self._is_fresh():
+            if self._is_fresh(since):
                 return
-            found = await db.transaction(
-                lambda session: rows(session, "SELECT id, state, revision FROM price_version WHERE state <> 'draft'")
-            )
-            self._revisions = {version["id"]: version["revision"] for version in found}
-            self._active_id = next((version["id"] for version in found if version["state"] == "active"), None)
-            self._fresh_until = self._clock() + _REREAD_SECONDS
+            asked_at = self._clock()
+            found = await db.transaction(_activated)
+            versions = [_Version(each["id"], each["revision"], each["activated_at"]) for each in found if each["id"]]
+            self._versions = {version.id: version for version in versions}
+            self._by_time = tuple(versions)
+            self._read_at, self._read_at_seconds = found[0]["now"], self._clock()
+            self._fresh_until = asked_at + _REREAD_SECONDS
 
-    def _is_fresh(self) -> bool:
-        return self._fresh_until is not None and self._clock() < self._fresh_until
+    def _is_fresh(self, since: float | None) -> bool:
+        if self._fresh_until is None:
+            return False
+        return self._clock() < self._fresh_until if since is None else self._fresh_until - _REREAD_SECONDS >= since
 
     async def _get(self, db: Database, version_id: int) -> Catalogue:
         loaded = self._loaded.get(version_id)
-        if loaded is not None and loaded.revision >= self._revisions[version_id]:
+        if loaded is not None and loaded.revision >= self._versions[version_id].revision:
             return loaded
         async with self._lock:
             loaded = self._loaded.pop(version_id, None)
-            if loaded is None or loaded.revision < self._revisions[version_id]:
+            if loaded is None or loaded.revision < self._versions[version_id].revision:
                 loaded = await db.transaction(lambda session: load(session, version_id))
             self._loaded[version_id] = loaded
             self._forget_the_oldest()
             return loaded
 
     def _forget_the_oldest(self) -> None:
+        in_effect = self._in_effect(self._now())
         for version_id in list(self._loaded)[: max(0, len(self._loaded) - _KEPT_VERSIONS)]:
-            if version_id != self._active_id:
+            if version_id != in_effect:
                 del self._loaded[version_id]
+
+
+async def _activated(session: AsyncSession) -> list[Row]:
+    """Those that were ever active, the last activated last, each with the time now; one row without a version if there is none."""
+    return await rows(
+        session,
+        """SELECT clock_timestamp() AS now, v.id, v.revision, v.activated_at
+           FROM (SELECT 1) one LEFT JOIN price_version v ON v.state <> 'draft' ORDER BY v.activated_at NULLS FIRST, v.id""",
+    )
 
 
 async def load(session: AsyncSession, version_id: int) -> Catalogue:
@@ -354,10 +407,16 @@ async def diff(session: AsyncSession, old_id: int | None, new_id: int) -> Diff:
 
 
 async def activate(
-    session: AsyncSession, version_id: int, *, max_drop_percent: int = MAX_DROP_PERCENT, allow_drops: bool = False
+    session: AsyncSession,
+    version_id: int,
+    *,
+    max_drop_percent: int = MAX_DROP_PERCENT,
+    allow_drops: bool = False,
+    notice_seconds: float = NOTICE_SECONDS,
 ) -> Diff:
-    """Make a version the one that new calls are priced by; the one before is retired. An older one may come back.
+    """Make a version the one that new calls are priced by, from a few seconds on; the one before is retired.
 
+    The first one ever begins at once: nothing was sold before. An older one may come back.
     Raises InvalidField for an unknown version or one without prices, PriceDropTooLarge, naming the worst,
     if a price drops by more than `max_drop_percent` or is gone, unless `allow_drops`.
     """
@@ -371,8 +430,26 @@ async def activate(
     if not allow_drops:
         _refuse_drops(found.drops(max_drop_percent), max_drop_percent)
     await rows(session, "UPDATE price_version SET state = 'retired' WHERE state = 'active'")
-    await rows(session, "UPDATE price_version SET state = 'active', activated_at = now() WHERE id = :id", id=version_id)
+    if version_id == await _in_effect(session):  # the one before was to begin, and now never does
+        await rows(session, "UPDATE price_version SET activated_at = NULL WHERE id = :id", id=before)
+        await rows(session, "UPDATE price_version SET state = 'active' WHERE id = :id", id=version_id)
+        return found
+    await rows(
+        session,
+        "UPDATE price_version SET state = 'active', activated_at = :moment WHERE id = :id",
+        id=version_id, moment=await soonest(session, 0 if before is None else notice_seconds),
+    )  # fmt: skip
     return found
+
+
+async def _in_effect(session: AsyncSession) -> int | None:
+    """The version that calls of this moment are priced by."""
+    found = await row(
+        session,
+        """SELECT id FROM price_version WHERE state <> 'draft' AND activated_at <= clock_timestamp()
+           ORDER BY activated_at DESC, id DESC LIMIT 1""",
+    )
+    return None if found is None else int(found["id"])
 
 
 def _refuse_drops(drops: tuple[Change, ...], max_drop_percent: int) -> None:

@@ -28,6 +28,7 @@ from app.pricing.catalogue import (
     diff,
     load,
     store,
+    version_of,
     versions,
 )
 from app.pricing.importer import Draft, read_prices, shortened
@@ -54,7 +55,7 @@ def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     compare = add("diff", "what a version changes against the active one, or another")
     compare.add_argument("version", type=int)
     compare.add_argument("--against", type=int, metavar="VERSION", help="default: the active version")
-    start = add("activate", "price new calls by this version; older ones keep theirs")
+    start = add("activate", "price new calls by this version, from a few seconds on; older ones keep theirs")
     start.add_argument("version", type=int)
     start.add_argument(
         "--max-drop", type=int, default=MAX_DROP_PERCENT, metavar="PERCENT", help="refuse larger drops (50)"
@@ -89,7 +90,9 @@ def _add_rules(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     fee.add_argument("feature")
     fee.add_argument("price_usd", help="for one call, such as 0.02")
     for each in (override, markup, fee):
-        each.add_argument("--from", dest="since", metavar="TIME", help="such as 2026-07-01T00:00:00Z (now)")
+        each.add_argument(
+            "--from", dest="since", metavar="TIME", help="such as 2026-07-01T00:00:00Z (in a few seconds)"
+        )
     add("end", "end an override, a markup or a fee; what calls have cost stays").add_argument("id")
     add("rules", "the overrides, markups and fees that hold now or will")
 
@@ -172,8 +175,9 @@ async def show_diff(session: AsyncSession, version_id: int, against: int | None)
 
 async def make_active(session: AsyncSession, version_id: int, max_drop_percent: int, allow_drops: bool) -> Answer:
     found = await activate(session, version_id, max_drop_percent=max_drop_percent, allow_drops=allow_drops)
-    text = f"Version {version_id} is active.\n" + "\n".join(_diff_lines(found))
-    return Answer(text, {"active": version_id, **_diff_data(found)})
+    since = (await version_of(session, version_id))["activated_at"]
+    text = f"Version {version_id} is active from {since:%Y-%m-%d %H:%M:%S} UTC on.\n" + "\n".join(_diff_lines(found))
+    return Answer(text, {"active": version_id, "since": since.isoformat(), **_diff_data(found)})
 
 
 async def show_model(session: AsyncSession, model: str, version_id: int | None) -> Answer:
@@ -201,7 +205,7 @@ async def show_model(session: AsyncSession, model: str, version_id: int | None) 
 
 
 async def override_price(session: AsyncSession, args: argparse.Namespace) -> Answer:
-    """From now or `--from` on, this price instead of what is imported."""
+    """From a few seconds on, or from `--from`, this price instead of what is imported."""
     price_pusd = _price_pusd(args.price_usd, args.per)
     model, provider, is_sold = await _names(session, args.model, args.provider.lower())
     rule_id = await rules.set_override(
@@ -215,7 +219,7 @@ async def override_price(session: AsyncSession, args: argparse.Namespace) -> Ans
 
 
 async def put_markup(session: AsyncSession, args: argparse.Namespace) -> Answer:
-    """From now or `--from` on, this on top of prices."""
+    """From a few seconds on, or from `--from`, this on top of prices."""
     if not _FACTOR_TEXT.fullmatch(args.factor):
         raise InvalidField(
             "--factor is a decimal number up to 1000, of at most 6 decimals, such as 1.2", param="factor"
@@ -229,7 +233,7 @@ async def put_markup(session: AsyncSession, args: argparse.Namespace) -> Answer:
 
 
 async def ask_fee(session: AsyncSession, feature: str, price_usd: str, since: str | None) -> Answer:
-    """From now or `since` on, this for each call that uses the feature."""
+    """From a few seconds on, or from `since`, this for each call that uses the feature."""
     rule_id = await rules.set_fee(
         session, _name(feature, "feature"), parse_usd(price_usd.encode(), "price_usd"), effective_from=_moment(since)
     )
@@ -241,7 +245,9 @@ async def end_rule(session: AsyncSession, text: str) -> Answer:
     rule_id = _uuid(text, "id")
     for table in rules.TABLES:
         if await rules.end(session, table, rule_id):
-            return Answer(f"The rule {rule_id} has ended. Calls that began under it keep it.", {"ended": str(rule_id)})
+            return Answer(
+                f"The rule {rule_id} ends in a few seconds. Calls that began under it keep it.", {"ended": str(rule_id)}
+            )
     raise InvalidField(f"no rule {rule_id} holds or will; see `prices rules`", param="id")
 
 

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Literal, get_args
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,6 +15,9 @@ from app.pricing.rows import PPM, Dimension, attributes_text, parse_attributes
 RuleTable = Literal["price_override", "markup", "fee"]
 Scope = Literal["default", "provider", "model", "account"]
 TABLES: Final[tuple[RuleTable, ...]] = get_args(RuleTable)
+NOTICE_SECONDS: Final = 5.0
+"""How long after it is set a rule, or a version, begins to hold: every process has read it by then, as each reads again what
+is older than a second. A call is so held for and charged by the same prices, whichever processes it comes to."""
 _MAX_PUSD = 10**18
 
 
@@ -28,8 +31,9 @@ async def set_override(
     tier_min: int = 0,
     attributes: str = "",
     effective_from: datetime | None = None,
+    notice_seconds: float = NOTICE_SECONDS,
 ) -> uuid.UUID:
-    """From now, or from a later moment, on this is the price, whatever is imported. The override before it ends then.
+    """From a few seconds on, or from a later moment, this is the price, whatever is imported. The override before it ends then.
 
     An override fits every call that has its attributes and its tier, also where an imported price fits more closely.
     Raises InvalidField for a moment in the past or a price out of range.
@@ -47,6 +51,7 @@ async def set_override(
         {"price_pusd": price_pusd},
         override_id,
         effective_from,
+        notice_seconds,
     )  # fmt: skip
     return override_id
 
@@ -59,6 +64,7 @@ async def set_markup(
     multiplier_ppm: int = PPM,
     fixed_per_request_nusd: int = 0,
     effective_from: datetime | None = None,
+    notice_seconds: float = NOTICE_SECONDS,
 ) -> uuid.UUID:
     """What is put on prices: parts per million of them, and nano-USD on each call. Replaces the one of this subject."""
     if (scope == "default") != (subject == ""):
@@ -68,29 +74,39 @@ async def set_markup(
     markup_id = new_id()
     values = {"multiplier_ppm": multiplier_ppm, "fixed_per_request_nusd": fixed_per_request_nusd}
     named = {"scope": scope, "subject": subject.lower() if scope == "provider" else subject}
-    await _replace(session, "markup", named, values, markup_id, effective_from)
+    await _replace(session, "markup", named, values, markup_id, effective_from, notice_seconds)
     return markup_id
 
 
 async def set_fee(
-    session: AsyncSession, feature: str, price_nusd: int, *, effective_from: datetime | None = None
+    session: AsyncSession,
+    feature: str,
+    price_nusd: int,
+    *,
+    effective_from: datetime | None = None,
+    notice_seconds: float = NOTICE_SECONDS,
 ) -> uuid.UUID:
     """What a feature costs for one request, in nano-USD. Replaces the fee of this feature."""
     _check_range(price_nusd, MAX_NUSD, "price_nusd")
     fee_id = new_id()
-    await _replace(session, "fee", {"feature": feature}, {"price_nusd": price_nusd}, fee_id, effective_from)
+    await _replace(
+        session, "fee", {"feature": feature}, {"price_nusd": price_nusd}, fee_id, effective_from, notice_seconds
+    )
     return fee_id
 
 
-async def end(session: AsyncSession, table: RuleTable, rule_id: uuid.UUID) -> bool:
-    """From now on this rule does not hold any more. False if there is no such rule that could end."""
+async def end(
+    session: AsyncSession, table: RuleTable, rule_id: uuid.UUID, *, notice_seconds: float = NOTICE_SECONDS
+) -> bool:
+    """From a few seconds on this rule does not hold any more. False if there is no such rule that could end."""
+    await tell_everybody(session)
     found = await row(
         session,
-        f"""UPDATE {table} SET effective_to = greatest(now(), effective_from)
-            WHERE id = :id AND (effective_to IS NULL OR effective_to > now()) RETURNING id""",
+        f"""UPDATE {table} SET effective_to = greatest(:moment, effective_from)
+            WHERE id = :id AND (effective_to IS NULL OR effective_to > :moment) RETURNING id""",
         id=rule_id,
+        moment=await soonest(session, notice_seconds),
     )
-    await tell_everybody(session)
     return found is not None
 
 
@@ -103,8 +119,18 @@ async def standing(session: AsyncSession, table: RuleTable) -> list[Row]:
     )
 
 
+async def soonest(session: AsyncSession, notice_seconds: float) -> datetime:
+    """When what is set at this moment can begin: by the clock, as a transaction may have begun long before."""
+    found = await row(
+        session, "SELECT clock_timestamp() + make_interval(secs => :notice) AS moment", notice=notice_seconds
+    )
+    assert found is not None
+    moment: datetime = found["moment"]
+    return moment
+
+
 async def tell_everybody(session: AsyncSession) -> None:
-    """Every process sees within a second that what stands on top of the versions has changed."""
+    """Every process sees within a second that what stands on top of the versions has changed. Waits for whoever is telling."""
     await rows(session, "UPDATE price_version SET revision = revision + 1 WHERE state <> 'draft'")
 
 
@@ -115,9 +141,11 @@ async def _replace(
     values: Mapping[str, int],
     rule_id: uuid.UUID,
     effective_from: datetime | None,
+    notice_seconds: float,
 ) -> None:
     """End what is named the same when the new one begins, and add the new one. Column names are ours, never a caller's."""
-    moment = await _moment(session, effective_from)
+    await tell_everybody(session)  # first, because it may wait, and the notice begins afterwards
+    moment = await _moment(session, effective_from, notice_seconds)
     same = " AND ".join(f"{column} = :{column}" for column in named)
     await rows(
         session,
@@ -133,16 +161,15 @@ async def _replace(
             VALUES (:id, {", ".join(f":{column}" for column in columns)}, :moment)""",
         id=rule_id, moment=moment, **named, **values,
     )  # fmt: skip
-    await tell_everybody(session)
 
 
-async def _moment(session: AsyncSession, effective_from: datetime | None) -> datetime:
-    found = await row(session, "SELECT now() AS now")
-    assert found is not None
-    now: datetime = found["now"]
+async def _moment(session: AsyncSession, effective_from: datetime | None, notice_seconds: float) -> datetime:
+    """When a rule begins: what is to begin before everybody can know of it begins when they do."""
+    now = await soonest(session, 0)
     if effective_from is not None and effective_from < now:
         raise InvalidField("effective_from lies in the past: what a call has cost stays", param="effective_from")
-    return effective_from or now
+    first = now + timedelta(seconds=notice_seconds)
+    return first if effective_from is None else max(first, effective_from)
 
 
 def _check_range(value: int, most: int, field: str) -> None:

@@ -36,7 +36,7 @@ async def ensure_starter(db: Database) -> bool:
         }
         for fee in draft.fees:
             if fee.feature not in priced:
-                await set_fee(session, fee.feature, fee.price_nusd)
+                await set_fee(session, fee.feature, fee.price_nusd, notice_seconds=0)  # nobody sells by it yet
         return True
 
     return await db.transaction(work)

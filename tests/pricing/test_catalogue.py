@@ -48,11 +48,11 @@ async def a_version(db: Database, *prices: PriceRow) -> int:
 
 
 async def make_active(db: Database, version_id: int, *, allow_drops: bool = False) -> None:
-    await db.transaction(lambda session: activate(session, version_id, allow_drops=allow_drops))
+    await db.transaction(lambda session: activate(session, version_id, allow_drops=allow_drops, notice_seconds=0))
 
 
 async def override(db: Database, price_pusd: int) -> uuid.UUID:
-    return await db.transaction(lambda session: rules.set_override(session, "m", D.INPUT, price_pusd))
+    return await db.transaction(lambda session: rules.set_override(session, "m", D.INPUT, price_pusd, notice_seconds=0))
 
 
 async def an_active_version(db: Database, *prices: PriceRow) -> int:
@@ -101,7 +101,7 @@ async def test_activating_retires_the_one_before_and_an_older_one_may_come_back(
         lambda session: rows(session, "SELECT id, state FROM price_version ORDER BY id")
     )
     assert [(row["id"], row["state"]) for row in states] == [(first, "retired"), (second, "active")]
-    await unpriced.db.transaction(lambda session: activate(session, first))
+    await unpriced.db.transaction(lambda session: activate(session, first, notice_seconds=0))
     assert cost_nusd(await Catalogues().current(unpriced.db)) == 1000
 
 
@@ -126,7 +126,9 @@ async def test_a_drop_of_more_than_half_is_refused_unless_told(
     if is_refused:
         with pytest.raises(PriceDropTooLarge, match="m input"):
             await unpriced.db.transaction(lambda session: activate(session, version_id))
-    await unpriced.db.transaction(lambda session: activate(session, version_id, allow_drops=is_refused))
+    await unpriced.db.transaction(
+        lambda session: activate(session, version_id, allow_drops=is_refused, notice_seconds=0)
+    )
     assert cost_nusd(await Catalogues().current(unpriced.db)) == new_pusd
 
 
@@ -234,9 +236,9 @@ async def test_overrides_markups_and_fees_reach_every_process_and_leave_the_past
     before = datetime.now(UTC)
 
     async def change(session: AsyncSession) -> None:
-        await rules.set_override(session, "m", D.INPUT, 3000)
-        await rules.set_markup(session, "account", "a", multiplier_ppm=2 * PPM)
-        await rules.set_fee(session, "web", 20_000_000)
+        await rules.set_override(session, "m", D.INPUT, 3000, notice_seconds=0)
+        await rules.set_markup(session, "account", "a", multiplier_ppm=2 * PPM, notice_seconds=0)
+        await rules.set_fee(session, "web", 20_000_000, notice_seconds=0)
 
     await unpriced.db.transaction(change)
     clock.seconds += 1
@@ -251,8 +253,12 @@ async def test_a_rule_replaces_the_one_of_its_name_and_can_be_ended(unpriced: Ho
     await override(unpriced.db, 2000)
     override_id = await override(unpriced.db, 3000)
     assert cost_nusd(await Catalogues().current(unpriced.db)) == 3000
-    assert await unpriced.db.transaction(lambda session: rules.end(session, "price_override", override_id))
-    assert not await unpriced.db.transaction(lambda session: rules.end(session, "price_override", override_id))
+    assert await unpriced.db.transaction(
+        lambda session: rules.end(session, "price_override", override_id, notice_seconds=0)
+    )
+    assert not await unpriced.db.transaction(
+        lambda session: rules.end(session, "price_override", override_id, notice_seconds=0)
+    )
     assert cost_nusd(await Catalogues().current(unpriced.db)) == 1000
 
 

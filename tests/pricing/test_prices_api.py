@@ -100,6 +100,8 @@ async def test_what_is_listed_is_what_is_charged_markup_included(
     client: AsyncTestClient[Litestar], unpriced: House
 ) -> None:
     await ensure_starter(unpriced.db)
-    await unpriced.db.transaction(lambda session: rules.set_markup(session, "default", multiplier_ppm=1_150_000))
+    await unpriced.db.transaction(
+        lambda session: rules.set_markup(session, "default", multiplier_ppm=1_150_000, notice_seconds=0)
+    )
     (mini,) = (await get(client, "/v1/models?model=gpt-4o-mini"))["data"]
     assert mini["pricing"]["input"] == Decimal("0.0000001725")

@@ -15,6 +15,7 @@ from app.kernel.db import Database
 from app.pricing.catalogue import Catalogues
 from app.pricing.quote import Call
 from app.pricing.rows import Usage
+from app.pricing.rules import NOTICE_SECONDS
 
 ACCOUNT = str(uuid.uuid4())
 USED = Usage(input_tokens=1000, output_tokens=1000)
@@ -53,7 +54,7 @@ class Operator:
         return printed
 
     def cost_nusd(self, model: str = "m", account: str = "", features: tuple[str, ...] = (), days: int = 0) -> int:
-        when = datetime.now(UTC) + timedelta(days=days)
+        when = datetime.now(UTC) + timedelta(days=days, seconds=NOTICE_SECONDS)
 
         async def work(db: Database) -> int:
             book = await Catalogues().current(db)
@@ -92,7 +93,10 @@ def test_a_fee_is_asked_once_it_is_set_and_no_more_once_it_is_ended(operator: Op
         ("fee", "web", "0.02")
     ]
     assert operator.does("end", fee["id"]) == {"ended": fee["id"]}
-    assert operator.does("rules") == {"rules": []}
+    [ending] = operator.does("rules")["rules"]
+    begun, ends = (datetime.fromisoformat(time) for time in (fee["effective_from"], ending["effective_to"]))
+    assert begun < ends < datetime.now(UTC) + timedelta(seconds=NOTICE_SECONDS)
+    assert operator.cost_nusd() == 11_000_000
     assert operator.types("end", fee["id"])[0] == 2
 
 

@@ -292,7 +292,7 @@ class MeterController(Controller):
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
             if estimated is None:
                 amount_nusd = reported_usd(data.max_cost_usd, "max_cost_usd")
-                limits = Limits(amount_nusd, amount_nusd, await pricer.version())
+                limits = Limits(amount_nusd, amount_nusd, *await pricer.moment())
             else:
                 estimated = quote.by_account(estimated, str(owner.account_id))
                 limits = await pricer.limits(estimated, _least_tokens(data))

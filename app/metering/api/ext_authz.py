@@ -23,6 +23,7 @@ from app.kernel.security import Service
 from app.kernel.settings import Settings
 from app.keys.verify import Shown, Verifier
 from app.metering.holds import Ask, Held, Meter
+from app.metering.priced import Pricer
 
 PATH: Final = "/v1/meter/ext-authz"
 GATEWAY_HEADER: Final = "x-service-token"
@@ -85,6 +86,7 @@ async def ask(
     gateway: NamedDependency[Service],
     verifier: NamedDependency[Verifier],
     meter: NamedDependency[Meter],
+    pricer: NamedDependency[Pricer],
     settings: NamedDependency[Settings],
     mode: FromQuery[str | None] = None,
 ) -> Response[None]:
@@ -93,7 +95,7 @@ async def ask(
     The client's key is in its own headers; the gateway's token is in `X-Service-Token`, in which `; id=…` makes a
     repeat harmless, and `; model=…` names the model. Holds a flat amount, `EXT_AUTHZ_HOLD_USD`.
     """
-    return await _answer(request, gateway, verifier, meter, settings)
+    return await _answer(request, gateway, verifier, meter, pricer, settings)
 
 
 @route(
@@ -104,10 +106,11 @@ async def ask_by_any_method(
     gateway: NamedDependency[Service],
     verifier: NamedDependency[Verifier],
     meter: NamedDependency[Meter],
+    pricer: NamedDependency[Pricer],
     settings: NamedDependency[Settings],
 ) -> Response[None]:
     """The same: some gateways ask with their client's method."""
-    return await _answer(request, gateway, verifier, meter, settings)
+    return await _answer(request, gateway, verifier, meter, pricer, settings)
 
 
 @route(
@@ -121,10 +124,11 @@ async def ask_with_path(
     gateway: NamedDependency[Service],
     verifier: NamedDependency[Verifier],
     meter: NamedDependency[Meter],
+    pricer: NamedDependency[Pricer],
     settings: NamedDependency[Settings],
 ) -> Response[None]:
     """The same, from Envoy, which asks with its client's path and query after ours; so the query tells nothing here."""
-    return await _answer(request, gateway, verifier, meter, settings)
+    return await _answer(request, gateway, verifier, meter, pricer, settings)
 
 
 def door(refuse: Refuse) -> Router:
@@ -156,7 +160,12 @@ def for_nginx(refusal: Response[Any]) -> Response[Any]:
 
 
 async def _answer(
-    request: Request[Any, Any, Any], gateway: Service, verifier: Verifier, meter: Meter, settings: Settings
+    request: Request[Any, Any, Any],
+    gateway: Service,
+    verifier: Verifier,
+    meter: Meter,
+    pricer: Pricer,
+    settings: Settings,
 ) -> Response[None]:
     told = Told.of(request.headers[GATEWAY_HEADER])
     secret = Shown.of(request.headers.multi_items()).api_key
@@ -165,6 +174,7 @@ async def _answer(
     owner = await verifier.owner_of(secret=secret)
     if owner is None:
         raise InvalidApiKey
+    price_version, _ = await pricer.moment()
     # Without an id of the gateway's every ask is a new one: under an id of the client's, one hold would do for many calls.
     held = await meter.authorize(
         gateway.name,
@@ -175,6 +185,7 @@ async def _answer(
             model=told.model,
             endpoint=_endpoint(request),
             ttl_seconds=_HOLD_SECONDS,
+            price_version=price_version,
         ),
     )
     return Response(None, status_code=200, headers=_headers(held), media_type="text/plain")

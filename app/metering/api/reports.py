@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -176,9 +175,10 @@ async def _recorded(
         return await charged_for(service, meter, pricer, ticket, data)
     owner = await _owner(event, verifier)
     request_id = "event:" + hashlib.sha256(f"{event.source}\x00{event.id}".encode()).hexdigest()
+    price_version, now = await pricer.moment()
     unheld = HoldTicket(
-        owner.account_id, owner.key_id, hold_id_for(service.name, request_id), request_id, None, datetime.now(UTC), None,
-        None, data.model, data.endpoint, said,
+        owner.account_id, owner.key_id, hold_id_for(service.name, request_id), request_id, None, now, None, price_version,
+        data.model, data.endpoint, said,
     )  # fmt: skip
     work = await priced_work(pricer, unheld, data)
     ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint)
