@@ -9,7 +9,7 @@ import msgspec
 
 from app.kernel.db import Database
 from app.kernel.errors import InvalidField, ModelNotPriced
-from app.pricing.catalogue import Catalogues, NoActiveVersion
+from app.pricing.catalogue import Catalogues, NoActiveVersion, names_of
 from app.pricing.quote import Ask, Call, Catalogue, Quote
 from app.pricing.rows import Usage
 
@@ -46,6 +46,13 @@ class Pricer:
     async def moment(self) -> tuple[int | None, datetime]:
         """The version that a call authorized now is priced by, None while nothing is sold; and this moment."""
         return await self._catalogues.moment(self._db)
+
+    async def names(self, model: str | None) -> tuple[str, ...]:
+        """Every name that a list of allowed models may have this model under."""
+        version_id, _ = await self.moment()
+        if model is None or version_id is None:
+            return () if model is None else (model,)
+        return names_of(await self._catalogues.at(self._db, version_id), model)
 
     async def limits(self, ask: Ask, min_output_tokens: int | None) -> Limits:
         """What an estimated call may cost at most, and with the shortest answer that is still of use.

@@ -157,6 +157,26 @@ async def _activated(session: AsyncSession) -> list[Row]:
     )
 
 
+def names_of(catalogue: Catalogue, model: str) -> tuple[str, ...]:
+    """The names, this one first, that mean what it means: a model alone, and after its seller and a slash. At most two.
+
+    For a list of allowed models, so nothing near is taken for it: no other case, date or seller. A model alone is whom the
+    catalogue takes it from. A name that a model of its own bears means that one.
+    """
+    if sellers := _sellers(catalogue, model):
+        long = f"{sellers[0]}/{model}"
+        return (model, long) if sellers[0] and not _sellers(catalogue, long) else (model,)
+    seller, _, name = model.partition("/")
+    return (model, name) if seller and _sellers(catalogue, name)[:1] == (seller,) else (model,)
+
+
+def _sellers(catalogue: Catalogue, model: str) -> tuple[str, ...]:
+    try:
+        return catalogue.providers_of(model)
+    except KeyError:
+        return ()
+
+
 async def load(session: AsyncSession, version_id: int) -> Catalogue:
     """One version with everything that is on top of it. Raises InvalidField if there is none of that id."""
     version = await version_of(session, version_id)

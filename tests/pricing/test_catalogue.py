@@ -384,3 +384,35 @@ def test_no_model_that_the_documents_name_is_held_for_nothing(name: str) -> None
 
 def test_the_default_limit_of_a_drop_is_half() -> None:
     assert catalogues.MAX_DROP_PERCENT == 50
+
+
+def test_a_model_is_known_by_its_own_name_and_after_its_sellers_and_by_nothing_near_it() -> None:
+    rows_ = [
+        PriceRow("m", "openai", D.INPUT, 1), PriceRow("two", "dear", D.INPUT, 2), PriceRow("two", "cheap", D.INPUT, 1),
+        PriceRow("azure/m", "azure", D.INPUT, 1), PriceRow("own", "p", D.INPUT, 1), PriceRow("p/own", "p", D.INPUT, 9),
+        PriceRow("free", "", D.INPUT, 1),
+    ]  # fmt: skip
+    book = Catalogue(1, rows_)
+    names = {
+        "m": ("m", "openai/m"), "openai/m": ("openai/m", "m"), "two": ("two", "dear/two"), "dear/two": ("dear/two", "two"),
+        "cheap/two": ("cheap/two",), "azure/m": ("azure/m", "azure/azure/m"), "azure/azure/m": ("azure/azure/m", "azure/m"),
+        "own": ("own",), "p/own": ("p/own", "p/p/own"), "free": ("free",), "/free": ("/free",), "x": ("x",), "": ("",),
+    }  # fmt: skip
+    assert {model: catalogues.names_of(book, model) for model in names} == names
+    for near in (
+        "M",
+        "OpenAI/m",
+        "openai//m",
+        "openai/m ",
+        " m",
+        "m/",
+        "openai/M",
+        "other/m",
+        "openai/openai/m",
+        "m-2024-07-18",
+    ):
+        assert catalogues.names_of(book, near) == (near,)
+    for model, known in names.items():
+        for name in known:  # what is taken for the model is what the catalogue charges for it
+            if book.is_known(model):
+                assert book.resolved(name) == book.resolved(model)
