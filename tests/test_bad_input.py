@@ -109,7 +109,7 @@ ROUTES: Final[Mapping[tuple[str, str], Route]] = {
     ("GET", "/nwc-auto-topup/attempts"): Route("owner"),
     ("POST", "/webhooks/{backend:str}"): Route("backend"),
     ("POST", "/v1/meter/authorize"): Route(
-        "service", {**_CALL, "ttl_seconds": 60, "features": ["web"], "mode": "strict", "min_output_tokens": 1}, refuses_unknown_fields=True
+        "service", {**_CALL, "ttl_seconds": 60, "features": ["web"], "mode": "strict", "min_output_tokens": 1, "max_hold_usd": 0.02}, refuses_unknown_fields=True
     ),
     ("POST", "/v1/meter/extend"): Route(
         "service", {"hold_id": "$hold_id", "ttl_seconds": 60, "captured_usd": 0.01}, refuses_unknown_fields=True
@@ -1209,7 +1209,7 @@ BAD_CALLS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("request_id", {"request_id": "a\n"}), ("request_id", {"request_id": "é"}), ("request_id", {"request_id": "a/b"}), ("request_id", {"request_id": " a"}),
     ("api_key_hash", {"api_key": None, "api_key_hash": "0" * 63}), ("api_key_hash", {"api_key": None, "api_key_hash": "g" * 64}),
     ("api_key_hash", {"api_key": None, "api_key_hash": "0" * 64 + "\n"}), ("api_key", {"api_key": None}), ("api_key", {"api_key_hash": "0" * 64}),
-    ("model", {"model": ""}), ("model", {"model": "x" * 201}), ("model", {"model": "a\x1fb"}), ("endpoint", {"endpoint": "a\nb"}),
+    ("endpoint", {"endpoint": "a\nb"}),
     ("max_cost_usd", {"max_cost_usd": "1000000000.000000001"}), ("max_cost_usd", {"max_cost_usd": 999999999999}),
 )  # fmt: skip
 
@@ -1238,9 +1238,8 @@ async def test_a_call_that_cannot_be_metered_is_422_naming_the_field(world: Worl
 MINI: Final = "gpt-4o-mini"
 BAD_ESTIMATES: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("max_cost_usd", {"max_cost_usd": 0.02}), ("max_cost_usd", {"estimate": None}), ("mode", {"estimate": None, "max_cost_usd": 1, "mode": "clamp"}),
-    ("model", {"model": None}), ("estimate.n", {"estimate": {"n": 129}}), ("estimate.size", {"estimate": {"size": ""}}),
-    ("estimate.quality", {"estimate": {"quality": "a\nb"}}), ("features", {"features": ["web"] * 17}), ("features", {"features": [""]}),
-    ("estimate", {"model": "dall-e-3", "estimate": {"images": 10**12}}), ("estimate.input_tokens", {"estimate": {"input_tokens": 10**12 + 1}}),
+    ("model", {"model": None}), ("features", {"features": ["web"] * 17}), ("features", {"features": [""]}),
+    ("estimate.input_tokens", {"estimate": {"input_tokens": 10**12 + 1}}),
 )  # fmt: skip
 BAD_USES: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("served_model", {"served_model": None}), ("usage", {"served_model": "dall-e-3", "usage": {"images": 10**12}}),

@@ -102,7 +102,6 @@ async def test_media_is_held_for_by_its_size_and_quality(shop: Rig) -> None:
         ({"estimate": None}, "max_cost_usd"),
         ({"model": None}, "model"),
         ({"estimate": None, "max_cost_usd": "1", "mode": "clamp"}, "mode"),
-        ({"estimate": {"n": 0}}, "estimate.n"),
         ({"estimate": {"tokens": 5}}, "estimate.tokens"),
         ({"min_output_tokens": 0}, "min_output_tokens"),
         ({"mode": "loose"}, "mode"),

@@ -58,6 +58,8 @@ class Schemas:
                 return self.of(held, is_read=is_read)
             case mi.Metadata(extra={"reported": True}) if is_read:
                 return dict(_REPORTED)
+            case mi.Metadata(type=inner, extra={"limits": limits}) if is_read:  # which the handler looks into
+                return {**self._of(inner, is_read=is_read), **limits}
             case mi.Metadata(type=inner):
                 return self._of(inner, is_read=is_read)
             case mi.StructType(cls=cls):
@@ -182,7 +184,7 @@ def every_error() -> dict[str, type[AppError]]:
     found, waiting = {AppError.code: AppError}, [AppError]
     while waiting:
         kinds = waiting.pop().__subclasses__()
-        found |= {kind.code: kind for kind in kinds}
+        found = {kind.code: kind for kind in kinds} | found  # a kind of an error that bears its code is told as that
         waiting += kinds
     return dict(sorted(found.items(), key=lambda one: (one[1].status, one[0])))
 

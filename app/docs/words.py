@@ -361,6 +361,18 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "images": ("How many images are made.", None),
     "max_output_tokens": ("How long each answer may be.", 500),
     "AuthorizeRequest.min_output_tokens": ("With `clamp`: the shortest answer that is of use, 1 if not said.", 100),
+    "AuthorizeRequest.max_hold_usd": (
+        "Hold no more than this for the call, USD, so that several fit under one limit. What it costs is charged all the same.",
+        0.02,
+    ),
+    "Allowed.clamped": ("Is less held than the call may cost? Then keep to `granted_output_tokens`.", False),
+    "Allowed.estimated_cost_usd": ("What the whole of the estimate may cost, USD; null where there was none.", 0.0105),
+    "Allowed.prices": ("What the call will be charged by, as far as its estimate foresees; null without one.", None),
+    "PriceOfCall.kind": ("The figure of `cost` that it goes to: input, output, cache_input, media or fees.", "input"),
+    "PriceOfCall.name": ("What is counted, or the feature of a fee.", "input"),
+    "PriceOfCall.price_usd": ("What `per_units` of it cost this caller, markup included, USD.", 0.00000015),
+    "PriceOfCall.per_units": ("How many units the price is for.", 1),
+    "PriceOfCall.estimated_units": ("How many the estimate foresees.", 1000),
     "AuthorizeRequest.mode": (
         "`clamp` allows what the money is enough for; `strict` all of the estimate, or nothing.",
         "clamp",

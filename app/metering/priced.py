@@ -9,6 +9,7 @@ import msgspec
 
 from app.kernel.db import Database
 from app.kernel.errors import InvalidField, ModelNotPriced
+from app.kernel.money import usd_text
 from app.pricing.catalogue import Catalogues, NoActiveVersion, names_of
 from app.pricing.quote import Ask, Call, Catalogue, Quote
 from app.pricing.rows import Usage
@@ -16,12 +17,17 @@ from app.pricing.rows import Usage
 
 class Limits(msgspec.Struct, frozen=True):
     """What is held for a call: `amount_nusd` if it is there, and `min_nusd` at least. The price version and the moment say
-    so, and price the call when it is settled."""
+    so, and price the call when it is settled. `quote` is what the whole of it may cost; None where the proxy said that."""
 
     amount_nusd: int
     min_nusd: int
     price_version: int | None
     made_at: datetime
+    quote: Quote | None = None
+
+
+class HoldTooSmall(InvalidField):
+    """Less may be held than the call costs with the shortest answer that is of use."""
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -54,17 +60,31 @@ class Pricer:
             return () if model is None else (model,)
         return names_of(await self._catalogues.at(self._db, version_id), model)
 
-    async def limits(self, ask: Ask, min_output_tokens: int | None) -> Limits:
-        """What an estimated call may cost at most, and with the shortest answer that is still of use.
+    async def limits(self, ask: Ask, min_output_tokens: int | None, max_hold_nusd: int | None = None) -> Limits:
+        """What an estimated call may cost at most, and with the shortest answer that is still of use; not more than
+        `max_hold_nusd` is held.
 
-        Without `min_output_tokens` only the whole will do. Raises ModelNotPriced.
+        Without `min_output_tokens` only the whole will do. Raises ModelNotPriced, and HoldTooSmall where the shortest
+        answer costs more than may be held.
         """
         catalogue, now = await self._catalogues.now(self._db)
-        most = catalogue.estimate(ask, now).cost_nusd
-        if min_output_tokens is None:
-            return Limits(most, most, catalogue.version_id, now)
-        shortest = replace(ask, max_output_tokens=min(min_output_tokens, catalogue.answer_tokens(ask, now)))
-        return Limits(most, catalogue.estimate(shortest, now).cost_nusd, catalogue.version_id, now)
+        quote = catalogue.estimate(ask, now)
+        most = quote.cost_nusd
+        amount = most if max_hold_nusd is None else min(most, max_hold_nusd)
+        if min_output_tokens is None and amount == most:
+            return Limits(most, most, catalogue.version_id, now, quote)
+        shortest = replace(ask, max_output_tokens=min(min_output_tokens or 1, catalogue.answer_tokens(ask, now)))
+        least = catalogue.estimate(shortest, now).cost_nusd
+        if least > amount:
+            raise HoldTooSmall(
+                f"The call costs at least ${usd_text(least)}, and ${usd_text(amount)} may be held for one",
+                param="max_hold_usd",
+            )
+        return Limits(amount, amount if min_output_tokens is None else least, catalogue.version_id, now, quote)
+
+    async def quoted(self, ask: Ask, version_id: int, made_at: datetime) -> Quote:
+        """What a call that was authorized then may cost at most."""
+        return (await self._catalogues.at(self._db, version_id)).estimate(ask, made_at)
 
     async def granted_output_tokens(self, ask: Ask, version_id: int, held_nusd: int, made_at: datetime) -> int | None:
         """How long each answer may be for what is held; None for a call that answers in no tokens."""

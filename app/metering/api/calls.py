@@ -1,6 +1,7 @@
 """How a proxy asks for metering. A verdict against the caller is a 200 that says `deny`, so that a proxy
 never blames its user for a failure of ours."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from math import ceil
@@ -15,11 +16,11 @@ from litestar.params import JSONBody
 from app.kernel.db import Database
 from app.kernel.errors import AppError, HoldClosed, InvalidApiKey, InvalidField, RequestIdReuse
 from app.kernel.logs import log
-from app.kernel.money import JsonNumber, ReportedNumber, is_given, reported_usd, usd
+from app.kernel.money import JsonNumber, ReportedNumber, is_given, number, reported_usd, usd, usd_or_null
 from app.kernel.security import Service
 from app.keys.verify import KeyOwner, Verifier
 from app.ledger.charge import ChargeId
-from app.metering.holds import Ask, Charged, Meter, Work
+from app.metering.holds import Ask, Charged, Held, Meter, Work
 from app.metering.priced import Cost, Limits, Pricer
 from app.metering.refund import refund
 from app.metering.ticket import HoldTicket
@@ -30,6 +31,10 @@ RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^
 Sha256Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+_CALLERS: Final = {"minLength": 1, "maxLength": 200, "pattern": r"^[^\x00-\x1f\x7f]+$"}
+CallersWord = Annotated[str, msgspec.Meta(extra={"limits": _CALLERS})]
+CallersCount = Annotated[int, msgspec.Meta(extra={"limits": {"minimum": 0, "maximum": 10**12}})]
+"""What a proxy passes on as its caller wrote it. That it is no such value is for the caller to read: see `CallersMistake`."""
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=10**12)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=2**31 - 1)]
 """As clocks measure them, with a fraction; kept whole. msgspec refuses what is not finite."""
@@ -73,21 +78,32 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     that knows better says `max_cost_usd`."""
 
     input_tokens: Count | None = None
-    max_output_tokens: Count | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=128)] = 1
+    max_output_tokens: CallersCount | None = None
+    n: Annotated[int, msgspec.Meta(extra={"limits": {"minimum": 1, "maximum": 128}})] = 1
     characters: Count | None = None
-    audio_seconds: Count | None = None
-    images: Count | None = None
-    size: Word | None = None
-    quality: Word | None = None
-    video_seconds: Count | None = None
-    resolution: Word | None = None
-    service_tier: Word | None = None
-    search_context_size: Word | None = None
+    audio_seconds: Seconds | None = None
+    images: CallersCount | None = None
+    size: CallersWord | None = None
+    quality: CallersWord | None = None
+    video_seconds: Seconds | None = None
+    resolution: CallersWord | None = None
+    service_tier: CallersWord | None = None
+    search_context_size: CallersWord | None = None
     queries: Count | None = None
 
+    def check(self) -> None:
+        """Raises CallersMistake."""
+        for name, word in self.attributes().items():
+            _check_word(word, f"estimate.{name}")
+        for name, count, least, most in (
+            ("n", self.n, 1, 128), ("max_output_tokens", self.max_output_tokens or 0, 0, 10**12),
+            ("images", self.images or 0, 0, 10**12),
+        ):  # fmt: skip
+            if not least <= count <= most:
+                raise CallersMistake(f"{name} must be from {least} to {most}", param=f"estimate.{name}")
+
     def usage(self) -> Usage:
-        return Usage(**{name: getattr(self, name) or 0 for name in _ESTIMATED})
+        return Usage(**{name: ceil(getattr(self, name) or 0) for name in _ESTIMATED})
 
     def attributes(self) -> dict[str, str]:
         return {name: value for name in _ATTRIBUTES if (value := getattr(self, name)) is not None}
@@ -95,7 +111,18 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 _ESTIMATED: Final = ("input_tokens", "characters", "audio_seconds", "images", "video_seconds", "queries")
 _ATTRIBUTES: Final = ("quality", "resolution", "search_context_size", "service_tier", "size")
+_WORD: Final = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 Features = Annotated[list[Word], msgspec.Meta(max_length=16)]
+
+
+class CallersMistake(InvalidField):
+    """What the caller asked for is not valid, and the proxy could not know: it is told to its caller."""
+
+
+def _check_word(value: str | None, param: str) -> None:
+    """Raises CallersMistake."""
+    if value is not None and not _WORD.fullmatch(value):
+        raise CallersMistake(f"{param} is 1 to 200 characters without control characters", param=param)
 
 
 class AuthorizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,12 +132,13 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_key: str | None = None
     api_key_hash: Sha256Hex | None = None
     endpoint: Word | None = None
-    model: Word | None = None
+    model: CallersWord | None = None
     estimate: Estimate | None = None
     max_cost_usd: ReportedNumber = NOT_GIVEN
     features: Features = msgspec.field(default_factory=list)
     mode: Literal["strict", "clamp"] = "strict"
     min_output_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**12)] | None = None
+    max_hold_usd: ReportedNumber = NOT_GIVEN
     ttl_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 900
 
 
@@ -161,13 +189,16 @@ class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Attributes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a call was made, where its price depends on it. Where it is not said, it was made as the model's prices take it to be."""
 
-    quality: Word | None = None
-    resolution: Word | None = None
-    service_tier: Word | None = None
-    size: Word | None = None
+    quality: CallersWord | None = None
+    resolution: CallersWord | None = None
+    service_tier: CallersWord | None = None
+    size: CallersWord | None = None
 
     def said(self) -> dict[str, str]:
+        """Raises CallersMistake."""
         told: dict[str, str] = msgspec.to_builtins(self)
+        for name, value in told.items():
+            _check_word(value, f"attributes.{name}")
         return told
 
 
@@ -178,7 +209,7 @@ class ChargeRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=T
     api_key: str | None = None
     api_key_hash: Sha256Hex | None = None
     endpoint: Word | None = None
-    model: Word | None = None
+    model: CallersWord | None = None
     attributes: Attributes | None = None
     max_cost_usd: ReportedNumber = NOT_GIVEN
 
@@ -195,7 +226,28 @@ class Denied(msgspec.Struct, frozen=True):
         return cls(error.status, error.wire())
 
 
+class PriceOfCall(msgspec.Struct, frozen=True):
+    """What `per_units` of something cost this caller, markup included: a line of what the call may cost."""
+
+    kind: str
+    name: str
+    price_usd: JsonNumber
+    per_units: int
+    estimated_units: int
+
+    @classmethod
+    def of(cls, line: quote.Line) -> "PriceOfCall":
+        price_usd = number(line.list_price_pusd * line.markup_ppm, _PLACES_OF_PRICES)
+        return cls(line.kind.value, line.name, price_usd, 1, line.units)
+
+
+_PLACES_OF_PRICES: Final = 18
+"""Pico-USD with a markup in parts per million."""
+
+
 class Allowed(msgspec.Struct, frozen=True):
+    """`clamped`: less is held than the call may cost. `prices` are what it will be charged by, as far as is foreseen."""
+
     hold_id: str
     account_id: UUID
     key_id: UUID
@@ -204,6 +256,9 @@ class Allowed(msgspec.Struct, frozen=True):
     expires_at: datetime
     granted_output_tokens: int | None = None
     price_version: int | None = None
+    clamped: bool = False
+    estimated_cost_usd: JsonNumber = msgspec.Raw(b"null")
+    prices: list[PriceOfCall] | None = None
     decision: Literal["allow"] = "allow"
 
 
@@ -284,30 +339,19 @@ class MeterController(Controller):
         pricer: NamedDependency[Pricer],
         data: JSONBody[AuthorizeRequest],
     ) -> Allowed | Denied:
-        """Holds what the call may cost: by the catalogue for an `estimate`, or `max_cost_usd`. With `mode: clamp` it
-        holds what there is, if that pays for an answer of `min_output_tokens`, and grants as many tokens as that pays for.
+        """Holds what the call may cost: by the catalogue for an `estimate`, or `max_cost_usd`; not more than `max_hold_usd`.
+        With `mode: clamp` it holds what there is of that, if it pays for an answer of `min_output_tokens`. The answer may be
+        as long as what is held pays for: `granted_output_tokens`. What the caller asked for and cannot be is a `deny`.
         The same request_id again answers the same hold, also after it was settled."""
         estimated = _estimated(data)
         try:
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
-            if estimated is None:
-                amount_nusd = reported_usd(data.max_cost_usd, "max_cost_usd")
-                limits = Limits(amount_nusd, amount_nusd, *await pricer.moment())
-            else:
-                estimated = quote.by_account(estimated, str(owner.account_id))
-                limits = await pricer.limits(estimated, _least_tokens(data))
+            _check_asked(data)
+            limits = await _limits(data, estimated, owner, pricer)
             held = await meter.authorize(service.name, owner, _ask(data, limits))
-            granted = None
-            if estimated is not None and held.price_version is not None:
-                granted = await pricer.granted_output_tokens(
-                    estimated, held.price_version, held.amount_nusd, held.made_at
-                )
+            return await _allowed(data, estimated, owner, limits, held, pricer)
         except AppError as error:
             return _verdict(error)
-        return Allowed(
-            held.hold_id, held.account_id, held.key_id, usd(held.amount_nusd), usd(held.available_nusd), held.expires_at,
-            granted, held.price_version,
-        )  # fmt: skip
 
     @post("/settle", status_code=200, summary="What the call used or cost")
     async def settle(
@@ -359,6 +403,7 @@ class MeterController(Controller):
         must_tell_what_it_cost(data)
         try:
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
+            _check_word(data.model, "model")
             attributes = data.attributes.said() if data.attributes else None
             work = _work(data, await _cost(data, pricer, data.model, owner.account_id, attributes, None))
             amount_nusd = (
@@ -408,7 +453,8 @@ async def priced_work(pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> Wor
 
 def _verdict(error: AppError) -> Denied:
     """A refusal of the customer is an answer; a fault of the proxy's request, or of ours, is not."""
-    if error.status >= 500 or isinstance(error, RequestIdReuse | HoldClosed | InvalidField):
+    is_proxys = isinstance(error, RequestIdReuse | HoldClosed | InvalidField) and not isinstance(error, CallersMistake)
+    if error.status >= 500 or is_proxys:
         raise error
     return Denied.of(error)
 
@@ -437,14 +483,55 @@ def _estimated(data: AuthorizeRequest) -> quote.Ask | None:
     return quote.Ask(call, data.estimate.usage(), data.estimate.max_output_tokens, data.estimate.n)
 
 
-def _least_tokens(data: AuthorizeRequest) -> int | None:
-    return (data.min_output_tokens or 1) if data.mode == "clamp" else None
+def _check_asked(data: AuthorizeRequest) -> None:
+    """Raises CallersMistake."""
+    _check_word(data.model, "model")
+    if data.estimate is not None:
+        data.estimate.check()
+
+
+async def _limits(data: AuthorizeRequest, estimated: quote.Ask | None, owner: KeyOwner, pricer: Pricer) -> Limits:
+    """What is to be held. Raises ModelNotPriced, and CallersMistake for a call that is dearer than any may be."""
+    max_hold_nusd = reported_usd(data.max_hold_usd, "max_hold_usd") if is_given(data.max_hold_usd) else None
+    if estimated is None:
+        amount_nusd = reported_usd(data.max_cost_usd, "max_cost_usd")
+        amount_nusd = amount_nusd if max_hold_nusd is None else min(amount_nusd, max_hold_nusd)
+        return Limits(amount_nusd, amount_nusd, *await pricer.moment())
+    least_tokens = (data.min_output_tokens or 1) if data.mode == "clamp" else None
+    try:
+        return await pricer.limits(quote.by_account(estimated, str(owner.account_id)), least_tokens, max_hold_nusd)
+    except InvalidField as error:
+        if error.param in ("estimate", "estimate.size", "max_hold_usd"):  # for what was asked for, and how
+            raise CallersMistake(error.message, param=error.param) from None
+        raise
+
+
+async def _allowed(
+    data: AuthorizeRequest, estimated: quote.Ask | None, owner: KeyOwner, limits: Limits, held: Held, pricer: Pricer
+) -> Allowed:
+    """A repeat is told what its first was: all by the prices of the moment when that was made."""
+    priced, granted = limits.quote, None
+    if estimated is None or held.price_version is None:
+        most_nusd = reported_usd(data.max_cost_usd, "max_cost_usd") if estimated is None else held.amount_nusd
+    else:
+        mine = quote.by_account(estimated, str(owner.account_id))
+        if priced is None or held.made_at != limits.made_at:
+            priced = await pricer.quoted(mine, held.price_version, held.made_at)
+        granted = await pricer.granted_output_tokens(mine, held.price_version, held.amount_nusd, held.made_at)
+        most_nusd = priced.cost_nusd
+    return Allowed(
+        held.hold_id, held.account_id, held.key_id, usd(held.amount_nusd), usd(held.available_nusd), held.expires_at,
+        granted, held.price_version, held.amount_nusd < most_nusd,
+        usd_or_null(None if priced is None else priced.cost_nusd),
+        None if priced is None else [PriceOfCall.of(line) for line in priced.lines],
+    )  # fmt: skip
 
 
 def _ask(data: AuthorizeRequest, limits: Limits) -> Ask:
     asked = None
     if data.estimate is not None:
-        asked = msgspec.json.encode((data.estimate, data.features, data.mode, data.min_output_tokens))
+        most = bytes(data.max_hold_usd) if is_given(data.max_hold_usd) else None
+        asked = msgspec.json.encode((data.estimate, data.features, data.mode, data.min_output_tokens, most))
     return Ask(
         data.request_id, limits.amount_nusd, data.model, data.endpoint, data.ttl_seconds, limits.min_nusd,
         limits.price_version, asked, data.estimate.attributes() if data.estimate else None,
