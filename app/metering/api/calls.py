@@ -348,7 +348,8 @@ class MeterController(Controller):
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
             _check_asked(data)
             limits = await _limits(data, estimated, owner, pricer)
-            held = await meter.authorize(service.name, owner, _ask(data, limits))
+            ask = _ask(data, limits, await pricer.names(data.model))
+            held = await meter.authorize(service.name, owner, ask)
             return await _allowed(data, estimated, owner, limits, held, pricer)
         except AppError as error:
             return _verdict(error)
@@ -411,7 +412,8 @@ class MeterController(Controller):
             )
             if work.cost_nusd > amount_nusd:
                 raise InvalidField("the call cost more than max_cost_usd", param="max_cost_usd")
-            ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint)
+            names = await pricer.names(data.model)
+            ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint, model_names=names)
             charged = await meter.charge(service.name, owner, ask, work)
         except AppError as error:
             return _verdict(error)
@@ -527,14 +529,14 @@ async def _allowed(
     )  # fmt: skip
 
 
-def _ask(data: AuthorizeRequest, limits: Limits) -> Ask:
+def _ask(data: AuthorizeRequest, limits: Limits, names: tuple[str, ...]) -> Ask:
     asked = None
     if data.estimate is not None:
         most = bytes(data.max_hold_usd) if is_given(data.max_hold_usd) else None
         asked = msgspec.json.encode((data.estimate, data.features, data.mode, data.min_output_tokens, most))
     return Ask(
         data.request_id, limits.amount_nusd, data.model, data.endpoint, data.ttl_seconds, limits.min_nusd,
-        limits.price_version, asked, data.estimate.attributes() if data.estimate else None,
+        limits.price_version, asked, data.estimate.attributes() if data.estimate else None, limits.made_at, names,
     )  # fmt: skip
 
 

@@ -174,7 +174,7 @@ async def _answer(
     owner = await verifier.owner_of(secret=secret)
     if owner is None:
         raise InvalidApiKey
-    price_version, _ = await pricer.moment()
+    price_version, now = await pricer.moment()
     # Without an id of the gateway's every ask is a new one: under an id of the client's, one hold would do for many calls.
     held = await meter.authorize(
         gateway.name,
@@ -186,6 +186,8 @@ async def _answer(
             endpoint=_endpoint(request),
             ttl_seconds=_HOLD_SECONDS,
             price_version=price_version,
+            made_at=now,
+            model_names=await pricer.names(told.model),
         ),
     )
     return Response(None, status_code=200, headers=_headers(held), media_type="text/plain")
