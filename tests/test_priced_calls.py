@@ -406,6 +406,8 @@ async def test_a_charge_says_how_the_call_was_made_and_another_way_is_another_ch
         refused = await shop.meter("charge", **other)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "request_id_reuse")
     assert exact(await shop.meter("charge", **body)) == plain
+    same = exact(await shop.meter("charge", **body | {"attributes": {"quality": "auto"}}))
+    assert same == plain, "it says nothing"
     await dearer(shop)
     assert exact(await shop.meter("charge", **body | fine | {"request_id": "c2"})) == dear
     unknown = await shop.meter("charge", **body | {"request_id": "c3", "attributes": {"style": "vivid"}})

@@ -413,7 +413,8 @@ class MeterController(Controller):
             if work.cost_nusd > amount_nusd:
                 raise InvalidField("the call cost more than max_cost_usd", param="max_cost_usd")
             names = await pricer.names(data.model)
-            ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint, model_names=names)
+            asked = told(data, attributes)
+            ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint, asked=asked, model_names=names)
             charged = await meter.charge(service.name, owner, ask, work)
         except AppError as error:
             return _verdict(error)
@@ -538,6 +539,20 @@ def _ask(data: AuthorizeRequest, limits: Limits, names: tuple[str, ...]) -> Ask:
         data.request_id, limits.amount_nusd, data.model, data.endpoint, data.ttl_seconds, limits.min_nusd,
         limits.price_version, asked, data.estimate.attributes() if data.estimate else None, limits.made_at, names,
     )  # fmt: skip
+
+
+def told(data: WorkDone, attributes: Mapping[str, str] | None) -> bytes:
+    """All that the price of a call follows from, or that is recorded of what it was: told again otherwise, it is another one.
+
+    Not how long it took, and not the provider's own figures. How a call was made is spelled as prices are looked up.
+    """
+    cost_nusd = reported_usd(data.cost_usd, "cost_usd") if is_given(data.cost_usd) else None
+    made = {name: value.lower() for name, value in (attributes or {}).items() if value.lower() != "auto"}
+    counts = data.usage.counts() if data.usage is not None else None
+    return msgspec.json.encode(
+        (cost_nusd, data.outcome, counts, data.served_model, data.provider, sorted(set(data.features_used)), made),
+        order="sorted",
+    )
 
 
 def must_tell_what_it_cost(data: WorkDone) -> None:

@@ -28,6 +28,7 @@ from app.metering.api.calls import (
     charged_for,
     priced_work,
     settled,
+    told,
 )
 from app.metering.holds import Ask, Meter, hold_id_for
 from app.metering.priced import Pricer
@@ -181,7 +182,7 @@ async def _recorded(
         data.model, data.endpoint, said,
     )  # fmt: skip
     work = await priced_work(pricer, unheld, data)
-    ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint)
+    ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint, asked=told(data, said))
     return ChargeView.of(await meter.report(service.name, owner, ask, work), owner.account_id)
 
 
