@@ -8,7 +8,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -22,7 +22,7 @@ from app.kernel.db import Database
 from app.kernel.embedded import EmbeddedError
 from app.kernel.errors import AppError
 from app.kernel.logs import where_it_broke
-from app.kernel.security import Resealed
+from app.kernel.security import OnExpiry, Resealed
 from app.kernel.settings import Settings, SettingsError, load, private_write
 from app.keys import issue as keys
 from app.migrations import MigrationError, head, migrate
@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     which = create.add_mutually_exclusive_group(required=True)
     which.add_argument("--service", metavar="NAME", help="for a proxy: may call /v1/meter/*")
     which.add_argument("--admin", metavar="NAME", help="for an operator: may call /admin/*")
+    create.add_argument(
+        "--on-expiry", choices=get_args(OnExpiry), default="captured",
+        help="of a proxy's holds that it does not settle: charge what was captured (the default) or all that was held, or nothing",
+    )  # fmt: skip
     command(
         "rotate", _keys_rotate, "seal every kept secret under the newest of SEALING_KEYS",
         commands.add_parser("keys", help="sealing keys").add_subparsers(required=True, metavar="VERB"),
@@ -212,7 +216,7 @@ def _audit(settings: Settings, args: argparse.Namespace) -> int:
 def _token_create(settings: Settings, args: argparse.Namespace) -> int:
     kind: TokenKind = "service" if args.service is not None else "admin"
     name = args.service if kind == "service" else args.admin
-    token = _in_house(settings, lambda house: create_token(house.db, settings.pepper, kind, name))
+    token = _in_house(settings, lambda house: create_token(house.db, settings.pepper, kind, name, args.on_expiry))
     _say(
         json.dumps({"kind": kind, "name": name, "token": token})
         if args.json

@@ -58,7 +58,7 @@ class Route:
 
 _WORK: Final = {
     "cost_usd": 0.01, "outcome": "completed", "usage": {"input_tokens": 5}, "usage_estimated": False, "served_model": "m",
-    "provider": "p", "features_used": ["web"], "upstream_id": "u", "latency_ms": 5, "ttft_ms": 2,
+    "provider": "p", "features_used": ["web"], "upstream_id": "u", "upstream_model": "u", "provider_cost_usd": 0.01, "latency_ms": 5, "ttft_ms": 2,
 }  # fmt: skip
 _CALL: Final = {"request_id": "$new", "api_key": "$api_key", "endpoint": "/chat", "model": "m", "max_cost_usd": "0.02"}
 _EVENT: Final = {
@@ -109,8 +109,9 @@ ROUTES: Final[Mapping[tuple[str, str], Route]] = {
     ("GET", "/nwc-auto-topup/attempts"): Route("owner"),
     ("POST", "/webhooks/{backend:str}"): Route("backend"),
     ("POST", "/v1/meter/authorize"): Route(
-        "service", {**_CALL, "ttl_seconds": 60, "features": ["web"], "mode": "strict", "min_output_tokens": 1, "max_hold_usd": 0.02}, refuses_unknown_fields=True
+        "service", {**_CALL, "ttl_seconds": 60, "features": ["web"], "mode": "strict", "min_output_tokens": 1, "max_hold_usd": 0.02, "on_expiry": "captured"}, refuses_unknown_fields=True
     ),
+    ("POST", "/v1/meter/verify"): Route("service", {"api_key": "$api_key", "model": "m"}, refuses_unknown_fields=True),
     ("POST", "/v1/meter/extend"): Route(
         "service", {"hold_id": "$hold_id", "ttl_seconds": 60, "captured_usd": 0.01}, refuses_unknown_fields=True
     ),
@@ -393,9 +394,14 @@ async def test_every_field_of_every_request_is_in_the_good_body_that_is_spoilt(h
         assert body is not None
         fields = {item.encode_name for item in msgspec.structs.fields(_struct(app, key))}
         # These exclude a field that is there; as wrong as can be they are tried all the same.
-        assert fields - set(body) <= {"api_key_hash", "estimate", "lightning_invoice", "payment_hash"}, (
-            f"{key}: put the new field into its good body"
-        )
+        assert fields - set(body) <= {
+            "api_key",
+            "api_key_hash",
+            "request_id",
+            "estimate",
+            "lightning_invoice",
+            "payment_hash",
+        }, f"{key}: put the new field into its good body"
         assert not set(body) - fields
 
 

@@ -207,8 +207,10 @@ def _make_tables() -> None:
     sa.Column('id', sa.UUID(), nullable=False),
     sa.Column('name', sa.Text(), nullable=False),
     sa.Column('secret_hash', sa.LargeBinary(), nullable=False),
+    sa.Column('on_expiry', sa.Text(), server_default='captured', nullable=False),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('revoked_at', sa.DateTime(timezone=True), nullable=True),
+    sa.CheckConstraint("on_expiry IN ('captured', 'hold', 'release')", name='service_token_on_expiry_known'),
     sa.PrimaryKeyConstraint('id')
     )
     op.create_index('service_token_secret', 'service_token', ['secret_hash'], unique=True)

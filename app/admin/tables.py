@@ -3,7 +3,7 @@
 import uuid
 from datetime import datetime
 
-from sqlalchemy import Index, LargeBinary, text
+from sqlalchemy import CheckConstraint, Index, LargeBinary, text
 from sqlalchemy.dialects.postgresql import UUID
 from sqlmodel import Field, SQLModel
 
@@ -11,14 +11,21 @@ from app.kernel.tables import when, words
 
 
 class ServiceToken(SQLModel, table=True):
-    """A proxy's token. Tokens of one name are one service, so that a token can be replaced while calls are in flight."""
+    """A proxy's token. Tokens of one name are one service, so that a token can be replaced while calls are in flight.
+
+    `on_expiry` is what becomes of its holds that it does not settle, where an authorize does not say.
+    """
 
     __tablename__ = "service_token"
-    __table_args__ = (Index("service_token_secret", "secret_hash", unique=True),)
+    __table_args__ = (
+        CheckConstraint("on_expiry IN ('captured', 'hold', 'release')", name="service_token_on_expiry_known"),
+        Index("service_token_secret", "secret_hash", unique=True),
+    )
 
     id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
     name: str = words()
     secret_hash: bytes = Field(sa_type=LargeBinary)
+    on_expiry: str = words(default="captured", sa_column_kwargs={"server_default": "captured"})
     created_at: datetime = when()
     revoked_at: datetime | None = when(nullable=True)
 

@@ -8,18 +8,21 @@ import uuid
 from typing import Literal
 
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, new_id, row
 from app.kernel.errors import InvalidField, InvalidToken, NameTaken
-from app.kernel.security import Admin, Pepper, Service, is_wellformed, new_secret
+from app.kernel.security import Admin, OnExpiry, Pepper, Service, is_wellformed, new_secret
 
 _GOOD_FOR_SECONDS = 1
 TokenKind = Literal["service", "admin"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 
-async def create_token(db: Database, pepper: Pepper, kind: TokenKind, name: str) -> str:
-    """Make a token and return it; it cannot be had again.
+async def create_token(
+    db: Database, pepper: Pepper, kind: TokenKind, name: str, on_expiry: OnExpiry = "captured"
+) -> str:
+    """Make a token and return it; it cannot be had again. `on_expiry` is for the holds of a service.
 
     Several service tokens may bear one name: they are one service, so that a token can be replaced
     while calls are in flight. Raises InvalidField for a name that is not lower-case letters, digits, `._-`,
@@ -30,27 +33,35 @@ async def create_token(db: Database, pepper: Pepper, kind: TokenKind, name: str)
             "a token's name is 1-64 lower-case letters, digits, dots, dashes or underscores", param="name"
         )
     secret = new_secret("svc" if kind == "service" else "adm")
-    insert = (
-        "INSERT INTO service_token (id, name, secret_hash) VALUES (:id, :name, :hash)"
-        if kind == "service"
-        else "INSERT INTO admin_token (id, name, secret_hash) VALUES (:id, :name, :hash)"
-    )
     try:
-        await db.transaction(lambda session: row(session, insert, id=new_id(), name=name, hash=pepper.lookup(secret)))
+        await db.transaction(lambda session: _insert(session, kind, name, pepper.lookup(secret), on_expiry))
     except IntegrityError:
         raise NameTaken(f"There is a live admin token named {name!r}; revoke it, or choose another name") from None
     return secret
 
 
+async def _insert(session: AsyncSession, kind: TokenKind, name: str, secret_hash: bytes, on_expiry: OnExpiry) -> None:
+    named = {"id": new_id(), "name": name, "hash": secret_hash}
+    if kind == "admin":
+        await row(session, "INSERT INTO admin_token (id, name, secret_hash) VALUES (:id, :name, :hash)", **named)
+        return
+    await row(
+        session,
+        "INSERT INTO service_token (id, name, secret_hash, on_expiry) VALUES (:id, :name, :hash, :on_expiry)",
+        **named,
+        on_expiry=on_expiry,
+    )
+
+
 async def verify_service(db: Database, pepper: Pepper, secret: str) -> Service:
     """Raises InvalidToken, alike for malformed, unknown and revoked ones."""
     found = await db.one(
-        "SELECT id, name FROM service_token WHERE secret_hash = %(hash)s AND revoked_at IS NULL",
+        "SELECT id, name, on_expiry FROM service_token WHERE secret_hash = %(hash)s AND revoked_at IS NULL",
         {"hash": pepper.lookup(secret if is_wellformed(secret, "svc") else "")},
     )
     if found is None:
         raise InvalidToken
-    return Service(found["id"], found["name"])
+    return Service(found["id"], found["name"], found["on_expiry"])
 
 
 class ServiceTokens:

@@ -110,7 +110,6 @@ REFUSALS: Final[dict[str, tuple[type[AppError], ...]]] = {
     "invoice_id": (e.InvoiceNotFound,),
     "key_id": (e.KeyNotFound,),
     "method": (e.UnknownMethod,),
-    "request_id": (e.RequestIdReuse,),
     "token": (e.InvoiceNotFound,),
     "topup_id": (e.InvoiceNotFound,),
     "createAccount": (e.RateLimitExceeded, e.InvalidApiKey, e.InvalidCreditId, e.InvalidToken),
@@ -121,10 +120,13 @@ REFUSALS: Final[dict[str, tuple[type[AppError], ...]]] = {
     "disconnectWallet": (e.NotFound,),
     "claimPayment": (e.InvoiceNotFound, e.RateLimitExceeded, e.PaymentBackendUnavailable),
     "receiveWebhook": (e.InvalidSignature, e.BodyTooLarge),
-    "releaseCall": (e.HoldClosed, e.HoldCaptured),
+    "authorizeCall": (e.RequestIdReuse, e.HoldClosed),
+    "chargeCall": (e.RequestIdReuse,),
+    "settleCall": (e.InvalidApiKey,),
+    "releaseCall": (e.HoldClosed, e.HoldCaptured, e.InvalidApiKey),
     "extendCall": (e.HoldClosed,),
     "refundCall": (e.AlreadyRefunded, e.NotFound),
-    "reportEvents": (e.HoldNotFound, e.InvalidApiKey, e.ModelNotPriced),
+    "reportEvents": (e.HoldNotFound, e.InvalidApiKey, e.ModelNotPriced, e.RequestIdReuse),
     "explainCharge": (e.NotFound,),
     "authorizeSubrequest": (
         e.MalformedHeader,
@@ -144,7 +146,7 @@ _ANY_VERDICT: Final = (
     e.InvalidApiKey, e.InsufficientBalance, e.KeyLimitExceeded, e.MissingScope, e.ModelNotAllowed, e.AccountFrozen, e.FundsHeld,
 )  # fmt: skip
 VERDICTS: Final[dict[str, tuple[type[AppError], ...]]] = {
-    "authorizeCall": (*_ANY_VERDICT, e.ModelNotPriced), "chargeCall": (*_ANY_VERDICT, e.ModelNotPriced)
+    "authorizeCall": (*_ANY_VERDICT, e.ModelNotPriced), "verifyCall": _ANY_VERDICT, "chargeCall": (*_ANY_VERDICT, e.ModelNotPriced)
 }  # fmt: skip
 """What a proxy is told in a 200, because it is about the proxy's own caller."""
 
@@ -361,6 +363,28 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "images": ("How many images are made.", None),
     "max_output_tokens": ("How long each answer may be.", 500),
     "AuthorizeRequest.min_output_tokens": ("With `clamp`: the shortest answer that is of use, 1 if not said.", 100),
+    "AuthorizeRequest.on_expiry": (
+        "What becomes of the hold if nobody settles it in time: what was captured is charged (`captured`, or as the service token"
+        " says), all that is held (`hold`), or nothing (`release`).",
+        "captured",
+    ),
+    "VerifiedView.available_usd": (
+        "What the key may still spend now: what is left of the account, and of its limit, USD.",
+        4.58,
+    ),
+    "VerifyRequest.model": ("May it call this model?", "openai/gpt-4o"),
+    "Allowed.repeat": ("Was this call authorized before? Then this is the hold it got.", False),
+    "SettleRequest.request_id": ("In place of `hold_id`, with the key, where the authorize's answer was lost.", None),
+    "SettleRequest.api_key": ("With `request_id`: the key that was authorized.", None),
+    "SettleRequest.api_key_hash": ("With `request_id`, in place of `api_key`: its SHA-256 in hex.", None),
+    "ReleaseRequest.request_id": ("In place of `hold_id`, with the key, where the authorize's answer was lost.", None),
+    "ReleaseRequest.api_key": ("With `request_id`: the key that was authorized.", None),
+    "ReleaseRequest.api_key_hash": ("With `request_id`, in place of `api_key`: its SHA-256 in hex.", None),
+    "provider_cost_usd": ("What the provider asked for it, USD: kept, to compare, and never charged.", 0.00015),
+    "upstream_model": (
+        "What the provider calls the model that answered: kept, and never priced by.",
+        "gpt-4o-2024-11-20",
+    ),
     "AuthorizeRequest.max_hold_usd": (
         "Hold no more than this for the call, USD, so that several fit under one limit. What it costs is charged all the same.",
         0.02,

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -44,12 +45,17 @@ class Caller:
     scopes: frozenset[str] | None = None
 
 
+OnExpiry: TypeAlias = Literal["captured", "hold", "release"]
+"""What becomes of a hold that nobody settles: what was captured is charged, or all that is held, or nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An operator's inference proxy, known by its service token."""
+    """An operator's inference proxy, known by its service token. `on_expiry` is for holds that are made without one."""
 
     id: uuid.UUID
     name: str
+    on_expiry: OnExpiry = "captured"
 
 
 @dataclass(frozen=True, slots=True)

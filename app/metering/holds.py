@@ -4,7 +4,7 @@ import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, LiteralString, TypeAlias
+from typing import Any, Final, LiteralString
 
 import msgspec
 from psycopg.types.json import Jsonb
@@ -25,14 +25,11 @@ from app.kernel.errors import (
     RequestIdReuse,
 )
 from app.kernel.money import usd, usd_text
-from app.kernel.security import Pepper
+from app.kernel.security import OnExpiry, Pepper
 from app.keys.verify import KeyOwner
 from app.metering.batch import Batches
 from app.metering.functions import FUNCTIONS
 from app.metering.ticket import HoldTicket
-
-OnExpiry: TypeAlias = Literal["captured", "hold", "release"]
-"""What becomes of a hold that nobody settles: what was captured is charged, or all that is held, or nothing."""
 
 _IN_HOLD_NAMESPACE: Final = hashlib.sha1(uuid.UUID("6f1f3c0e-0b53-4f9e-8f5f-5a7e3e7e2001").bytes, usedforsecurity=False)
 _BETWEEN_NAMES: Final = "\x7f"
@@ -99,6 +96,14 @@ class Held(msgspec.Struct, frozen=True):
     expires_at: datetime
     price_version: int | None
     is_repeat: bool = False
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """A key that may spend: how much now, and what it was narrowed to."""
+
+    available_nusd: int
+    scopes: list[str] | None
+    allowed_models: list[str] | None
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -225,6 +230,16 @@ class Meter:
             hold["amount_nusd"], hold["price_version"], hold["model"], hold["endpoint"], hold["attributes"],
         )  # fmt: skip
 
+    async def verify(self, owner: KeyOwner, model: str | None, model_names: tuple[str, ...]) -> Verified:
+        """What an authorize for nothing would be answered, without a hold. Raises the refusals of `_refusal`."""
+        names = Ask("", 0, model, None, model_names=model_names).names()
+        found = await self._db.one(_VERIFY, {"account_id": owner.account_id, "key_id": owner.key_id, "names": names})
+        if found is None:
+            raise InvalidApiKey
+        if found["verdict"] is not None:
+            raise _refusal(found, 0, model)
+        return Verified(max(0, found["available_nusd"]), found["scopes"], found["allowed_models"])
+
     async def settle(self, service: str, hold: HoldTicket | str, work: Work) -> Charged:
         """Charge what was used, whatever the hold said; the first settle wins, a repeat gets its answer.
 
@@ -326,6 +341,16 @@ _HOLD: Final[LiteralString] = """
 SELECT window_start, created_at, amount_nusd, price_version, model, endpoint, attributes FROM hold
 WHERE account_id = %(account_id)s AND id = %(hold_id)s AND key_id = %(key_id)s
 """
+
+_VERIFY: Final[LiteralString] = """
+SELECT coalesce(meter_refusal(k, a.status, coalesce(%(names)s::text, array_to_string(k.allowed_models, E'\\x7f'))),
+                meter_shortage(0, k.limit_nusd, meter_spent(k), k.held_nusd, a.posted_nusd, a.held_nusd, a.floor_nusd)) AS verdict,
+       least(a.posted_nusd - a.held_nusd - a.floor_nusd, k.limit_nusd - meter_spent(k) - k.held_nusd) AS available_nusd,
+       a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k) AS spent_nusd, k.held_nusd AS key_held_nusd,
+       date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval AS reset_at, k.scopes, k.allowed_models
+FROM account a LEFT JOIN api_key k ON k.account_id = a.id AND k.id = %(key_id)s WHERE a.id = %(account_id)s
+"""
+"""Without a name every model that is allowed is one that it may be."""
 
 _EARLIER_CHARGE: Final[LiteralString] = """
 SELECT e.usage_id AS id, -e.amount_nusd AS cost_nusd, e.balance_after_nusd, coalesce(u.held_after_nusd, 0) AS held_after_nusd,

@@ -14,10 +14,18 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from app.kernel.db import Database
-from app.kernel.errors import AppError, HoldClosed, InvalidApiKey, InvalidField, RequestIdReuse
+from app.kernel.errors import (
+    AppError,
+    HoldClosed,
+    HoldNotFound,
+    InvalidApiKey,
+    InvalidField,
+    ModelNotPriced,
+    RequestIdReuse,
+)
 from app.kernel.logs import log
 from app.kernel.money import JsonNumber, ReportedNumber, is_given, number, reported_usd, usd, usd_or_null
-from app.kernel.security import Service
+from app.kernel.security import OnExpiry, Service
 from app.keys.verify import KeyOwner, Verifier
 from app.ledger.charge import ChargeId
 from app.metering.holds import Ask, Charged, Held, Meter, Work
@@ -140,6 +148,7 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_output_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**12)] | None = None
     max_hold_usd: ReportedNumber = NOT_GIVEN
     ttl_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 900
+    on_expiry: OnExpiry | None = None
 
 
 class WorkDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -153,20 +162,28 @@ class WorkDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     provider: Word | None = None
     features_used: Features = msgspec.field(default_factory=list)
     upstream_id: Word | None = None
+    upstream_model: Word | None = None
+    provider_cost_usd: ReportedNumber = NOT_GIVEN
     latency_ms: Milliseconds | None = None
     ttft_ms: Milliseconds | None = None
 
 
 class SettleRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a call that was held for has used or cost."""
+    """What a call that was held for has used or cost. Where the authorize's answer was lost: its request_id and key."""
 
-    hold_id: str
+    hold_id: str | None = None
+    request_id: RequestId | None = None
+    api_key: str | None = None
+    api_key_hash: Sha256Hex | None = None
 
 
 class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The call was not made, or failed before it cost anything."""
+    """The call was not made, or failed before it cost anything. Where the authorize's answer was lost: its request_id and key."""
 
-    hold_id: str
+    hold_id: str | None = None
+    request_id: RequestId | None = None
+    api_key: str | None = None
+    api_key_hash: Sha256Hex | None = None
     reason: Word | None = None
 
 
@@ -259,6 +276,26 @@ class Allowed(msgspec.Struct, frozen=True):
     clamped: bool = False
     estimated_cost_usd: JsonNumber = msgspec.Raw(b"null")
     prices: list[PriceOfCall] | None = None
+    repeat: bool = False
+    decision: Literal["allow"] = "allow"
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose key is this, and may it spend, on this model if one is named?"""
+
+    api_key: str | None = None
+    api_key_hash: Sha256Hex | None = None
+    model: CallersWord | None = None
+
+
+class VerifiedView(msgspec.Struct, frozen=True):
+    """A key that may spend. `scopes` and `allowed_models` are null where it was not narrowed."""
+
+    account_id: UUID
+    key_id: UUID
+    available_usd: JsonNumber
+    scopes: list[str] | None
+    allowed_models: list[str] | None
     decision: Literal["allow"] = "allow"
 
 
@@ -342,37 +379,63 @@ class MeterController(Controller):
         """Holds what the call may cost: by the catalogue for an `estimate`, or `max_cost_usd`; not more than `max_hold_usd`.
         With `mode: clamp` it holds what there is of that, if it pays for an answer of `min_output_tokens`. The answer may be
         as long as what is held pays for: `granted_output_tokens`. What the caller asked for and cannot be is a `deny`.
-        The same request_id again answers the same hold, also after it was settled."""
+        The same request_id again answers the same hold while it is open and its key may still spend, with `repeat`; of one
+        that is not: 409 `hold_closed`."""
         estimated = _estimated(data)
         try:
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
             _check_asked(data)
-            limits = await _limits(data, estimated, owner, pricer)
-            ask = _ask(data, limits, await pricer.names(data.model))
+            limits = await _limits_once(service, data, estimated, owner, pricer, meter)
+            ask = _ask(data, limits, await pricer.names(data.model), service)
             held = await meter.authorize(service.name, owner, ask)
             return await _allowed(data, estimated, owner, limits, held, pricer)
         except AppError as error:
             return _verdict(error)
 
+    @post("/verify", status_code=200, summary="Who is calling, and how much may they spend?")
+    async def verify(
+        self,
+        service: NamedDependency[Service],
+        verifier: NamedDependency[Verifier],
+        meter: NamedDependency[Meter],
+        pricer: NamedDependency[Pricer],
+        data: JSONBody[VerifyRequest],
+    ) -> VerifiedView | Denied:
+        """The verdict that an authorize for nothing would get, without a hold. What is allowed now may be refused then."""
+        try:
+            owner = await _owner(verifier, data.api_key, data.api_key_hash)
+            _check_word(data.model, "model")
+            found = await meter.verify(owner, data.model, await pricer.names(data.model))
+        except AppError as error:
+            return _verdict(error)
+        return VerifiedView(
+            owner.account_id, owner.key_id, usd(found.available_nusd), found.scopes, found.allowed_models
+        )
+
     @post("/settle", status_code=200, summary="What the call used or cost")
     async def settle(
         self,
         service: NamedDependency[Service],
+        verifier: NamedDependency[Verifier],
         meter: NamedDependency[Meter],
         pricer: NamedDependency[Pricer],
         data: JSONBody[SettleRequest],
     ) -> ChargeView:
         """Always charges what was used. The first settle wins; a repeat gets the same answer. A completed call whose
         `usage` has no count costs what was held for it, flagged `usage_missing`; `release` what was not made."""
-        return await settled(service, meter, pricer, data)
+        return await settled(service, verifier, meter, pricer, data)
 
     @post("/release", status_code=200, summary="The call was not made")
     async def release(
-        self, service: NamedDependency[Service], meter: NamedDependency[Meter], data: JSONBody[ReleaseRequest]
+        self,
+        service: NamedDependency[Service],
+        verifier: NamedDependency[Verifier],
+        meter: NamedDependency[Meter],
+        data: JSONBody[ReleaseRequest],
     ) -> Released:
         """Frees the hold; a repeat frees nothing more. After a settle: 409 `hold_closed`; after a capture: 409
         `hold_captured`."""
-        found = await meter.release(service.name, data.hold_id)
+        found = await meter.release(service.name, await _ticket(service, verifier, meter, data))
         return Released(usd(found["posted_nusd"]), usd(found["held_nusd"]))
 
     @post("/extend", status_code=200, summary="The call takes longer")
@@ -406,12 +469,10 @@ class MeterController(Controller):
             owner = await _owner(verifier, data.api_key, data.api_key_hash)
             _check_word(data.model, "model")
             attributes = data.attributes.said() if data.attributes else None
-            work = _work(data, await _cost(data, pricer, data.model, owner.account_id, attributes, None))
+            work = await _work_once(service, data, attributes, owner, pricer, meter)
             amount_nusd = (
                 reported_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
             )
-            if work.cost_nusd > amount_nusd:
-                raise InvalidField("the call cost more than max_cost_usd", param="max_cost_usd")
             names = await pricer.names(data.model)
             asked = told(data, attributes)
             ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint, asked=asked, model_names=names)
@@ -437,9 +498,26 @@ class MeterController(Controller):
         return RefundView(data.charge_id, usd(done.amount_nusd), usd(done.balance_nusd))
 
 
-async def settled(service: Service, meter: Meter, pricer: Pricer, data: SettleRequest) -> ChargeView:
+async def settled(
+    service: Service, verifier: Verifier, meter: Meter, pricer: Pricer, data: SettleRequest
+) -> ChargeView:
     """Settle one call. Raises HoldNotFound, and InvalidField for work that cannot be told the price of."""
-    return await charged_for(service, meter, pricer, meter.opened(service.name, data.hold_id), data)
+    return await charged_for(service, meter, pricer, await _ticket(service, verifier, meter, data), data)
+
+
+async def _ticket(
+    service: Service, verifier: Verifier, meter: Meter, data: SettleRequest | ReleaseRequest
+) -> HoldTicket:
+    """The hold that is meant. Raises HoldNotFound, InvalidApiKey, and InvalidField where it is told in no way or in two."""
+    if (data.hold_id is None) == (data.request_id is None):
+        raise InvalidField("give either hold_id, or request_id with api_key or api_key_hash", param="hold_id")
+    if data.hold_id is not None:
+        if data.api_key is not None or data.api_key_hash is not None:
+            raise InvalidField("hold_id says whose hold it is: give no key with it", param="api_key")
+        return meter.opened(service.name, data.hold_id)
+    assert data.request_id is not None
+    owner = await _owner(verifier, data.api_key, data.api_key_hash)
+    return await meter.found(service.name, owner, data.request_id)
 
 
 async def charged_for(service: Service, meter: Meter, pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> ChargeView:
@@ -493,8 +571,23 @@ def _check_asked(data: AuthorizeRequest) -> None:
         data.estimate.check()
 
 
+async def _limits_once(
+    service: Service, data: AuthorizeRequest, estimated: quote.Ask | None, owner: KeyOwner, pricer: Pricer, meter: Meter
+) -> Limits:
+    """What is to be held. Prices may have changed since a call was held for, so that it could not be again: it is a repeat,
+    and has its hold. Raises ModelNotPriced, and CallersMistake for a call that is dearer than any may be."""
+    try:
+        return await _limits(data, estimated, owner, pricer)
+    except (ModelNotPriced, CallersMistake) as error:
+        try:
+            before = await meter.found(service.name, owner, data.request_id)
+        except HoldNotFound:
+            raise error from None
+        held_nusd = before.amount_nusd or 0
+        return Limits(held_nusd, held_nusd, before.price_version, before.made_at)
+
+
 async def _limits(data: AuthorizeRequest, estimated: quote.Ask | None, owner: KeyOwner, pricer: Pricer) -> Limits:
-    """What is to be held. Raises ModelNotPriced, and CallersMistake for a call that is dearer than any may be."""
     max_hold_nusd = reported_usd(data.max_hold_usd, "max_hold_usd") if is_given(data.max_hold_usd) else None
     if estimated is None:
         amount_nusd = reported_usd(data.max_cost_usd, "max_cost_usd")
@@ -527,10 +620,11 @@ async def _allowed(
         granted, held.price_version, held.amount_nusd < most_nusd,
         usd_or_null(None if priced is None else priced.cost_nusd),
         None if priced is None else [PriceOfCall.of(line) for line in priced.lines],
+        held.is_repeat,
     )  # fmt: skip
 
 
-def _ask(data: AuthorizeRequest, limits: Limits, names: tuple[str, ...]) -> Ask:
+def _ask(data: AuthorizeRequest, limits: Limits, names: tuple[str, ...], service: Service) -> Ask:
     asked = None
     if data.estimate is not None:
         most = bytes(data.max_hold_usd) if is_given(data.max_hold_usd) else None
@@ -538,7 +632,31 @@ def _ask(data: AuthorizeRequest, limits: Limits, names: tuple[str, ...]) -> Ask:
     return Ask(
         data.request_id, limits.amount_nusd, data.model, data.endpoint, data.ttl_seconds, limits.min_nusd,
         limits.price_version, asked, data.estimate.attributes() if data.estimate else None, limits.made_at, names,
+        data.on_expiry or service.on_expiry,
     )  # fmt: skip
+
+
+async def _work_once(
+    service: Service,
+    data: ChargeRequest,
+    attributes: Mapping[str, str] | None,
+    owner: KeyOwner,
+    pricer: Pricer,
+    meter: Meter,
+) -> Work:
+    """What was done, with its cost by today's prices. They may have changed since it was charged, so that it could not be
+    again: it is a repeat then, and its cost is not looked at. Raises InvalidField and ModelNotPriced."""
+    try:
+        work = _work(data, await _cost(data, pricer, data.model, owner.account_id, attributes, None))
+        if is_given(data.max_cost_usd) and work.cost_nusd > reported_usd(data.max_cost_usd, "max_cost_usd"):
+            raise InvalidField("the call cost more than max_cost_usd", param="max_cost_usd")
+    except (InvalidField, ModelNotPriced) as error:
+        try:
+            await meter.found(service.name, owner, data.request_id)
+        except HoldNotFound:
+            raise error from None
+        return _work(data, Cost(0))
+    return work
 
 
 def told(data: WorkDone, attributes: Mapping[str, str] | None) -> bytes:
@@ -599,8 +717,11 @@ def _work(data: WorkDone, cost: Cost) -> Work:
     flags = (*cost.flags, "usage_estimated") if data.usage_estimated else cost.flags
     latency_ms = None if data.latency_ms is None else round(data.latency_ms)
     ttft_ms = None if data.ttft_ms is None else round(data.ttft_ms)
+    provider_cost_nusd = None
+    if is_given(data.provider_cost_usd):
+        provider_cost_nusd = reported_usd(data.provider_cost_usd, "provider_cost_usd")
     return Work(
         cost.cost_nusd, data.outcome, data.served_model, data.provider, data.upstream_id, latency_ms, ttft_ms,
         data.usage.counts() if data.usage else None, cost.price_version, cost.lines, ",".join(flags) or None,
-        cost.is_the_hold,
+        cost.is_the_hold, provider_cost_nusd, data.upstream_model,
     )  # fmt: skip

@@ -188,6 +188,7 @@ async def _answer(
             price_version=price_version,
             made_at=now,
             model_names=await pricer.names(told.model),
+            on_expiry=gateway.on_expiry,
         ),
     )
     return Response(None, status_code=200, headers=_headers(held), media_type="text/plain")

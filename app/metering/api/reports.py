@@ -108,6 +108,7 @@ class ReportsController(Controller):
     async def settle_batch(
         self,
         service: NamedDependency[Service],
+        verifier: NamedDependency[Verifier],
         meter: NamedDependency[Meter],
         pricer: NamedDependency[Pricer],
         data: JSONBody[SettleBatchRequest],
@@ -115,7 +116,7 @@ class ReportsController(Controller):
         """For a proxy that spooled what it could not settle at once. Each item is settled as if it had come alone."""
 
         async def settle(raw: msgspec.Raw) -> Verdict:
-            return Verdict(200, charge=await settled(service, meter, pricer, read(raw, SettleRequest)))
+            return Verdict(200, charge=await settled(service, verifier, meter, pricer, read(raw, SettleRequest)))
 
         return Verdicts.of(await _each(data.settles, settle))
 
