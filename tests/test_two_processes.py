@@ -32,7 +32,7 @@ async def other(rig: Rig, settings: Settings) -> AsyncIterator[Rig]:
     await house.db.open()
     transport = httpx.ASGITransport(cast("Any", create_app(house)), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://testserver.local") as client:
-        yield Rig(client, house, rig.database_url, await rig.service())
+        yield Rig(client, house, rig.database_url, _service=await rig.service())
     await house.close()
 
 
@@ -171,7 +171,7 @@ async def test_a_repeat_is_told_what_its_first_was_held_for(rig: Rig, other: Rig
     first = await ask(rig, customer, request_id="same")
     await make_active(rig.house.db, await a_version(rig.house.db, 2000), notice_seconds=0)
     again = await ask(other, customer, request_id="same")
-    assert {name: again[name] for name in first} == first | {"available_usd": again["available_usd"]}
+    assert {name: again[name] for name in first} == first | {"available_usd": again["available_usd"], "repeat": True}
 
 
 async def test_a_call_that_a_gateway_asked_for_is_priced_by_the_version_of_its_ask(rig: Rig) -> None:
