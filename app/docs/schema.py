@@ -34,7 +34,7 @@ _MOMENT_READ: Final = (
 
 _REPORTED: Final[Json] = _MONEY | {
     "type": ["number", "string"], "minimum": 0, "maximum": MAX_NUSD // NUSD_PER_USD, "maxLength": MAX_REPORTED_LENGTH,
-    "pattern": r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$",
+    "pattern": r"^(0*1000000000(\.0+)?|0*[0-9]{1,9}(\.[0-9]+)?|[0-9]+(\.[0-9]+)?[eE][+-]?[0-9]+)$",
 }  # fmt: skip
 
 
@@ -58,8 +58,6 @@ class Schemas:
                 return self.of(held, is_read=is_read)
             case mi.Metadata(extra={"reported": True}) if is_read:
                 return dict(_REPORTED)
-            case mi.Metadata(type=inner, extra={"limits": limits}) if is_read:  # which the handler looks into
-                return {**self._of(inner, is_read=is_read), **limits}
             case mi.Metadata(type=inner):
                 return self._of(inner, is_read=is_read)
             case mi.StructType(cls=cls):

@@ -250,6 +250,15 @@ _MOVES: Final[Json] = {
     "required": ["amount_usd"],
     "properties": {"action": {"enum": ["credit", "debit"]}, "amount_usd": _GIVEN},
 }
+_BY_TICKET: Final[Json] = {
+    "required": ["hold_id"],
+    "properties": {"hold_id": _GIVEN} | {name: {"type": "null"} for name in ("request_id", "api_key", "api_key_hash")},
+}
+_BY_REQUEST: Final[Json] = {
+    "required": ["request_id"],
+    "properties": {"request_id": _GIVEN, "hold_id": {"type": "null"}},
+} | _KEY
+_HELD: Final[Json] = {"oneOf": [_BY_TICKET, _BY_REQUEST]}
 TOGETHER: Final[dict[str, Json]] = {
     "AuthorizeRequest": {"allOf": [_KEY, _exactly_one("estimate", "max_cost_usd")]},
     "ChargeRequest": {"allOf": [_KEY, _TOLD]},
@@ -260,7 +269,9 @@ TOGETHER: Final[dict[str, Json]] = {
             {"required": ["subject"], "properties": {"subject": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}}},
         ]
     },
-    "SettleRequest": _TOLD,
+    "SettleRequest": {"allOf": [_HELD, _TOLD]},
+    "ReleaseRequest": _HELD,
+    "VerifyRequest": _KEY,
     "UsageData": _TOLD,
     "Resolution": {"oneOf": [_MOVES, {"properties": {"action": {"const": "dismiss"}, "amount_usd": {"type": "null"}}}]},
     "createKey": {

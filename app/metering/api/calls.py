@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from math import ceil
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -39,9 +39,8 @@ RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^
 Sha256Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
-_CALLERS: Final = {"minLength": 1, "maxLength": 200, "pattern": r"^[^\x00-\x1f\x7f]+$"}
-CallersWord = Annotated[str, msgspec.Meta(extra={"limits": _CALLERS})]
-CallersCount = Annotated[int, msgspec.Meta(extra={"limits": {"minimum": 0, "maximum": 10**12}})]
+CallersWord: TypeAlias = str
+CallersCount: TypeAlias = int
 """What a proxy passes on as its caller wrote it. That it is no such value is for the caller to read: see `CallersMistake`."""
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=10**12)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -87,7 +86,7 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     input_tokens: Count | None = None
     max_output_tokens: CallersCount | None = None
-    n: Annotated[int, msgspec.Meta(extra={"limits": {"minimum": 1, "maximum": 128}})] = 1
+    n: CallersCount = 1
     characters: Count | None = None
     audio_seconds: Seconds | None = None
     images: CallersCount | None = None
@@ -206,6 +205,19 @@ class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Attributes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a call was made, where its price depends on it. Where it is not said, it was made as the model's prices take it to be."""
 
+    quality: Word | None = None
+    resolution: Word | None = None
+    service_tier: Word | None = None
+    size: Word | None = None
+
+    def said(self) -> dict[str, str]:
+        told: dict[str, str] = msgspec.to_builtins(self)
+        return told
+
+
+class CallersAttributes(Attributes, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The same as a proxy passes them on from its caller."""
+
     quality: CallersWord | None = None
     resolution: CallersWord | None = None
     service_tier: CallersWord | None = None
@@ -227,7 +239,7 @@ class ChargeRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=T
     api_key_hash: Sha256Hex | None = None
     endpoint: Word | None = None
     model: CallersWord | None = None
-    attributes: Attributes | None = None
+    attributes: CallersAttributes | None = None
     max_cost_usd: ReportedNumber = NOT_GIVEN
 
 
