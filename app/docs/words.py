@@ -151,6 +151,7 @@ VERDICTS: Final[dict[str, tuple[type[AppError], ...]]] = {
 """What a proxy is told in a 200, because it is about the proxy's own caller."""
 
 BODIES: Final[dict[str, Json]] = {
+    "verifyCall": {"api_key": "sk-…", "model": "openai/gpt-4o"},
     "createTopup": {"amount": 1000, "currency": "SATS"},
     "connectWallet": {
         "nwc_url": "nostr+walletconnect://b889…?relay=wss://relay.example.com&secret=71a8…",
