@@ -7,7 +7,7 @@
     ├─ MissingScope, ModelNotAllowed, AccountFrozen                     403
     ├─ NotFound, InvoiceNotFound, KeyNotFound, HoldNotFound             404
     ├─ IdempotencyKeyReuse, IdempotencyInProgress, RequestIdReuse,
-    │  HoldClosed, AlreadyRefunded, NameTaken                           409
+    │  HoldClosed, HoldCaptured, AlreadyRefunded, NameTaken             409
     ├─ BodyTooLarge 413, UnsupportedMediaType                           415
     ├─ InvalidField, AmountOutOfRange, UnsupportedCurrency,
     │  UnknownMethod, ModelNotPriced, WalletSilent, WalletNotUsable     422
