@@ -814,7 +814,7 @@ def test_a_function_that_is_not_the_files_is_told_and_put_right(
         "CREATE FUNCTION meter_other() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "CREATE OR REPLACE FUNCTION meter_lock(p_lock uuid[], p_wait boolean) RETURNS uuid[] LANGUAGE sql AS 'SELECT p_lock'",
         "DROP FUNCTION meter_expire",
-        "COMMENT ON FUNCTION meter_settle IS 'of an earlier version'",
+        "COMMENT ON FUNCTION meter_charge IS 'of an earlier version'",
     ):
         owner_conn.execute(planted.encode())
         with pytest.raises(MigrationError, match="app migrate"):

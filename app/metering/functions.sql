@@ -96,7 +96,7 @@ BEGIN
     FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, window_start, expires_at,
         made_at, amount_nusd, price_version, state, v_account_id, v_account_place, v_min_nusd, v_key_number IN
         SELECT u.item,
-               CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.usage_id IS NOT NULL) THEN 'reuse'
+               CASE WHEN h.request_hash <> u.request_hash OR e.is_there THEN 'reuse'
                     WHEN h.state <> 'open' OR h.expires_at <= now() THEN 'closed'
                     ELSE coalesce(meter_refusal(k, a.status, u.names), CASE WHEN h.id IS NOT NULL THEN 'repeat' END) END,
                a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k), k.held_nusd,
@@ -109,8 +109,11 @@ BEGIN
              WITH ORDINALITY u (account_id, key_id, hold_id, request_hash, amount_nusd, min_nusd, names, price_version, made_at, item)
         JOIN account a ON a.id = u.account_id
         LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
-        LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
-        LEFT JOIN entry e ON e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+        LEFT JOIN LATERAL (SELECT * FROM hold h WHERE h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1) h ON true
+        LEFT JOIN LATERAL (
+            SELECT true AS is_there FROM entry e
+            WHERE h.id IS NULL AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text LIMIT 1
+        ) e ON true
         WHERE v_all OR u.account_id = ANY (v_locked)
         ORDER BY u.account_id, u.item
     LOOP
@@ -160,19 +163,23 @@ BEGIN
 END $$;
 
 
--- settle: charges what a call cost, whatever its hold said, once. Locks the accounts. Nothing is refused, so what each item
--- leaves is a running sum. Also for calls that nothing was held for: with a request_hash the call is not told of by a
--- ticket, and leaves a hold that is settled already; another call of that id is `reuse`. at_least_hold: the cost is not less
--- than what was held. p_admitted: those of the items that are to be charged, if not all are. An open hold was never
--- charged: its entry need not be looked for.
-CREATE OR REPLACE FUNCTION meter_settle(
+-- charge: takes what calls cost, each once. Locks the accounts.
+-- settle: a call under a hold costs what it cost, whatever the hold said, so that nothing is refused and what each item leaves
+-- is a running sum. Also for calls that nothing was held for: with a request_hash the call is not told of by a ticket, and
+-- leaves a hold that is settled already; another call of that id is `reuse`. at_least_hold: the cost is not less than what
+-- was held. An open hold was never charged: its entry need not be looked for.
+-- charge: where needed_nusd is given (to all items or none), the key must be able to pay that much. A refused call consumes
+-- nothing, so what is left is carried from call to call. What is known of a request_id is not asked for money again.
+CREATE OR REPLACE FUNCTION meter_charge(
     p_lock uuid[], p_wait boolean, p_account_id uuid[], p_key_id uuid[], p_hold_id uuid[], p_service text[], p_request_id text[],
-    p_request_hash bytea[], p_window_start timestamptz[], p_charge_id uuid[], p_cost_nusd bigint[], p_at_least_hold boolean[],
-    p_outcome text[], p_model text[], p_served_model text[], p_provider text[], p_endpoint text[], p_upstream_id text[],
-    p_upstream_model text[], p_provider_cost_nusd bigint[], p_latency_ms int[], p_ttft_ms int[], p_units jsonb[], p_price_version int[],
-    p_lines jsonb[], p_flags text[], p_admitted boolean[] DEFAULT NULL
+    p_request_hash bytea[], p_window_start timestamptz[], p_needed_nusd bigint[], p_names text[], p_charge_id uuid[], p_cost_nusd bigint[],
+    p_at_least_hold boolean[], p_outcome text[], p_model text[], p_served_model text[], p_provider text[], p_endpoint text[],
+    p_upstream_id text[], p_upstream_model text[], p_provider_cost_nusd bigint[], p_latency_ms int[], p_ttft_ms int[], p_units jsonb[],
+    p_price_version int[], p_lines jsonb[], p_flags text[]
 ) RETURNS TABLE (
-    item bigint, verdict text, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint, flags text, is_low boolean
+    item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
+    key_held_nusd bigint, reset_at timestamptz, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint,
+    flags text, is_low boolean
 ) LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off AS $$
@@ -180,7 +187,56 @@ SET enable_bitmapscan = off AS $$
 DECLARE
     v_locked uuid[] := meter_lock(p_lock, p_wait);
     v_all boolean := cardinality(v_locked) = cardinality(p_lock);
+    v_account_id uuid;
+    v_before_id uuid;
+    v_account_nusd bigint;
+    v_key_number bigint;
+    v_key_nusd bigint[];
+    v_admitted boolean[];
 BEGIN
+    IF p_needed_nusd[1] IS NOT NULL THEN
+        v_key_nusd := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
+        v_admitted := array_fill(false, ARRAY[cardinality(p_hold_id)]);
+        FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, v_account_id, v_key_number IN
+            SELECT u.item, CASE WHEN h.is_there OR e.is_there THEN 'known' ELSE meter_refusal(k, a.status, u.names) END,
+                   a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k), k.held_nusd,
+                   date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval,
+                   u.account_id, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
+            FROM unnest(p_account_id, p_key_id, p_hold_id, p_names) WITH ORDINALITY u (account_id, key_id, hold_id, names, item)
+            JOIN account a ON a.id = u.account_id
+            LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
+            LEFT JOIN LATERAL (
+                SELECT true AS is_there FROM hold h WHERE h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1
+            ) h ON true
+            LEFT JOIN LATERAL (
+                SELECT true AS is_there FROM entry e
+                WHERE h.is_there IS NULL AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text LIMIT 1
+            ) e ON true
+            WHERE v_all OR u.account_id = ANY (v_locked)
+            ORDER BY u.account_id, u.item
+        LOOP
+            IF v_account_id IS DISTINCT FROM v_before_id THEN
+                v_before_id := v_account_id;
+                v_account_nusd := 0;
+            END IF;
+            posted_nusd := posted_nusd - v_account_nusd;
+            spent_nusd := spent_nusd + v_key_nusd[v_key_number];
+            IF verdict IS NULL THEN
+                verdict := meter_shortage(p_needed_nusd[item], limit_nusd, spent_nusd, key_held_nusd, posted_nusd, held_nusd, floor_nusd);
+                IF verdict IS NULL THEN
+                    v_account_nusd := v_account_nusd + p_cost_nusd[item];
+                    v_key_nusd[v_key_number] := v_key_nusd[v_key_number] + p_cost_nusd[item];
+                    v_admitted[item] := true;
+                    CONTINUE;
+                END IF;
+            ELSIF verdict = 'known' THEN
+                v_admitted[item] := true;
+                CONTINUE;
+            END IF;
+            RETURN NEXT;
+        END LOOP;
+    END IF;
+
     RETURN QUERY
     WITH asked AS MATERIALIZED (
         SELECT u.*, CASE WHEN u.at_least_hold THEN greatest(u.told_nusd, h.amount_nusd) ELSE u.told_nusd END AS cost_nusd,
@@ -190,13 +246,13 @@ BEGIN
                     WHEN e.is_there THEN 'repeat' ELSE 'charged' END AS verdict
         FROM unnest(p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, p_window_start, p_charge_id, p_cost_nusd,
                     p_at_least_hold, p_outcome, p_model, p_served_model, p_provider, p_endpoint, p_upstream_id, p_upstream_model,
-                    p_provider_cost_nusd, p_latency_ms, p_ttft_ms, p_units, p_price_version, p_lines, p_flags, p_admitted)
+                    p_provider_cost_nusd, p_latency_ms, p_ttft_ms, p_units, p_price_version, p_lines, p_flags, v_admitted)
              WITH ORDINALITY u (account_id, key_id, hold_id, service, request_id, request_hash, ticket_window_start, charge_id, told_nusd,
                                 at_least_hold, outcome, model, served_model, provider, endpoint, upstream_id, upstream_model,
                                 provider_cost_nusd, latency_ms, ttft_ms, units, price_version, lines, told_flags, is_admitted, item)
         JOIN account a ON a.id = u.account_id
         LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
-        LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
+        LEFT JOIN LATERAL (SELECT h.*, h.ctid FROM hold h WHERE h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1) h ON true
         LEFT JOIN LATERAL (
             SELECT true AS is_there FROM entry e
             WHERE h.state IS DISTINCT FROM 'open' AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
@@ -258,80 +314,12 @@ BEGIN
                latency_ms, ttft_ms, units, price_version, lines, flags
         FROM charged
     )
-    SELECT item, verdict, charge_id, cost_nusd, balance_after_nusd, held_after_nusd, flags, coalesce(balance_after_nusd < low_nusd, false)
+    SELECT item, verdict, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::timestamptz,
+           charge_id, cost_nusd, balance_after_nusd, held_after_nusd, flags, coalesce(balance_after_nusd < low_nusd, false)
     FROM charged
     UNION ALL
-    SELECT item, verdict, NULL, NULL, NULL, NULL, NULL, false FROM asked WHERE verdict <> 'charged';
-END $$;
-
-
--- charge: for work done already, by a key that must be able to pay needed_nusd: admits, then settles. Locks the accounts.
--- What is known of a request_id goes on to the settling, which tells a repeat from another call. A refused call consumes
--- nothing, so what is left is carried from call to call.
-CREATE OR REPLACE FUNCTION meter_charge(
-    p_lock uuid[], p_wait boolean, p_account_id uuid[], p_key_id uuid[], p_hold_id uuid[], p_service text[], p_request_id text[],
-    p_request_hash bytea[], p_needed_nusd bigint[], p_names text[], p_charge_id uuid[], p_cost_nusd bigint[], p_outcome text[],
-    p_model text[], p_served_model text[], p_provider text[], p_endpoint text[], p_upstream_id text[], p_upstream_model text[],
-    p_provider_cost_nusd bigint[], p_latency_ms int[], p_ttft_ms int[], p_units jsonb[], p_price_version int[], p_lines jsonb[],
-    p_flags text[]
-) RETURNS TABLE (
-    item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
-    key_held_nusd bigint, reset_at timestamptz, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint,
-    flags text, is_low boolean
-) LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off AS $$
-#variable_conflict use_column
-DECLARE
-    v_locked uuid[] := meter_lock(p_lock, p_wait);
-    v_all boolean := cardinality(v_locked) = cardinality(p_lock);
-    v_account_id uuid;
-    v_before_id uuid;
-    v_account_nusd bigint;
-    v_key_number bigint;
-    v_key_nusd bigint[] := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
-    v_admitted boolean[] := array_fill(false, ARRAY[cardinality(p_hold_id)]);
-BEGIN
-    FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, v_account_id, v_key_number IN
-        SELECT u.item, CASE WHEN h.id IS NOT NULL OR e.usage_id IS NOT NULL THEN 'known' ELSE meter_refusal(k, a.status, u.names) END,
-               a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k), k.held_nusd,
-               date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval,
-               u.account_id, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
-        FROM unnest(p_account_id, p_key_id, p_hold_id, p_names) WITH ORDINALITY u (account_id, key_id, hold_id, names, item)
-        JOIN account a ON a.id = u.account_id
-        LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
-        LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
-        LEFT JOIN entry e ON e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
-        WHERE v_all OR u.account_id = ANY (v_locked)
-        ORDER BY u.account_id, u.item
-    LOOP
-        IF v_account_id IS DISTINCT FROM v_before_id THEN
-            v_before_id := v_account_id;
-            v_account_nusd := 0;
-        END IF;
-        posted_nusd := posted_nusd - v_account_nusd;
-        spent_nusd := spent_nusd + v_key_nusd[v_key_number];
-        IF verdict IS NULL THEN
-            verdict := meter_shortage(p_needed_nusd[item], limit_nusd, spent_nusd, key_held_nusd, posted_nusd, held_nusd, floor_nusd);
-            IF verdict IS NULL THEN
-                v_account_nusd := v_account_nusd + p_cost_nusd[item];
-                v_key_nusd[v_key_number] := v_key_nusd[v_key_number] + p_cost_nusd[item];
-                v_admitted[item] := true;
-                CONTINUE;
-            END IF;
-        ELSIF verdict = 'known' THEN
-            v_admitted[item] := true;
-            CONTINUE;
-        END IF;
-        RETURN NEXT;
-    END LOOP;
-
-    RETURN QUERY
-    SELECT s.item, s.verdict, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::timestamptz, s.id,
-           s.cost_nusd, s.balance_after_nusd, s.held_after_nusd, s.flags, s.is_low
-    FROM meter_settle(v_locked, p_wait, p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, NULL, p_charge_id,
-                      p_cost_nusd, NULL, p_outcome, p_model, p_served_model, p_provider, p_endpoint, p_upstream_id, p_upstream_model,
-                      p_provider_cost_nusd, p_latency_ms, p_ttft_ms, p_units, p_price_version, p_lines, p_flags, v_admitted) s;
+    SELECT item, verdict, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false FROM asked
+    WHERE verdict <> 'charged';
 END $$;
 
 
@@ -451,7 +439,7 @@ BEGIN
           LIMIT cardinality(p_charge_id)) h;
     charged := coalesce(cardinality(v_hold_id), 0);
     IF charged > 0 THEN
-        PERFORM FROM meter_settle(v_locked, true, v_account_id, v_key_id, v_hold_id, v_service, v_request_id, NULL, NULL,
+        PERFORM FROM meter_charge(v_locked, true, v_account_id, v_key_id, v_hold_id, v_service, v_request_id, NULL, NULL, NULL, NULL,
                                   p_charge_id[:charged::int], v_cost_nusd, NULL, v_outcome, v_model, NULL, NULL, v_endpoint, NULL, NULL, NULL,
                                   NULL, NULL, NULL, NULL, NULL, v_flags);
     END IF;

@@ -178,7 +178,7 @@ class Meter:
         together = Batches(db, together=batch)
         # Settles and releases come first: what they free is there for the others. A transaction is as durable as all that
         # is in it, so that holds that need not survive a crash of the database have transactions of their own.
-        self._settle = together.decider(FUNCTIONS["meter_settle"])
+        self._settle = together.decider(FUNCTIONS["meter_charge"])
         self._release = together.decider(FUNCTIONS["meter_release"])
         self._extend = together.decider(FUNCTIONS["meter_extend"])
         holding = together if hold_sync_commit else Batches(db, together=batch)
@@ -249,7 +249,7 @@ class Meter:
         return await self._settled(work, {
             "account_id": ticket.account_id, "key_id": ticket.key_id, "hold_id": ticket.hold_id, "service": service,
             "request_id": ticket.request_id, "request_hash": None, "window_start": ticket.window_start, "model": ticket.model,
-            "endpoint": ticket.endpoint,
+            "endpoint": ticket.endpoint, "needed_nusd": None, "names": None,
         })  # fmt: skip
 
     async def report(self, service: str, owner: KeyOwner, ask: Ask, work: Work) -> Charged:
@@ -260,7 +260,7 @@ class Meter:
         return await self._settled(work, {
             "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id_for(service, ask.request_id), "service": service,
             "request_id": ask.request_id, "request_hash": ask.fingerprint("report", owner, work), "window_start": None,
-            "model": ask.model, "endpoint": ask.endpoint,
+            "model": ask.model, "endpoint": ask.endpoint, "needed_nusd": None, "names": None,
         })  # fmt: skip
 
     async def _settled(self, work: Work, call: dict[str, Any]) -> Charged:
@@ -318,7 +318,7 @@ class Meter:
         params = work.params() | {
             "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id_for(service, ask.request_id),
             "service": service, "request_id": ask.request_id, "request_hash": ask.fingerprint("charge", owner, work),
-            "needed_nusd": ask.amount_nusd, "model": ask.model, "names": ask.names(), "endpoint": ask.endpoint,
+            "window_start": None, "needed_nusd": ask.amount_nusd, "model": ask.model, "names": ask.names(), "endpoint": ask.endpoint,
         }  # fmt: skip
         found = await self._charge(params)
         if found is None:
