@@ -289,7 +289,7 @@ async def _prove(conn: psycopg.AsyncConnection[Any], session: Mapping[str, str])
         if await _first(cursor, shown) == wanted:
             return
         try:
-            await cursor.execute(as_set(session).encode())
+            await cursor.execute(as_set(session).encode(), prepare=False)
         except psycopg.errors.InsufficientPrivilege as error:
             raise WrongSession("the connection may not become what it must be") from error
         if await _first(cursor, shown) != wanted:
@@ -297,7 +297,7 @@ async def _prove(conn: psycopg.AsyncConnection[Any], session: Mapping[str, str])
 
 
 async def _first(cursor: psycopg.AsyncCursor[tuple[Any, ...]], statement: bytes) -> Any:
-    found = await (await cursor.execute(statement)).fetchone()
+    found = await (await cursor.execute(statement, prepare=False)).fetchone()
     assert found is not None
     return found[0]
 
