@@ -362,10 +362,8 @@ async def test_what_was_ended_is_told_in_metrics_and_log(served: Served, capsys:
     assert 'satmeter_connections_ended_total{reason="body"} 1.0' in told
     assert "satmeter_connections 0.0" in told
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert {(event["event"], event["reason"], event["count"]) for event in events} == {
-        ("connections.ended", "head", 1),
-        ("connections.ended", "body", 1),
-    }
+    told_of = {(one["reason"], one["count"]) for one in events if one["event"] == "connections.ended"}
+    assert told_of == {("head", 1), ("body", 1)}
 
 
 @pytest.mark.parametrize(
