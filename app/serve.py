@@ -161,7 +161,7 @@ class Connections(Collector):
             for reason in self._ended.keys() - {"idle"}:
                 if count := self._ended[reason] - self._told[reason]:
                     where = {"address": self._crowded} if reason == "refused_address" else {}
-                    log.warning("connections.ended", reason=reason, count=count, **where)
+                    log.warning("connections.ended", code=reason, count=count, **where)
             self._told = self._ended.copy()
 
     @contextlib.asynccontextmanager

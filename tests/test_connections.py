@@ -362,7 +362,7 @@ async def test_what_was_ended_is_told_in_metrics_and_log(served: Served, capsys:
     assert 'satmeter_connections_ended_total{reason="body"} 1.0' in told
     assert "satmeter_connections 0.0" in told
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    told_of = {(one["reason"], one["count"]) for one in events if one["event"] == "connections.ended"}
+    told_of = {(one["code"], one["count"]) for one in events if one["event"] == "connections.ended"}
     assert told_of == {("head", 1), ("body", 1)}
 
 
