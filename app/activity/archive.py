@@ -3,7 +3,6 @@
 These are for the database's owner: the service's own role may not drop a table, nor write what is kept of a drop.
 """
 
-import csv
 import functools
 import gzip
 import hashlib
@@ -22,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.activity.calendar import CALL, DAY, day_of, first_id, is_call_id, midnight, month_after
 from app.activity.rollup import sum_days
-from app.activity.spreadsheet import harmless
+from app.activity.spreadsheet import line_writer
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
 
@@ -145,13 +144,14 @@ class CallsFile:
         self._path.chmod(0o600)
         self._zip = gzip.GzipFile(filename="", fileobj=self._file, mode="wb", mtime=0)
         self._text = io.TextIOWrapper(self._zip, encoding="utf-8", newline="")
-        self._csv = csv.writer(self._text)
+        self._write_line = line_writer(self._text)
         return self
 
     def write(self, calls: Sequence[Row]) -> None:
         if not self.calls:
-            self._csv.writerow(calls[0])
-        self._csv.writerows([_cell(value) for value in call.values()] for call in calls)
+            self._write_line(calls[0])
+        for call in calls:
+            self._write_line(_cell(value) for value in call.values())
         self.calls += len(calls)
         self.cost_nusd += sum(call["cost_nusd"] for call in calls)
 
@@ -176,14 +176,12 @@ class CallsFile:
             self._path.unlink(missing_ok=True)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
+def _cell(value: Any) -> str | int | None:
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, str):
-        return harmless(value)
-    return msgspec.json.encode(value).decode() if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return msgspec.json.encode(value).decode()
+    return value if value is None or type(value) is int else str(value)
 
 
 async def _some_calls(session: AsyncSession, month: date, after: tuple[uuid.UUID, uuid.UUID] | None) -> Sequence[Row]:

@@ -3,8 +3,8 @@
 import csv
 import io
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TextIO
 
 _BEGINS_A_FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")
 _UNSEEN: Final = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
@@ -19,13 +19,24 @@ def wants_csv(accept: str) -> bool:
 def csv_text(names: Sequence[str], lines: Iterable[Sequence[str | None]]) -> str:
     """A header and lines as RFC 4180 has them; null is an empty cell."""
     out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow(names)
-    writer.writerows([harmless(cell or "") for cell in line] for line in lines)
+    write = line_writer(out)
+    write(names)
+    for line in lines:
+        write(line)
     return out.getvalue()
 
 
-def harmless(cell: str) -> str:
+def line_writer(out: TextIO) -> Callable[[Iterable[str | int | None]], None]:
+    """What writes a line of CSV to `out`, with no cell in it that a spreadsheet would run. Numbers stay numbers."""
+    writer = csv.writer(out)
+
+    def write(line: Iterable[str | int | None]) -> None:
+        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in line])
+
+    return write
+
+
+def _harmless(cell: str) -> str:
     """A text that a spreadsheet would run gets an apostrophe before it, as OWASP advises ("CSV injection").
 
     So does one that begins with an apostrophe: who reads the file back takes one away, and has every text as it was.

@@ -102,16 +102,31 @@ async def test_an_export_has_every_call_exactly_and_only_its_owner_may_read_it(p
     assert [list(line.values()) for line in lines] == [[printed(value) for value in call] for call in calls]
 
 
-async def test_no_cell_of_an_export_begins_a_formula(past: Past) -> None:
-    customer, models = await past.rig.customer("10"), ("=HYPERLINK(0)", " =1", "\u00a0@x", "\ufeff+1", "gpt-4o")
-    for number, model in enumerate(models):
-        await past.charge(customer, "0.01", request_id=f"f{number}", model=model)
+async def test_an_export_has_nothing_that_a_spreadsheet_would_run(past: Past) -> None:
+    """A caller chose the model's name, and a proxy its endpoint; numbers below nothing stay numbers."""
+    customer = await past.rig.customer("10")
+    formulas = ['=HYPERLINK("https://evil.example","Invoice")', "+1", "-1", "@SUM(A1)", "＝1"]
+    for model in formulas:
+        await past.charge(customer, "0.5", model=model, endpoint=model)
+    held = await past.rig.authorize(customer.api_key, "0.5", "above", model="+")
+    await past.rig.settle(held["hold_id"], "20")
     await past.back(OLD)
-    await past.roll_up()
-    with gzip.open(await past.export(month_of(OLD)), "rt", newline="", encoding="utf-8") as file:
-        found = [line["model"] for line in csv.DictReader(file)]
-    assert sorted(found) == sorted(["'=HYPERLINK(0)", "' =1", "'\u00a0@x", "'\ufeff+1", "gpt-4o"])
-    assert sorted(cell.removeprefix("'") for cell in found) == sorted(models)
+    path = await past.export(month_of(OLD))
+    with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert sorted(line["model"] for line in lines) == sorted(f"'{model}" for model in [*formulas, "+"])
+    assert {line["endpoint"] for line in lines} == {f"'{model}" for model in formulas} | {""}
+    assert min(int(line["balance_after_nusd"]) for line in lines) == -12_500_000_000
+
+
+def test_no_other_place_writes_csv() -> None:
+    """The guard stands in one place, so that whoever writes CSV writes it through the guard."""
+    writers = [
+        path.name
+        for path in Path("app").rglob("*.py")
+        if "csv.writer" in (text := path.read_text()) or "DictWriter" in text
+    ]
+    assert writers == ["spreadsheet.py"]
 
 
 async def test_a_month_is_dropped_only_when_it_is_over_exported_summed_and_old(past: Past) -> None:
