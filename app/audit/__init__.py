@@ -1,0 +1,8 @@
+"""The books' auditor: recomputes every figure from what explains it; reports, never repairs.
+
+A file a subject has its checks; `run` runs them all.
+"""
+
+from app.audit.run import CHECKS, FINDINGS_PER_CHECK, Finding, Report, audit
+
+__all__ = ["CHECKS", "FINDINGS_PER_CHECK", "Finding", "Report", "audit"]

@@ -1,0 +1,106 @@
+"""What the entries promise of themselves, and of the balances that are their sums."""
+
+from typing import Final
+
+from app.audit.check import Check
+
+BOOKS: Final = (
+    Check(
+        "balance_is_sum_of_entries",
+        "An account's balance is the sum of its entries.",
+        """SELECT a.id::text AS subject, a.posted_nusd AS recorded, coalesce(e.total, 0) AS recomputed
+           FROM account a LEFT JOIN (SELECT account_id, sum(amount_nusd) AS total FROM entry GROUP BY 1) e ON e.account_id = a.id
+           WHERE a.posted_nusd <> coalesce(e.total, 0)""",
+        is_money=True,
+    ),
+    Check(
+        "entries_are_counted",
+        "An account's entry count is the number of its entries.",
+        """SELECT a.id::text AS subject, a.entry_count AS recorded, coalesce(e.count, 0) AS recomputed
+           FROM account a LEFT JOIN (SELECT account_id, count(*) AS count FROM entry GROUP BY 1) e ON e.account_id = a.id
+           WHERE a.entry_count <> coalesce(e.count, 0)""",
+    ),
+    Check(
+        "entry_ids_have_no_gap",
+        "Entries of an account are numbered 1, 2, 3 … The first wrong number is shown.",
+        """SELECT DISTINCT ON (account_id) account_id::text AS subject, id AS recorded, place AS recomputed
+           FROM (SELECT account_id, id, row_number() OVER (PARTITION BY account_id ORDER BY id) AS place FROM entry) e
+           WHERE id <> place ORDER BY account_id, id""",
+    ),
+    Check(
+        "balance_after_is_running_sum",
+        "An entry's balance after it is the sum of the entries up to it. The first wrong one of an account is shown.",
+        """SELECT DISTINCT ON (account_id) account_id || '/' || id AS subject, balance_after_nusd AS recorded, sum AS recomputed
+           FROM (SELECT account_id, id, balance_after_nusd,
+                        sum(amount_nusd) OVER (PARTITION BY account_id ORDER BY id ROWS UNBOUNDED PRECEDING) AS sum FROM entry) e
+           WHERE balance_after_nusd <> sum ORDER BY account_id, id""",
+        is_money=True,
+    ),
+    Check(
+        "entries_are_in_time_order",
+        "An entry is not older than the one before it, give or take the five minutes a transaction can never last.",
+        """SELECT account_id || '/' || id AS subject, created_at AS recorded, 'not before ' || before AS recomputed
+           FROM (SELECT account_id, id, created_at, lag(created_at) OVER (PARTITION BY account_id ORDER BY id) AS before
+                 FROM entry) e
+           WHERE created_at < before - interval '5 minutes'""",
+    ),
+    Check(
+        "entry_is_posted_once",
+        "No account has two entries of one kind with one reference.",
+        """SELECT account_id || '/' || kind || '/' || reference AS subject, count(*) AS recorded, 1 AS recomputed
+           FROM entry GROUP BY account_id, kind, reference HAVING count(*) > 1""",
+    ),
+    Check(
+        "entry_sign_fits_its_kind",
+        "Top-ups and bonuses add, refunds never take, usage never adds.",
+        """SELECT account_id || '/' || id AS subject, amount_nusd AS recorded, 0 AS recomputed FROM entry
+           WHERE NOT CASE kind WHEN 'topup' THEN amount_nusd > 0 WHEN 'bonus' THEN amount_nusd > 0
+                               WHEN 'refund' THEN amount_nusd >= 0 WHEN 'usage' THEN amount_nusd <= 0
+                               WHEN 'adjustment' THEN true ELSE false END""",
+        is_money=True,
+    ),
+    Check(
+        "entry_contra_fits_its_kind",
+        "Each kind of entry has its own house account (a top-up's is checked with its top-up).",
+        """SELECT account_id || '/' || id AS subject, kind || ' from ' || contra AS recorded, 'another house account' AS recomputed
+           FROM entry
+           WHERE NOT CASE kind WHEN 'topup' THEN strpos(contra, ':') > 1 WHEN 'bonus' THEN contra = 'bonus:lightning'
+                               WHEN 'usage' THEN contra = 'revenue:usage' WHEN 'refund' THEN contra IN ('refund', 'revenue:usage')
+                               WHEN 'adjustment' THEN contra = 'adjustment' ELSE false END""",
+    ),
+    Check(
+        "all_balances_are_all_entries",
+        "All balances together are all entries together.",
+        """SELECT 'all accounts' AS subject, recorded, recomputed
+           FROM (SELECT coalesce(sum(posted_nusd), 0) AS recorded FROM account) a,
+                (SELECT coalesce(sum(amount_nusd), 0) AS recomputed FROM entry) e
+           WHERE recorded <> recomputed""",
+        is_money=True,
+    ),
+    Check(
+        "all_revenue_is_all_usage",
+        "What the house earned is what all calls cost.",
+        """SELECT 'revenue:usage' AS subject, recorded, recomputed
+           FROM (SELECT coalesce(-sum(amount_nusd), 0) AS recorded FROM entry WHERE kind = 'usage') e,
+                (SELECT coalesce(sum(cost_nusd), 0) AS recomputed
+                 FROM (SELECT cost_nusd FROM usage UNION ALL SELECT cost_nusd FROM usage_dropped) u) u
+           WHERE recorded <> recomputed""",
+        is_money=True,
+    ),
+    Check(
+        "figures_keep_their_sign",
+        "Nothing held, spent or credited is negative, and no floor is above zero, should a constraint be gone.",
+        """SELECT 'account ' || id AS subject, least(held_nusd, -floor_nusd, entry_count) AS recorded, 0 AS recomputed FROM account
+           WHERE held_nusd < 0 OR floor_nusd > 0 OR entry_count < 0
+           UNION ALL SELECT 'api_key ' || account_id || '/' || id, least(held_nusd, window_usage_nusd, lifetime_nusd, limit_nusd), 0
+           FROM api_key WHERE least(held_nusd, window_usage_nusd, lifetime_nusd, limit_nusd) < 0
+           UNION ALL SELECT 'hold ' || account_id || '/' || id, amount_nusd, 0 FROM hold WHERE amount_nusd < 0
+           UNION ALL SELECT 'usage ' || account_id || '/' || id, least(cost_nusd, held_after_nusd), 0
+           FROM usage WHERE least(cost_nusd, held_after_nusd) < 0
+           UNION ALL SELECT 'topup ' || account_id || '/' || id, least(credited_nusd, bonus_nusd), 0
+           FROM topup WHERE least(credited_nusd, bonus_nusd) < 0
+           UNION ALL SELECT 'payment ' || account_id || '/' || topup_id || '/' || payment_id, worth_nusd, 0
+           FROM payment WHERE worth_nusd < 0""",
+        is_money=True,
+    ),
+)
