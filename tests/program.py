@@ -43,6 +43,8 @@ class Program:
         self._environ = _ours() | extra | {
             "HOME": str(folder), "DATA_DIR": str(self.data_dir), "PORT": str(self.http_port),
             "SANDBOX_PORT": str(self.sandbox_port), "LOG_LEVEL": "WARNING",
+            # One demo account makes in minutes what a customer makes in years.
+            "TOPUPS_WAITING": "100000", "TOPUPS_ONCE_PAID": "100000", "KEYS_PER_ACCOUNT": "100000",
         } | environ  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self._printed, self._logged = folder / "stdout", folder / "stderr"

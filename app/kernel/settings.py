@@ -73,6 +73,10 @@ class Settings:
     ext_authz_hold_usd: str
     accounts_per_hour: int
     accounts_per_hour_per_block: int
+    topups_waiting: int
+    topups_per_hour: int
+    topups_once_paid: int
+    keys_per_account: int
     trusted_proxies: str
     connections: int
     connections_per_address: int
@@ -165,6 +169,10 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         ext_authz_hold_usd=_positive_usd(read.text("EXT_AUTHZ_HOLD_USD", "0.01"), "EXT_AUTHZ_HOLD_USD"),
         accounts_per_hour=read.number("ACCOUNTS_PER_HOUR", 10_000 if production else 1_000_000, 1, 10**9),
         accounts_per_hour_per_block=read.number("ACCOUNTS_PER_HOUR_PER_BLOCK", 30 if production else 100_000, 1, 10**9),
+        topups_waiting=read.number("TOPUPS_WAITING", 10, 1, 10**6),
+        topups_per_hour=read.number("TOPUPS_PER_HOUR", 30, 1, 10**6),
+        topups_once_paid=read.number("TOPUPS_ONCE_PAID", 100, 1, 10**6),
+        keys_per_account=read.number("KEYS_PER_ACCOUNT", 1000, 1, 10**6),
         trusted_proxies=_networks(read.text("TRUSTED_PROXIES", ""), "TRUSTED_PROXIES"),
         connections=read.number("CONNECTIONS", 10_000, 16, 1_000_000),
         connections_per_address=read.number("CONNECTIONS_PER_ADDRESS", 1_000, 1, 1_000_000),

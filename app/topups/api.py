@@ -20,6 +20,7 @@ from app.kernel.ratelimit import count_or_refuse
 from app.kernel.security import Caller
 from app.kernel.settings import Settings
 from app.keys.verify import require_scope
+from app.topups.admission import Caps
 from app.topups.claim import Proof, ProofKind, claim
 from app.topups.create import Wish, create_topup, list_topups, read_topup
 from app.topups.gateway import Gateways
@@ -205,7 +206,11 @@ async def create(
     method: FromPath[str],
     data: JSONBody[TopupRequest],
 ) -> TopupView:
-    """An invoice that is ready to be paid, with its Lightning invoice or address."""
+    """An invoice that is ready to be paid, with its Lightning invoice or address.
+
+    The same request again within a minute gets the same invoice, while that waits to be paid. An account that never paid
+    may have 10 top-ups waiting and make 30 in an hour, one that did 100.
+    """
     require_scope(caller, "topup")
     chosen = method_named(method, gateways.methods)
     wish = Wish(chosen, data.currency, checked_amount(chosen, data.currency, data.amount))
@@ -218,12 +223,25 @@ async def create(
         return answer
 
     try:
+        # Who sends an Idempotency-Key says which requests are one; without it, the same wish within a minute is.
+        named = once.derived_id()
         return await create_topup(
-            db, gateways.of_method(chosen.id), caller, wish, once.derived_id() or new_id(), finish
+            db,
+            gateways.of_method(chosen.id),
+            caller,
+            wish,
+            named or new_id(),
+            finish,
+            _caps(settings),
+            joins=named is None,
         )
     except BaseException:
         await once.abandon()
         raise
+
+
+def _caps(settings: Settings) -> Caps:
+    return Caps(settings.topups_waiting, settings.topups_per_hour, settings.topups_once_paid)
 
 
 @get("/topup/status/{invoice_id:str}", tags=["Top-ups"], summary="Has it been paid?")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,8 +15,18 @@ from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import PaymentBackendUnavailable, RateLimitExceeded
 from app.kernel.logs import log
 from app.kernel.money import COIN_PLACES, CURRENCIES, decimal_of, units_of
+from app.kernel.ratelimit import count_or_refuse
 from app.kernel.security import Caller
-from app.topups.gateway import GatewayRefused, GatewayUnavailable, Invoice, InvoiceGateway, NewInvoice, Rate
+from app.topups.admission import Caps, lock_account, refuse_too_many, same_wish
+from app.topups.gateway import (
+    GatewayRefused,
+    GatewayUnavailable,
+    Invoice,
+    InvoiceGateway,
+    InvoiceStatus,
+    NewInvoice,
+    Rate,
+)
 from app.topups.methods import Method
 
 T = TypeVar("T")
@@ -25,6 +36,10 @@ AT_ONCE: Final = 8
 _TURN_SECONDS: Final = 5
 LOST_AFTER: Final = timedelta(minutes=10)
 """An invoice that the backend does not know after this was never made."""
+AGAIN_PER_HOUR: Final = 120
+"""How often an account may ask for what it has: the backend is asked each time whether it was paid."""
+_LOOKS: Final = 50
+_LOOK_EVERY_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,15 @@ class Wish:
     amount_units: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The top-up that serves a wish: a new one, one of an earlier try, or (`is_open`) one that somebody else may be paying."""
+
+    topup_id: uuid.UUID
+    is_new: bool = False
+    is_open: bool = False
+
+
 async def create_topup(
     db: Database,
     gateway: InvoiceGateway,
@@ -43,48 +67,107 @@ async def create_topup(
     wish: Wish,
     topup_id: uuid.UUID,
     finish: Callable[[AsyncSession, Row], Awaitable[T]],
+    caps: Caps | None = None,
+    *,
+    joins: bool = False,
 ) -> T:
     """Make a top-up that is ready to be paid; `finish` gets its row in the transaction that completes it.
 
     A repeat comes with the same `topup_id`, which the invoice carries as its order id: so a repeat after
-    a lost answer finds the invoice instead of making a second one.
+    a lost answer finds the invoice instead of making a second one. With `joins`, the same wish again within a
+    minute is answered by the top-up that waits to be paid.
     Raises PaymentBackendUnavailable; should the invoice have been made all the same, the poller ties it
-    to its top-up, and a payment to it is credited. Raises RateLimitExceeded if the account makes too many at once.
+    to its top-up, and a payment to it is credited. Raises RateLimitExceeded if the account makes too many at
+    once, and past the `caps`, where they are given.
     """
+    place, quote = None, None
     async with _turn_of(caller.account_id):
-        return await _create_topup(db, gateway, caller, wish, topup_id, finish)
+        if wish.currency != "USD":  # whoever is refused or answered here is so before the backend is asked for a rate
+            place = await db.transaction(lambda session: _placed(session, caller, topup_id, wish, caps, joins))
+        if place is None or not place.is_open:
+            quote = await _quote(gateway, wish)
+            place = await db.transaction(
+                lambda session: _write(session, gateway.name, caller, topup_id, wish, quote, caps, joins)
+            )
+        if not place.is_open:
+            return await _make(db, gateway, caller.account_id, wish, place, quote, finish)
+    if await _waits(db, gateway, caller.account_id, place.topup_id):
+        return await db.transaction(
+            partial(_answer, account_id=caller.account_id, topup_id=place.topup_id, finish=finish)
+        )
+    return await create_topup(db, gateway, caller, wish, topup_id, finish, caps)
 
 
-async def _create_topup(
+async def _make(
     db: Database,
     gateway: InvoiceGateway,
-    caller: Caller,
+    account_id: uuid.UUID,
     wish: Wish,
-    topup_id: uuid.UUID,
+    place: _Place,
+    quote: Rate | None,
     finish: Callable[[AsyncSession, Row], Awaitable[T]],
 ) -> T:
-    quote = await _quote(gateway, wish)
-    is_new = await db.transaction(lambda session: _write(session, gateway.name, caller, topup_id, wish, quote))
+    topup_id = place.topup_id
     try:
-        invoice = None if is_new else await _found(gateway, topup_id)
+        invoice = None if place.is_new else await _found(gateway, topup_id)
         if invoice is None:
-            if not is_new:
-                await db.transaction(lambda session: _renew(session, caller.account_id, topup_id, quote))
+            if not place.is_new:
+                await db.transaction(lambda session: _renew(session, account_id, topup_id, quote))
             invoice = await gateway.create(_order(topup_id, wish))
     except GatewayRefused as error:
-        await db.transaction(lambda session: mark_failed(session, caller.account_id, topup_id))
+        await db.transaction(lambda session: mark_failed(session, account_id, topup_id))
         log.warning("topup.refused", topup_id=str(topup_id), backend=gateway.name, error=str(error))
         raise PaymentBackendUnavailable(
             f"{wish.method.display_name} cannot be paid right now; try another method, or again in a moment",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         ) from error
     except GatewayUnavailable as error:
+        await db.transaction(lambda session: _note_silence(session, account_id, topup_id))
         raise _unavailable(gateway, error) from error
 
     async def complete(session: AsyncSession) -> T:
-        return await finish(session, await attach(session, gateway.name, caller.account_id, topup_id, invoice))
+        return await finish(session, await attach(session, gateway.name, account_id, topup_id, invoice))
 
     return await db.transaction(complete)
+
+
+async def _answer(
+    session: AsyncSession,
+    account_id: uuid.UUID,
+    topup_id: uuid.UUID,
+    finish: Callable[[AsyncSession, Row], Awaitable[T]],
+) -> T:
+    return await finish(session, await read_topup(session, account_id, topup_id))
+
+
+async def _waits(db: Database, gateway: InvoiceGateway, account_id: uuid.UUID, topup_id: uuid.UUID) -> bool:
+    """Whether an open top-up still waits to be paid. Raises PaymentBackendUnavailable if nobody could make its invoice.
+
+    We may not have heard of a payment yet, and two payments for one wish are one too many: so the backend is asked.
+    """
+    topup = await db.transaction(lambda session: read_topup(session, account_id, topup_id))
+    if topup["invoice_id"] is None:
+        await _until_made(db, account_id, topup_id)
+        return True
+    await count_or_refuse(db, f"topup-again/{account_id}", AGAIN_PER_HOUR)
+    try:
+        async with _turn_of(account_id):
+            invoice = await gateway.fetch(topup["invoice_id"])
+    except GatewayUnavailable:
+        return True
+    return invoice is not None and invoice.status is InvoiceStatus.NEW and not invoice.payments
+
+
+async def _until_made(db: Database, account_id: uuid.UUID, topup_id: uuid.UUID) -> None:
+    """Wait for the request that asks the backend for this top-up's invoice just now."""
+    for _ in range(_LOOKS):
+        topup = await db.transaction(lambda session: read_topup(session, account_id, topup_id))
+        if topup["invoice_id"] is not None:
+            return
+        if topup["status"] != "Creating" or topup["checked_at"] is not None:
+            break
+        await asyncio.sleep(_LOOK_EVERY_SECONDS)
+    raise PaymentBackendUnavailable(retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
 @dataclass(slots=True)
@@ -136,10 +219,47 @@ def _unavailable(gateway: InvoiceGateway, error: Exception) -> PaymentBackendUna
     return PaymentBackendUnavailable(retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
+async def _placed(
+    session: AsyncSession, caller: Caller, topup_id: uuid.UUID, wish: Wish, caps: Caps | None, joins: bool
+) -> _Place | None:
+    """The top-up that serves this wish already, None if one may be made. Raises RateLimitExceeded if it may not.
+
+    Where there are caps the account stays locked, so that wishes of one moment are looked at one after the other.
+    """
+    if caps is None:
+        return None
+    await lock_account(session, caller.account_id)
+    if await row(
+        session, "SELECT 1 AS is_there FROM topup WHERE account_id = :account_id AND id = :id",
+        account_id=caller.account_id, id=topup_id,
+    ):  # fmt: skip
+        return _Place(topup_id)
+    same = None
+    if joins:
+        same = await same_wish(session, caller.account_id, wish.method.id, wish.currency, wish.amount_units)
+    if same is None:
+        await refuse_too_many(session, caller.account_id, caps)
+        return None
+    # One that the backend was silent about is ours to ask for again, and from here on nobody else's.
+    is_ours = same["invoice_id"] is None and same["checked_at"] is not None
+    return _Place(same["id"], is_open=not is_ours)
+
+
 async def _write(
-    session: AsyncSession, backend: str, caller: Caller, topup_id: uuid.UUID, wish: Wish, quote: Rate | None
-) -> bool:
-    """The row, before the world is asked; False if a repeat of this request wrote it before."""
+    session: AsyncSession,
+    backend: str,
+    caller: Caller,
+    topup_id: uuid.UUID,
+    wish: Wish,
+    quote: Rate | None,
+    caps: Caps | None,
+    joins: bool,
+) -> _Place:
+    """The row, before the world is asked; or the one that is there."""
+    place = await _placed(session, caller, topup_id, wish, caps, joins)
+    if place is not None:
+        await _note_asking(session, caller.account_id, place.topup_id)
+        return place
     made = await row(
         session,
         """INSERT INTO topup (account_id, id, key_id, backend, method, currency, amount_units, bonus_percent, usd_per_coin,
@@ -154,7 +274,7 @@ async def _write(
         rate_at=quote.quoted_at if quote else None, expires=wish.method.expires_in_minutes,
         watch=wish.method.expires_in_minutes + wish.method.monitor_minutes,
     )  # fmt: skip
-    return made is not None
+    return _Place(topup_id, is_new=made is not None)
 
 
 async def _found(gateway: InvoiceGateway, topup_id: uuid.UUID) -> Invoice | None:
@@ -227,6 +347,23 @@ async def show(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID
 
 def coin_of(invoice: Invoice) -> str:
     return {"btc-lightning": "BTC", "btc": "BTC", "ltc": "LTC", "lbtc": "LBTC", "xmr": "XMR"}[invoice.method]
+
+
+async def _note_asking(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID) -> None:
+    await row(
+        session,
+        "UPDATE topup SET checked_at = NULL WHERE account_id = :account_id AND id = :id AND invoice_id IS NULL",
+        account_id=account_id, id=topup_id,
+    )  # fmt: skip
+
+
+async def _note_silence(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID) -> None:
+    """The backend was asked for the invoice and did not answer: nobody is waiting for it any more."""
+    await row(
+        session,
+        "UPDATE topup SET checked_at = now() WHERE account_id = :account_id AND id = :id AND invoice_id IS NULL",
+        account_id=account_id, id=topup_id,
+    )  # fmt: skip
 
 
 async def mark_failed(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID) -> None:

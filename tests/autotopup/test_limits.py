@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.autotopup import attempts, connect
 from app.autotopup.rules import MAX_ATTEMPTS_A_DAY
 from app.kernel.db import Row, rows
-from app.kernel.errors import NotFound
+from app.kernel.errors import NotFound, RateLimitExceeded
 from app.kernel.security import Caller, Kind, Resealed, Sealer
+from app.topups.admission import Caps
 from app.topups.create import Wish, create_topup
 from app.topups.credit import TopupRef, check_due, credit_if_paid
 from app.topups.methods import METHODS
@@ -246,6 +247,25 @@ async def pay_by_hand(street: Street) -> None:
     )  # fmt: skip
     street.btcpay.pay(invoice_id)
     assert await credit_if_paid(street.house.db, street.btcpay, TopupRef(street.account_id, topup_id))
+
+
+async def test_a_customer_s_own_invoices_keep_no_wallet_from_being_asked(street: Street) -> None:
+    """The account has as many waiting as it may; what its wallet is asked to pay is bounded by caps of its own."""
+    caps, usd = Caps(waiting=3, per_hour=3, paid=3), 10**9
+
+    async def finish(_: object, topup: Row) -> None:
+        """Nothing is done with it."""
+
+    async def ask(amount_usd: int) -> None:
+        caller, wish = Caller(Kind.CREDIT_ID, street.account_id), Wish(METHODS["btc"], "USD", amount_usd * usd)
+        await create_topup(street.house.db, street.btcpay, caller, wish, uuid.uuid4(), finish, caps, joins=True)
+
+    for amount_usd in (20, 21, 22):
+        await ask(amount_usd)
+    with pytest.raises(RateLimitExceeded):
+        await ask(23)
+    await street.connect()
+    assert (await street.attempt("pays"))["state"] == "settled"
 
 
 async def test_payments_after_the_pause_are_forgiven_each_by_itself_and_as_one_with_their_attempt(
