@@ -15,7 +15,7 @@ import msgspec
 from app import __version__
 from app.activity import commands as usage
 from app.admin.tokens import TokenKind, create_token
-from app.audit import audit
+from app.audit import Secrets, audit
 from app.autotopup import connect as wallets
 from app.kernel import logs
 from app.kernel.db import Database
@@ -202,7 +202,7 @@ def _migrate(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _audit(settings: Settings, args: argparse.Namespace) -> int:
-    report = _in_house(settings, lambda house: audit(house.db))
+    report = _in_house(settings, lambda house: audit(house.db, Secrets.of(settings)))
     if args.json:
         _say(msgspec.json.encode(report).decode())
         return 0 if report.is_clean else 1

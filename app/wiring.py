@@ -62,7 +62,12 @@ def build(
         db=db,
         gateways=takers,
         verifier=Verifier(db, settings.pepper),
-        keyring=Keyring(settings.pepper, settings.sealer, reveal=settings.key_reveal),
+        keyring=Keyring(
+            settings.pepper,
+            settings.sealer,
+            reveal=settings.key_reveal,
+            keys_per_account=settings.keys_per_account,
+        ),
         meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit, batch=settings.meter_batch),
         services=ServiceTokens(db, settings.pepper),
         catalogues=catalogues,

@@ -16,7 +16,7 @@ import psycopg
 from httpx import AsyncClient, Response
 
 from app.admin.tokens import create_token
-from app.audit import audit
+from app.audit import Secrets, audit
 from app.kernel.db import Database
 from app.kernel.errors import InvalidSignature
 from app.topups.credit import check_due
@@ -189,7 +189,7 @@ class Rig:
         return gateway
 
     async def audit(self) -> None:
-        report = await audit(self.auditor or self.house.db)
+        report = await audit(self.auditor or self.house.db, Secrets.of(self.house.settings))
         assert report.is_clean, report.findings
 
     async def customer(self, usd: str = "0") -> Customer:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.accounts import OpenedAccount, open_account
 from app.activity.archive import drop, export
 from app.activity.rollup import roll_up
-from app.audit import CHECKS, FINDINGS_PER_CHECK, Report, audit
+from app.audit import CHECKS, FINDINGS_PER_CHECK, PROOFS, Report, Secrets, audit
 from app.autotopup.connect import Wish as WalletWish
 from app.autotopup.connect import connect
 from app.autotopup.rules import OPEN
@@ -275,9 +275,9 @@ def backend(house: House) -> FakeBtcpay:
 
 
 async def test_honest_books_are_clean(books: Books) -> None:
-    report = await audit(books.house.db)
+    report = await audit(books.house.db, Secrets.of(books.house.settings))
     assert report.findings == ()
-    assert (report.is_clean, report.checks, report.accounts) == (True, len(CHECKS), 2)
+    assert (report.is_clean, report.checks, report.accounts) == (True, len(CHECKS) + len(PROOFS), 2)
     assert report.entries > 15
 
 
@@ -608,6 +608,31 @@ async def test_a_planted_lie_is_found_by_its_check(
 def test_every_check_has_a_lie_that_it_finds() -> None:
     assert {lie.check for lie in LIES} == {check.name for check in CHECKS}
     assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+PROVED_LIES = (
+    Lie("a kept key moved to another key", "kept_key_opens", "UPDATE api_key SET sealed_secret = (SELECT sealed_secret FROM api_key WHERE id = {key}) WHERE account_id = {other}"),
+    Lie("a kept key moved to another account", "kept_key_opens", "UPDATE api_key SET account_id = {other}, name = 'mine' WHERE id = {key}"),
+    Lie("a kept key altered", "kept_key_opens", "UPDATE api_key SET sealed_secret = overlay(sealed_secret placing 'dead' from 40) WHERE id = {key}"),
+    Lie("a wallet's secret under a key that is gone", "wallet_secret_opens", "UPDATE nwc_connection SET sealed_secret = replace(sealed_secret, '.', '0.')"),
+    Lie("a wallet moved to another account", "wallet_secret_opens", "UPDATE nwc_connection SET account_id = {account}"),
+)  # fmt: skip
+"""What only the secrets that are kept outside the database can tell."""
+
+
+@pytest.mark.parametrize("lie", PROVED_LIES, ids=lambda lie: lie.label.replace(" ", "_"))
+async def test_a_lie_that_the_database_believes_is_found_with_the_secrets(
+    books: Books, owner_conn: Owner, lie: Lie
+) -> None:
+    with planted(owner_conn, lie, books):
+        report = await audit(books.house.db, Secrets.of(books.house.settings))
+        assert lie.check not in {finding.check for finding in (await audit(books.house.db)).findings}
+    assert lie.check in {finding.check for finding in report.findings}
+
+
+def test_every_proof_has_a_lie_that_it_finds() -> None:
+    assert {lie.check for lie in PROVED_LIES} == {proof.name for proof in PROOFS}
+    assert not {proof.name for proof in PROOFS} & {check.name for check in CHECKS}
 
 
 @contextmanager

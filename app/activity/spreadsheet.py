@@ -31,12 +31,12 @@ def line_writer(out: TextIO) -> Callable[[Iterable[str | int | None]], None]:
     writer = csv.writer(out)
 
     def write(line: Iterable[str | int | None]) -> None:
-        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in line])
+        writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in line])
 
     return write
 
 
-def _harmless(cell: str) -> str:
+def harmless(cell: str) -> str:
     """A text that a spreadsheet would run gets an apostrophe before it, as OWASP advises ("CSV injection").
 
     So does one that begins with an apostrophe: who reads the file back takes one away, and has every text as it was.

@@ -3,6 +3,7 @@
 A file a subject has its checks; `run` runs them all.
 """
 
-from app.audit.run import CHECKS, FINDINGS_PER_CHECK, Finding, Report, audit
+from app.audit.check import Secrets
+from app.audit.run import CHECKS, FINDINGS_PER_CHECK, PROOFS, Finding, Report, audit
 
-__all__ = ["CHECKS", "FINDINGS_PER_CHECK", "Finding", "Report", "audit"]
+__all__ = ["CHECKS", "FINDINGS_PER_CHECK", "PROOFS", "Finding", "Report", "Secrets", "audit"]

@@ -102,7 +102,7 @@ async def connect(
            RETURNING *""",
         account_id=account_id, id=new_id(), pubkey=uri.pubkey, relays=list(uri.relays), lud16=uri.lud16,
         encryption=found.encryption.value, can_look_up="lookup_invoice" in found.methods,
-        sealed=sealer.seal(uri.secret.encode(), _row_name(account_id)), threshold_nusd=wish.threshold_nusd,
+        sealed=sealer.seal(uri.secret.encode(), sealed_as(account_id)), threshold_nusd=wish.threshold_nusd,
         topup_amount_nusd=wish.topup_amount_nusd, max_per_day_nusd=wish.max_per_day_nusd, now=now,
     )  # fmt: skip
     assert made is not None
@@ -264,7 +264,7 @@ async def _tell_when_low(session: AsyncSession, account_id: uuid.UUID, threshold
 
 def opened(sealer: Sealer, connection: Row) -> Connection:
     """The connection ready for use. Raises UnsealError."""
-    secret = sealer.open(connection["sealed_secret"], _row_name(connection["account_id"])).decode()
+    secret = sealer.open(connection["sealed_secret"], sealed_as(connection["account_id"])).decode()
     uri = WalletUri(connection["wallet_pubkey"], tuple(connection["relays"]), secret, connection["lud16"])
     return Connection(uri, Encryption(connection["encryption"]))
 
@@ -290,7 +290,7 @@ async def _reseal_some(session: AsyncSession, sealer: Sealer, after: uuid.UUID) 
     )  # fmt: skip
     done = 0
     for each in stale:
-        name = _row_name(each["account_id"])
+        name = sealed_as(each["account_id"])
         try:
             secret = sealer.open(each["sealed_secret"], name)
         except UnsealError:
@@ -306,5 +306,6 @@ async def _reseal_some(session: AsyncSession, sealer: Sealer, after: uuid.UUID) 
     return Resealed(done, len(stale) - done), stale[-1]["account_id"] if stale else None
 
 
-def _row_name(account_id: uuid.UUID) -> str:
+def sealed_as(account_id: uuid.UUID) -> str:
+    """The name that a wallet's secret is bound to."""
     return f"nwc/{account_id}"

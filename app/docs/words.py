@@ -329,6 +329,7 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "api_key_id": ("The key that paid, `_id` in a list of keys.", "0198f2a4-5c1e-7d3b-9a6f-2b7c8d9e0f11"),
     "api_key": ("An API key. A secret.", "sk-…"),
     "api_key_hash": ("SHA-256 of the key in hex, instead of `api_key`.", "9f86d081884c7d65…"),
+    "api_key_reason": ("Why `api_key` is null: what was kept of it cannot be opened any more.", "unreadable"),
     "api_key_preview": ("The key, masked.", "sk-abc…wxyz"),
     "ChargeRequest.attributes": ("How the call was made, where its price depends on it.", {"quality": "hd"}),
     "UsageUnits.audio_seconds": ("Seconds of sound, rounded up to whole ones.", 4.5),

@@ -12,9 +12,11 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from app.kernel.db import Database, Row
 from app.kernel.errors import InvalidField, KeyNotFound
 from app.kernel.idempotency import Once
+from app.kernel.logs import log
 from app.kernel.money import JsonNumber, is_given, parse_usd, usd, usd_or_null
+from app.kernel.pages import MAX_LIMIT, from_cursor, page_size, to_cursor
 from app.kernel.reading import uuid_in
-from app.kernel.security import Caller
+from app.kernel.security import Caller, UnsealError
 from app.keys.issue import SCOPES, Keyring, NewKey, change, clean_name, issue, list_keys, read, revoke
 from app.keys.tables import ResetPeriod
 
@@ -43,7 +45,11 @@ class KeyRequest(msgspec.Struct, frozen=True):
 
 
 class KeyView(msgspec.Struct, frozen=True, rename={"id": "_id"}):
-    """A key as its owner sees it; `api_key` is only there when it may be shown."""
+    """A key as its owner sees it; `api_key` is only there when it may be shown.
+
+    It is null, and `api_key_reason` is `unreadable`, where it was kept and cannot be opened any more: the operator lost
+    the key it was sealed with, or somebody moved it. The API key itself works as before.
+    """
 
     id: UUID
     name: str
@@ -60,10 +66,11 @@ class KeyView(msgspec.Struct, frozen=True, rename={"id": "_id"}):
     created_at: datetime
     updated_at: datetime
     deleted_at: datetime | None
-    api_key: str | msgspec.UnsetType = msgspec.UNSET
+    api_key: str | None | msgspec.UnsetType = msgspec.UNSET
+    api_key_reason: Literal["unreadable"] | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
-    def of(cls, key: Row, secret: str | None = None) -> "KeyView":
+    def of(cls, key: Row, secret: str | None | msgspec.UnsetType = msgspec.UNSET) -> "KeyView":
         same = {
             name: key[name]
             for name in (
@@ -86,7 +93,8 @@ class KeyView(msgspec.Struct, frozen=True, rename={"id": "_id"}):
             reset_period=_WORDS.get(key["reset_period"]),  # type: ignore[arg-type]
             reset_at=key["reset_at"],
             disabled=key["disabled_at"] is not None,
-            api_key=secret or msgspec.UNSET,
+            api_key=secret,
+            api_key_reason="unreadable" if secret is None else msgspec.UNSET,
         )
 
 
@@ -97,6 +105,7 @@ class KeyAnswer(msgspec.Struct, frozen=True):
 
 class KeysAnswer(msgspec.Struct, frozen=True):
     data: list[KeyView]
+    next_cursor: str | None
     status: str = "success"
 
 
@@ -119,12 +128,23 @@ class KeysController(Controller):
         keyring: NamedDependency[Keyring],
         include_disabled: FromQuery[bool] = False,
         show_key: FromQuery[bool] = False,
+        limit: FromQuery[int] = MAX_LIMIT,
+        cursor: FromQuery[str | None] = None,
     ) -> KeysAnswer:
-        """Every key of the account, oldest first; `include_disabled=true` shows revoked ones too."""
+        """The account's keys, oldest first; `include_disabled=true` shows revoked ones too.
+
+        Clients that know no pages get the largest one: up to 100 keys, and `next_cursor` if there are more.
+        """
+        size, after = page_size(limit), from_cursor(cursor, tuple[UUID])
         found = await db.transaction(
-            lambda session: list_keys(session, owner.account_id, include_disabled=include_disabled)
+            lambda session: list_keys(
+                session, owner.account_id, size + 1, after[0] if after else None, include_disabled=include_disabled
+            )
         )
-        return KeysAnswer([KeyView.of(key, _shown(keyring, owner, key, show_key)) for key in found])
+        return KeysAnswer(
+            [KeyView.of(key, _shown(keyring, owner, key, show_key)) for key in found[:size]],
+            to_cursor(found[size - 1]["id"]) if len(found) > size else None,
+        )
 
     @post("/", summary="Create a key")
     async def create(
@@ -134,7 +154,7 @@ class KeysController(Controller):
         once: NamedDependency[Once],
         data: JSONBody[KeyRequest],
     ) -> KeyAnswer:
-        """The full key is in this answer; keep it."""
+        """The full key is in this answer; keep it. An account may have 1,000 live ones, unless the operator says otherwise."""
         new = _new_key(data)
 
         async def effect(session: Any) -> KeyAnswer:
@@ -184,8 +204,15 @@ def _key_id(text: str) -> UUID:
     return found
 
 
-def _shown(keyring: Keyring, owner: Caller, key: Row, wanted: bool) -> str | None:
-    return keyring.open(key["sealed_secret"], owner.account_id, key["id"]) if wanted else None
+def _shown(keyring: Keyring, owner: Caller, key: Row, wanted: bool) -> str | None | msgspec.UnsetType:
+    """The secret; None where what was kept of it does not open, absent where nothing was kept or asked for."""
+    if not wanted:
+        return msgspec.UNSET
+    try:
+        return keyring.open(key["sealed_secret"], owner.account_id, key["id"]) or msgspec.UNSET
+    except UnsealError:
+        log.error("key.secret_unreadable", account_id=str(owner.account_id), key_id=str(key["id"]))
+        return None
 
 
 def _new_key(data: KeyRequest) -> NewKey:

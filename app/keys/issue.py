@@ -18,6 +18,8 @@ from app.kernel.security import Kind, Pepper, Resealed, Sealer, UnsealError, new
 from app.keys.tables import ResetPeriod
 
 NAME_LENGTH = 25
+KEY_BYTES = 4096
+"""What a key's name, scopes and models may have together: a page of a hundred keys stays below half a megabyte."""
 SCOPES = ("spend", "balance", "topup", "activity")
 """What a key may be narrowed to; a key without scopes may do all of them."""
 
@@ -46,8 +48,8 @@ class NewKey:
 class Keyring:
     """Issues secrets: hashes them for look-up, and seals them when the operator lets them be shown again."""
 
-    def __init__(self, pepper: Pepper, sealer: Sealer, *, reveal: bool) -> None:
-        self._pepper, self._sealer, self.reveal = pepper, sealer, reveal
+    def __init__(self, pepper: Pepper, sealer: Sealer, *, reveal: bool, keys_per_account: int = 1000) -> None:
+        self._pepper, self._sealer, self.reveal, self.keys_per_account = pepper, sealer, reveal, keys_per_account
 
     async def register(
         self, session: AsyncSession, secret: str, kind: Kind, account_id: uuid.UUID, key_id: uuid.UUID | None
@@ -61,18 +63,18 @@ class Keyring:
         )  # fmt: skip
 
     def seal(self, secret: str, account_id: uuid.UUID, key_id: uuid.UUID) -> str | None:
-        return self._sealer.seal(secret.encode(), _row_name(account_id, key_id)) if self.reveal else None
+        return self._sealer.seal(secret.encode(), sealed_as(account_id, key_id)) if self.reveal else None
 
     def open(self, sealed: str | None, account_id: uuid.UUID, key_id: uuid.UUID) -> str | None:
-        """The secret again, None where it was never kept or may not be shown."""
+        """The secret again, None where it was never kept or may not be shown. Raises UnsealError."""
         if sealed is None or not self.reveal:
             return None
-        return self._sealer.open(sealed, _row_name(account_id, key_id)).decode()
+        return self._sealer.open(sealed, sealed_as(account_id, key_id)).decode()
 
     def resealed(self, sealed: str, account_id: uuid.UUID, key_id: uuid.UUID) -> str:
         """Raises UnsealError."""
         return self._sealer.seal(
-            self._sealer.open(sealed, _row_name(account_id, key_id)), _row_name(account_id, key_id)
+            self._sealer.open(sealed, sealed_as(account_id, key_id)), sealed_as(account_id, key_id)
         )
 
     @property
@@ -80,7 +82,8 @@ class Keyring:
         return self._sealer.current_id
 
 
-def _row_name(account_id: uuid.UUID, key_id: uuid.UUID) -> str:
+def sealed_as(account_id: uuid.UUID, key_id: uuid.UUID) -> str:
+    """The name that a key's kept secret is bound to."""
     return f"api_key/{account_id}/{key_id}"
 
 
@@ -100,8 +103,10 @@ def clean_name(text: str) -> str:
 async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, new: NewKey) -> tuple[Row, str]:
     """Make a key; returns its row and its secret, which is not shown again unless revealing is on.
 
-    Raises NameTaken when a live key of the account has that name.
+    Raises NameTaken when a live key of the account has that name, InvalidField past what an account or a key may have.
     """
+    _refuse_too_large(new.name, new.scopes, new.allowed_models)
+    await _refuse_too_many(session, account_id, keyring.keys_per_account)
     key_id, secret = new_id(), new_secret("sk")
     try:
         await row(
@@ -131,14 +136,39 @@ async def read(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) 
     return found
 
 
-async def list_keys(session: AsyncSession, account_id: uuid.UUID, *, include_disabled: bool) -> list[Row]:
-    """The account's keys, oldest first; revoked ones only on request."""
+async def list_keys(
+    session: AsyncSession, account_id: uuid.UUID, limit: int, after: uuid.UUID | None, *, include_disabled: bool
+) -> list[Row]:
+    """A page of the account's keys, oldest first; revoked ones only on request. `after` is where the page before ended."""
+    # Ids are made in the order of time, and the primary key has them so.
     return await rows(
         session,
-        f"""SELECT {_WINDOW_NOW} FROM api_key WHERE account_id = :account_id AND (:all OR deleted_at IS NULL)
-            ORDER BY created_at, id""",
-        account_id=account_id, all=include_disabled,
+        f"""SELECT {_WINDOW_NOW} FROM api_key
+            WHERE account_id = :account_id AND (:all OR deleted_at IS NULL) AND (CAST(:after AS uuid) IS NULL OR id > :after)
+            ORDER BY id LIMIT :limit""",
+        account_id=account_id, all=include_disabled, after=after, limit=limit,
     )  # fmt: skip
+
+
+async def _refuse_too_many(session: AsyncSession, account_id: uuid.UUID, most: int) -> None:
+    """The account stays locked, so that keys of one moment are counted one after the other."""
+    await row(session, "SELECT 1 AS locked FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
+    found = await row(
+        session, "SELECT count(*) AS live FROM api_key WHERE account_id = :account_id AND deleted_at IS NULL",
+        account_id=account_id,
+    )  # fmt: skip
+    assert found is not None
+    if found["live"] >= most:
+        raise InvalidField(f"this account has {found['live']} keys and may have {most}; revoke one that is not needed")
+
+
+def _refuse_too_large(name: str, scopes: Sequence[str] | None, models: Sequence[str] | None) -> None:
+    size = len(name.encode()) + sum(len(text.encode()) + 1 for text in (*(scopes or ()), *(models or ())))
+    if size > KEY_BYTES:
+        raise InvalidField(
+            f"name, scopes and allowed_models have {size} bytes together; a key may have {KEY_BYTES}",
+            param="allowed_models",
+        )
 
 
 async def change(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID, changes: Mapping[str, Any]) -> Row:
@@ -159,6 +189,12 @@ async def change(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID
         after["reset_period"] = None
     if after["reset_period"] is not None and after["limit_nusd"] is None:
         raise InvalidField("reset_period needs usage_limit_usd", param="reset_period")
+    if {
+        "name",
+        "scopes",
+        "allowed_models",
+    } & changes.keys():  # one from before there was this limit may still be disabled
+        _refuse_too_large(after["name"], after["scopes"], after["allowed_models"])
     try:
         await row(
             session,
