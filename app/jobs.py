@@ -16,9 +16,10 @@ from app.kernel.idempotency import forget_old_answers
 from app.kernel.logs import log, where_it_broke
 from app.kernel.ratelimit import forget_old_counts
 from app.metering.holds import expire_holds
+from app.metering.retention import forget_closed_holds
 from app.topups.credit import check_due
 from app.topups.gateway import InvoiceGateway
-from app.topups.inbox import process_waiting
+from app.topups.inbox import forget_old_bodies, process_waiting
 from app.topups.sweep import CATCH_UP, sweep
 from app.wiring import House
 
@@ -49,6 +50,8 @@ JOBS: Final = (
     Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
     Job("sum the last days again", 3600, lambda house: recount(house.db)),
     Job("make partitions", 3600, lambda house: make_partitions(house.db)),
+    Job("forget closed holds", 3600, lambda house: forget_closed_holds(house.db)),
+    Job("forget old webhooks' bodies", 3600, lambda house: forget_old_bodies(house.db)),
     Job("forget old answers", 3600, lambda house: forget_old_answers(house.db)),
     Job("forget old counts", 3600, lambda house: forget_old_counts(house.db)),
 )

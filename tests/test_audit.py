@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.accounts import OpenedAccount, open_account
 from app.activity.archive import drop, export
 from app.activity.rollup import roll_up
+from app.admin.acts import write_act
 from app.audit import CHECKS, FINDINGS_PER_CHECK, PROOFS, Report, Secrets, audit
 from app.autotopup.connect import Wish as WalletWish
 from app.autotopup.connect import connect
@@ -27,7 +28,7 @@ from app.autotopup.tables import states_sql
 from app.kernel.db import Database, Row, row
 from app.kernel.errors import AppError
 from app.kernel.money import CURRENCIES
-from app.kernel.security import Caller, Kind
+from app.kernel.security import Admin, Caller, Kind
 from app.keys.issue import NewKey, change, issue, revoke
 from app.keys.tables import ResetPeriod
 from app.keys.verify import KeyOwner
@@ -50,7 +51,8 @@ from tests.wallets import NWC_URL, Clock, FakeWallets
 
 USD = 1_000_000_000
 EMPTY = (
-    "TRUNCATE account, api_key, credential, entry, hold, usage, topup, payment, topup_invoice, webhook_delivery CASCADE"
+    "TRUNCATE account, api_key, credential, entry, hold, usage, topup, payment, topup_invoice, topup_address, webhook_delivery,"
+    " admin_log CASCADE"
 )
 Owner = psycopg.Connection[Any]
 
@@ -219,10 +221,14 @@ async def revoked(house: House, owner: KeyOwner) -> None:
 
 
 async def correct_by_hand(house: House, account_id: uuid.UUID) -> None:
+    admin = Admin(uuid.uuid4(), "ops")
+
     async def work(session: AsyncSession) -> None:
-        await post(session, account_id, EntryKind.ADJUSTMENT, "taken", "adjustment", -12_345)
-        await post(session, account_id, EntryKind.ADJUSTMENT, "given", "adjustment", 100)
-        await post(session, account_id, EntryKind.REFUND, "failed video", "refund", 45_000)
+        for amount_nusd in (-12_345, 100):
+            act = await write_act(
+                session, house.settings.pepper, admin, "account.adjust", str(account_id), "by hand", amount_nusd
+            )
+            await post(session, account_id, EntryKind.ADJUSTMENT, f"act/{act}", "adjustment", amount_nusd)
 
     await house.db.transaction(work)
 
@@ -507,6 +513,20 @@ LIES = (
     Lie("a price line made cheaper", "lines_add_up_to_the_cost", "UPDATE usage SET lines = jsonb_set(lines, '{{lines,0,3}}', '1') WHERE account_id = {account} AND lines IS NOT NULL"),
     Lie("a line moved between the figures", "lines_add_up_to_the_cost", "UPDATE usage SET lines = jsonb_set(lines, '{{parts,0}}', '1') WHERE account_id = {account} AND lines IS NOT NULL"),
     Lie("a refund of more than it cost", "refund_is_of_a_charge", "UPDATE entry SET amount_nusd = 45001 WHERE account_id = {account} AND kind = 'refund' AND contra = 'revenue:usage'"),
+    Lie("a refund from nowhere", "entry_contra_fits_its_kind", gift("refund", str(uuid.uuid4()), "refund", 5 * USD)),
+    Lie("a refund from nowhere of no call", "refund_is_of_a_charge", gift("refund", "failed video", "refund", 5 * USD)),
+    Lie("an adjustment for no reason", "adjustment_has_its_reason", gift("adjustment", "forged", "adjustment", 5 * USD)),
+    Lie("an adjustment by an act that is not", "adjustment_has_its_reason", gift("adjustment", f"act/{uuid.uuid4()}", "adjustment", 5 * USD)),
+    Lie("an adjustment by an act about another", "adjustment_has_its_reason", "UPDATE entry SET reference = (SELECT reference FROM entry WHERE kind = 'adjustment' AND amount_nusd > 0), kind = 'adjustment', contra = 'adjustment', usage_id = NULL WHERE account_id = {account} AND id = 3"),
+    Lie("an adjustment of more than was decided", "adjustment_has_its_reason", "UPDATE entry SET amount_nusd = amount_nusd + 1 WHERE kind = 'adjustment'"),
+    Lie("a thousand dollars lent by nobody", "floor_has_its_act", "UPDATE account SET floor_nusd = -1000000000000 WHERE id = {account}"),
+    Lie("a floor that was decided otherwise", "floor_has_its_act", "INSERT INTO admin_log (id, admin, act, subject, amount_nusd) VALUES (gen_random_uuid(), 'ops', 'account.floor', {account}, -5); UPDATE account SET floor_nusd = -6 WHERE id = {account}", undo="DELETE FROM admin_log"),
+    Lie("another address to pay to", "topup_shows_its_address", "UPDATE topup SET destination = 'bc1qthief' WHERE id = {open_topup}"),
+    Lie("another address made known", "addresses_change_after_payments_only", "INSERT INTO topup_address VALUES ({account}, {open_topup}, 'bc1qthief'); UPDATE topup SET destination = 'bc1qthief' WHERE id = {open_topup}", undo="DELETE FROM topup_address"),
+    Lie("a wallet asked to pay a thief", "attempt_pays_its_topup", "UPDATE nwc_attempt SET bolt11 = 'lnbcrt1thief' WHERE id = {open_attempt}"),
+    Lie("a service that may lend", "what_binds_is_not_rewritten", "GRANT UPDATE (floor_nusd) ON account TO satmeter_runtime", undo="REVOKE UPDATE (floor_nusd) ON account FROM satmeter_runtime"),
+    Lie("a service that may swap credentials", "what_binds_is_not_rewritten", "GRANT UPDATE ON credential TO satmeter_runtime", undo="REVOKE UPDATE ON credential FROM satmeter_runtime"),
+    Lie("a service that may add addresses and change them", "books_are_append_only", "GRANT UPDATE (destination) ON topup_address TO satmeter_runtime", undo="REVOKE UPDATE (destination) ON topup_address FROM satmeter_runtime"),
     Lie("a refund of what was never charged", "refund_is_of_a_charge", gift("refund", str(uuid.uuid4()), "revenue:usage", 100)),
     Lie("a refund that the key was not given back", "key_lifetime_is_sum_of_usage", "UPDATE api_key SET lifetime_nusd = lifetime_nusd + 40000 WHERE id = {key}"),
     Lie("a request charged twice", "request_is_charged_once", "UPDATE usage SET request_id = 'a-settled' WHERE account_id = {account} AND request_id = 'a-charged'"),
@@ -610,11 +630,24 @@ def test_every_check_has_a_lie_that_it_finds() -> None:
     assert len({check.name for check in CHECKS}) == len(CHECKS)
 
 
+SWAP = """
+    WITH two AS (SELECT account_id, min(secret_hash) AS secret_hash FROM credential WHERE kind = '{kind}' GROUP BY 1),
+         old AS (DELETE FROM credential c USING two WHERE c.secret_hash = two.secret_hash RETURNING c.*)
+    INSERT INTO credential (secret_hash, kind, account_id, key_id, proof, created_at) SELECT o.secret_hash, o.kind, n.account_id, n.key_id, o.proof, o.created_at
+    FROM old o JOIN old n ON n.account_id <> o.account_id"""
+"""With no more than the service's own rights; nothing in the database tells it from the truth."""
+
 PROVED_LIES = (
     Lie("a kept key moved to another key", "kept_key_opens", "UPDATE api_key SET sealed_secret = (SELECT sealed_secret FROM api_key WHERE id = {key}) WHERE account_id = {other}"),
     Lie("a kept key moved to another account", "kept_key_opens", "UPDATE api_key SET account_id = {other}, name = 'mine' WHERE id = {key}"),
     Lie("a kept key altered", "kept_key_opens", "UPDATE api_key SET sealed_secret = overlay(sealed_secret placing 'dead' from 40) WHERE id = {key}"),
     Lie("a wallet's secret under a key that is gone", "wallet_secret_opens", "UPDATE nwc_connection SET sealed_secret = replace(sealed_secret, '.', '0.')"),
+    Lie("two accounts' credit ids swapped", "credential_is_bound", SWAP.format(kind="credit_id")),
+    Lie("two accounts' keys swapped", "credential_is_bound", SWAP.format(kind="api_key")),
+    Lie("a credential that nothing binds", "credential_is_bound", "UPDATE credential SET proof = NULL WHERE account_id = {account}"),
+    Lie("an act in an operator's name", "act_is_an_operator_s", "INSERT INTO admin_log (id, admin, act, subject, reason, amount_nusd) VALUES (gen_random_uuid(), 'ops', 'account.adjust', {account}, 'forged', 5)", undo="DELETE FROM admin_log"),
+    Lie("an act about more than it was", "act_is_an_operator_s", "UPDATE admin_log SET amount_nusd = 5000000000", undo="DELETE FROM admin_log"),
+    Lie("a review that no operator decided", "review_has_its_act", "UPDATE topup SET reviewed = 'x' WHERE id = {topup}; UPDATE entry SET kind = 'adjustment', contra = 'adjustment', usage_id = NULL, reference = 'review/' || {topup} || '/x' WHERE account_id = {account} AND id = 3"),
     Lie("a wallet moved to another account", "wallet_secret_opens", "UPDATE nwc_connection SET account_id = {account}"),
 )  # fmt: skip
 """What only the secrets that are kept outside the database can tell."""

@@ -81,10 +81,15 @@ def plant(conn: psycopg.Connection[Any], balances_nusd: Iterable[int], keys: lis
         conn.execute(
             "INSERT INTO account (id, posted_nusd, entry_count) VALUES (%s, %s, 1)", [account_id, balance_nusd]
         )
+        act_id = uuid.uuid4()
+        conn.execute(
+            "INSERT INTO admin_log (id, admin, act, subject, amount_nusd) VALUES (%s, 'test', 'account.adjust', %s, %s)",
+            [act_id, str(account_id), balance_nusd],
+        )
         conn.execute(
             """INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd)
-               VALUES (%s, 1, 'adjustment', 'planted', 'adjustment', %s, %s)""",
-            [account_id, balance_nusd, balance_nusd],
+               VALUES (%s, 1, 'adjustment', %s, 'adjustment', %s, %s)""",
+            [account_id, f"act/{act_id}", balance_nusd, balance_nusd],
         )
         secret = "INSERT INTO credential (secret_hash, kind, account_id, key_id) VALUES (%s, %s, %s, %s)"
         conn.execute(secret, [uuid.uuid4().bytes, "credit_id", account_id, None])
@@ -129,7 +134,9 @@ ACTS = {
     "freeze": "UPDATE account SET status = 'frozen' WHERE {account}",
     "thaw": "UPDATE account SET status = 'active' WHERE {account}",
     "watch": "UPDATE account SET low_nusd = 250 WHERE {account}",
-    "lend": "UPDATE account SET floor_nusd = -500 WHERE {account}",
+    "lend": """WITH lent AS (UPDATE account SET floor_nusd = -500 WHERE {account} RETURNING id)
+               INSERT INTO admin_log (id, admin, act, subject, amount_nusd)
+               SELECT gen_random_uuid(), 'test', 'account.floor', id, -500 FROM lent""",
     "lapse": "UPDATE hold SET expires_at = now() - interval '1 second' WHERE {holds} AND state = 'open'",
     "yesterday": """WITH k AS (UPDATE api_key SET window_start = window_start - interval '1 day' WHERE {holds}),
                          h AS (UPDATE hold SET window_start = window_start - interval '1 day' WHERE {holds})
@@ -263,7 +270,7 @@ ROWS = {
     "hold": """SELECT service, request_id, window_start, amount_nusd, captured_nusd, state, on_expiry, model, endpoint, price_version,
                       CASE WHEN expires_at - created_at > interval '5 minutes' THEN date_trunc('minute', expires_at - created_at + interval '30 seconds') END, id
                FROM hold WHERE account_id = %(account_id)s AND key_id = %(key_id)s ORDER BY id""",
-    "entry": """SELECT e.id, kind, reference, contra, amount_nusd, e.balance_after_nusd, u.hold_id FROM entry e
+    "entry": """SELECT e.id, kind, CASE kind WHEN 'usage' THEN reference END, contra, amount_nusd, e.balance_after_nusd, u.hold_id FROM entry e
                 LEFT JOIN usage u ON u.account_id = e.account_id AND u.id = e.usage_id
                 WHERE e.account_id = %(account_id)s ORDER BY id""",
     "usage": """SELECT hold_id, service, request_id, window_start, model, served_model, provider, endpoint, outcome, upstream_id,

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from httpx import Response
 
@@ -18,6 +19,7 @@ from app.kernel import logs
 from app.kernel.security import Sealer
 from app.keys import issue
 from app.keys.issue import KEY_BYTES
+from app.keys.verify import credential_proof
 from tests.rig import Customer, Rig
 
 MOST = 1000
@@ -32,11 +34,23 @@ def fill(rig: Rig, customer: Customer, count: int, *, revoked: bool = False) -> 
            FROM generate_series(1, %s) n""",
         _first_key_of(rig, customer), revoked, count,
     )  # fmt: skip
-    rig.sql(
-        """INSERT INTO credential (secret_hash, kind, account_id, key_id)
-           SELECT sha256(id::text::bytea), 'api_key', account_id, id FROM api_key k
-           WHERE NOT EXISTS (SELECT FROM credential c WHERE c.key_id = k.id)"""
+    pepper = rig.house.settings.pepper
+    found = rig.sql(
+        "SELECT account_id, id FROM api_key k WHERE NOT EXISTS (SELECT FROM credential c WHERE c.key_id = k.id)"
     )
+    with psycopg.connect(rig.database_url, autocommit=True) as conn, conn.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO credential (secret_hash, kind, account_id, key_id, proof) VALUES (%s, 'api_key', %s, %s, %s)",
+            [
+                (
+                    key_id.bytes,
+                    account_id,
+                    key_id,
+                    credential_proof(pepper, key_id.bytes, "api_key", account_id, key_id),
+                )
+                for account_id, key_id in found
+            ],
+        )
 
 
 def _first_key_of(rig: Rig, customer: Customer) -> uuid.UUID:

@@ -168,7 +168,7 @@ async def test_an_answer_about_another_invoice_is_shown_to_a_person_and_not_cred
 
 async def test_top_ups_are_listed_newest_first_in_pages(rig: Rig) -> None:
     customer = await rig.customer()
-    made = [await rig.topup(customer, "20") for _ in range(5)]
+    made = [await rig.topup(customer, str(amount)) for amount in range(20, 25)]
     await rig.topup(await rig.customer(), "20")
     seen: list[str] = []
     cursor = ""
@@ -252,6 +252,40 @@ async def test_an_operator_decides_what_a_person_must_look_at_once(rig: Rig) -> 
     assert rig.sql("SELECT admin, act, reason FROM admin_log") == [("ops", "topup.credit", "paid in cash")]
     assert (await rig.client.post(f"{path}/reconcile", headers=admin)).status_code == 200
     assert (await rig.client.get("/admin/topups", headers=customer.key)).status_code == 401
+
+
+async def test_each_finding_is_resolved_by_itself_also_when_it_comes_again(rig: Rig) -> None:
+    """The invoice is gone, then back as another one's, then gone again: three decisions, with whatever amounts."""
+    customer = await rig.customer()
+    invoice_id = await rig.topup(customer, "20")
+    invoice = rig.btcpay.invoices[invoice_id]
+    token = await create_token(rig.house.db, rig.house.settings.pepper, "admin", "ops")
+    admin = {"Authorization": f"Bearer {token}"}
+    seen: list[str] = []
+
+    async def find_and_decide(is_gone: bool, amount_usd: str) -> None:
+        rig.btcpay.invoices.pop(invoice_id, None)
+        if not is_gone:
+            rig.btcpay.invoices[invoice_id] = replace(invoice, method="xmr")
+        await rig.poll()
+        [waiting] = (await rig.client.get("/admin/topups", headers=admin)).json()["data"]
+        decision = {"action": "credit", "amount_usd": amount_usd, "reason": "as agreed"}
+        path = f"/admin/topups/{waiting['id']}/resolve"
+        stale = await rig.client.post(
+            path, headers=admin, json=decision | {"finding_id": seen[-1] if seen else waiting["id"]}
+        )
+        assert stale.status_code == 404
+        answer = await rig.client.post(path, headers=admin, json=decision | {"finding_id": waiting["finding_id"]})
+        assert answer.status_code == 200, answer.text
+        seen.append(waiting["finding_id"])
+        await rig.poll()
+        assert (await rig.client.get("/admin/topups", headers=admin)).json()["data"] == []  # it does not come back
+
+    for is_gone, amount_usd in ((True, "1"), (False, "2"), (True, "3"), (False, "2"), (True, "1")):
+        await find_and_decide(is_gone, amount_usd)
+    assert await rig.balance(customer) == 9
+    assert len(set(seen)) == 5
+    assert rig.sql("SELECT count(DISTINCT subject), sum(amount_nusd) FROM admin_log") == [(5, 9 * 10**9)]
 
 
 async def test_a_key_without_the_topup_scope_may_not_make_or_see_them(rig: Rig) -> None:

@@ -25,18 +25,40 @@ def upgrade() -> None:
     op.execute("GRANT USAGE ON SCHEMA public TO satmeter_runtime")
     for rights, tables in _RIGHTS.items():
         op.execute(f"GRANT {rights} ON {tables} TO satmeter_runtime")
+    for table, columns in _CHANGED.items():
+        op.execute(f"GRANT UPDATE ({columns}) ON {table} TO satmeter_runtime")
 
 
 # The runtime role, which app.migrations made, may append to the books and never rewrite them. It adds prices and ends
 # them, so that every charge can be recomputed. What is kept of a dropped month of calls is its owner's alone.
 _RIGHTS = {
     "SELECT": "alembic_version, usage_dropped, usage_archive",
-    "SELECT, INSERT": "entry, usage, topup_invoice, admin_log, price_version, priced_model, price, price_override, markup, fee",
-    "SELECT, INSERT, UPDATE": "account, api_key, hold, topup, payment, webhook_delivery, service_token, admin_token, nwc_attempt, rollup_day",
-    "SELECT, INSERT, DELETE": "credential",
+    "SELECT, INSERT": "entry, usage, topup_invoice, topup_address, admin_log, price_version, priced_model, price, price_override, markup, fee,"
+    " api_key, topup, payment, webhook_delivery, service_token, admin_token, nwc_attempt",
+    "SELECT, INSERT (id)": "account",
+    "SELECT, INSERT, DELETE": "credential, hold",
+    "SELECT, INSERT, UPDATE": "rollup_day",
     "SELECT, INSERT, UPDATE, DELETE": "idempotency, rate_count, nwc_connection, usage_day",
     "UPDATE (state, activated_at, revision)": "price_version",
     "UPDATE (effective_to)": "price_override, markup, fee",
+}
+
+
+# What the service changes, and no more: not whose a row is, not a floor, not what a key's or top-up's beginning was.
+_CHANGED = {
+    "account": "posted_nusd, held_nusd, entry_count, low_nusd, updated_at",
+    "api_key": "name, sealed_secret, limit_nusd, reset_period, window_start, window_usage_nusd, held_nusd, lifetime_nusd, scopes,"
+    " allowed_models, expire_at, disabled_at, deleted_at, updated_at",
+    "hold": "window_start, amount_nusd, captured_nusd, state, expires_at, closed_at",
+    "topup": "amount_units, status, additional_status, invoice_id, checkout_url, destination, payment_link, total_coin_units,"
+    " due_coin_units, paid_coin_units, fee_coin_units, rate, usd_per_coin, rate_source, rate_at, credited_nusd, bonus_nusd, review,"
+    " reviewed, finding_id, expires_at, watch_until, settled_at, checked_at, next_check_at",
+    "payment": "value_coin_units, fee_coin_units, status, worth_nusd",
+    "webhook_delivery": "raw_body, processed_at, next_try_at, attempts",
+    "service_token": "revoked_at",
+    "admin_token": "revoked_at",
+    "nwc_attempt": "state, bolt11, payment_hash, invoice_expires_at, event_id, sends, code, reason, is_proven, looks, sent_at,"
+    " answered_at, closed_at, next_at, claimed_until",
 }
 
 
@@ -63,6 +85,8 @@ def _make_tables() -> None:
     sa.Column('act', sa.Text(), nullable=False),
     sa.Column('subject', sa.Text(), nullable=False),
     sa.Column('reason', sa.Text(), nullable=True),
+    sa.Column('amount_nusd', sa.BigInteger(), nullable=True),
+    sa.Column('proof', sa.LargeBinary(), nullable=True),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.PrimaryKeyConstraint('id')
     )
@@ -82,6 +106,7 @@ def _make_tables() -> None:
     sa.Column('kind', sa.Text(), nullable=False),
     sa.Column('account_id', sa.UUID(), nullable=False),
     sa.Column('key_id', sa.UUID(), nullable=True),
+    sa.Column('proof', sa.LargeBinary(), nullable=True),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.CheckConstraint("kind IN ('credit_id', 'api_key')", name='credential_kind_known'),
     sa.PrimaryKeyConstraint('secret_hash')
@@ -139,6 +164,7 @@ def _make_tables() -> None:
     sa.CheckConstraint('captured_nusd BETWEEN 0 AND amount_nusd', name='hold_captured_within_amount'),
     sa.PrimaryKeyConstraint('account_id', 'id')
     )
+    op.create_index('hold_closed', 'hold', ['closed_at'], unique=False, postgresql_where=sa.text('closed_at IS NOT NULL'))
     op.create_index('hold_open', 'hold', ['expires_at', 'account_id'], unique=False, postgresql_where=sa.text("state = 'open'"))
     op.create_table('idempotency',
     sa.Column('scope_key', sa.LargeBinary(), nullable=False),
@@ -148,6 +174,7 @@ def _make_tables() -> None:
     sa.Column('claimed_until', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.PrimaryKeyConstraint('scope_key')
     )
+    op.create_index('idempotency_by_age', 'idempotency', ['created_at'], unique=False)
     op.create_table('markup',
     sa.Column('id', sa.UUID(), nullable=False),
     sa.Column('scope', sa.Text(), nullable=False),
@@ -214,6 +241,13 @@ def _make_tables() -> None:
     sa.PrimaryKeyConstraint('id')
     )
     op.create_index('service_token_secret', 'service_token', ['secret_hash'], unique=True)
+    op.create_table('topup_address',
+    sa.Column('account_id', sa.UUID(), nullable=False),
+    sa.Column('topup_id', sa.UUID(), nullable=False),
+    sa.Column('destination', sa.Text(), nullable=False),
+    sa.Column('told_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.PrimaryKeyConstraint('account_id', 'topup_id', 'destination')
+    )
     op.create_table('topup_invoice',
     sa.Column('backend', sa.Text(), nullable=False),
     sa.Column('invoice_id', sa.Text(), nullable=False),
@@ -276,6 +310,7 @@ def _make_tables() -> None:
     sa.Column('attempts', sa.Integer(), nullable=False),
     sa.PrimaryKeyConstraint('backend', 'delivery_id', 'type')
     )
+    op.create_index('webhook_with_body', 'webhook_delivery', ['received_at'], unique=False, postgresql_where=sa.text('octet_length(raw_body) > 0'))
     op.create_index('webhook_waiting', 'webhook_delivery', ['next_try_at'], unique=False, postgresql_where=sa.text('processed_at IS NULL'))
     op.create_table('api_key',
     sa.Column('account_id', sa.UUID(), nullable=False),
@@ -419,6 +454,7 @@ def _make_tables() -> None:
     sa.Column('bonus_percent', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('review', sa.Text(), nullable=True),
     sa.Column('reviewed', sa.Text(), nullable=True),
+    sa.Column('finding_id', sa.UUID(), nullable=True),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('expires_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('watch_until', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),

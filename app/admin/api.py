@@ -10,15 +10,17 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Row, new_id, row
+from app.admin.acts import write_act
+from app.kernel.db import Database, Row
 from app.kernel.errors import InvalidField, InvoiceNotFound, PaymentBackendUnavailable
 from app.kernel.idempotency import Once
 from app.kernel.money import JsonNumber, is_given, parse_usd, usd
 from app.kernel.pages import DEFAULT_LIMIT, from_cursor, page_size, to_cursor
 from app.kernel.reading import uuid_in
 from app.kernel.security import Admin
+from app.kernel.settings import Settings
 from app.topups.create import read_topup
-from app.topups.credit import TopupRef, credit_if_paid
+from app.topups.credit import credit_if_paid
 from app.topups.gateway import GatewayError, Gateways
 from app.topups.review import ref_of, resolve, waiting
 
@@ -38,6 +40,7 @@ class ReviewedTopup(msgspec.Struct, frozen=True):
     credited_usd: JsonNumber
     bonus_usd: JsonNumber
     review: str | None
+    finding_id: UUID | None
     created_at: datetime
 
     @classmethod
@@ -51,6 +54,7 @@ class ReviewedTopup(msgspec.Struct, frozen=True):
             "status",
             "additional_status",
             "review",
+            "finding_id",
             "created_at",
         )
         same = {name: topup[name] for name in names}
@@ -63,11 +67,15 @@ class ReviewPage(msgspec.Struct, frozen=True):
 
 
 class Resolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`dismiss`: what was credited is right. `credit` or `debit`: move `amount_usd` as well, as an adjustment."""
+    """`dismiss`: what was credited is right. `credit` or `debit`: move `amount_usd` as well, as an adjustment.
+
+    With `finding_id` nothing happens unless that is the finding that waits: there may be a newer one by now.
+    """
 
     action: Literal["dismiss", "credit", "debit"]
     reason: Reason
     amount_usd: JsonNumber = msgspec.Raw(b"")
+    finding_id: UUID | None = None
 
 
 class AdminTopupsController(Controller):
@@ -99,6 +107,7 @@ class AdminTopupsController(Controller):
         admin: NamedDependency[Admin],
         db: NamedDependency[Database],
         gateways: NamedDependency[Gateways],
+        settings: NamedDependency[Settings],
         topup_id: FromPath[str],
     ) -> ReviewedTopup:
         """Credits what was paid and is not credited yet."""
@@ -115,7 +124,7 @@ class AdminTopupsController(Controller):
             raise PaymentBackendUnavailable(retry_after_seconds=5) from error
 
         async def work(session: AsyncSession) -> Row:
-            await _write_log(session, admin, "topup.reconcile", ref, None)
+            await write_act(session, settings.pepper, admin, "topup.reconcile", f"{ref.account_id}/{ref.topup_id}")
             return await read_topup(session, ref.account_id, ref.topup_id)
 
         return ReviewedTopup.of(await db.transaction(work))
@@ -126,6 +135,7 @@ class AdminTopupsController(Controller):
         admin: NamedDependency[Admin],
         db: NamedDependency[Database],
         once: NamedDependency[Once],
+        settings: NamedDependency[Settings],
         topup_id: FromPath[str],
         data: JSONBody[Resolution],
     ) -> ReviewedTopup:
@@ -134,8 +144,9 @@ class AdminTopupsController(Controller):
         ref = await db.transaction(lambda session: ref_of(session, _id(topup_id)))
 
         async def effect(session: AsyncSession) -> ReviewedTopup:
-            resolved = await resolve(session, ref, adjust_nusd)
-            await _write_log(session, admin, f"topup.{data.action}", ref, data.reason)
+            resolved = await resolve(session, ref, adjust_nusd, data.finding_id)
+            subject = f"{ref.account_id}/{ref.topup_id}/{resolved['finding_id']}"
+            await write_act(session, settings.pepper, admin, f"topup.{data.action}", subject, data.reason, adjust_nusd)
             return ReviewedTopup.of(resolved)
 
         return await once.do(ReviewedTopup, effect)
@@ -157,11 +168,3 @@ def _id(text: str) -> UUID:
     if found is None:
         raise InvoiceNotFound
     return found
-
-
-async def _write_log(session: AsyncSession, admin: Admin, act: str, ref: TopupRef, reason: str | None) -> None:
-    await row(
-        session,
-        "INSERT INTO admin_log (id, admin, act, subject, reason) VALUES (:id, :admin, :act, :subject, :reason)",
-        id=new_id(), admin=admin.name, act=act, subject=f"{ref.account_id}/{ref.topup_id}", reason=reason,
-    )  # fmt: skip

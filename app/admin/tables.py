@@ -7,7 +7,7 @@ from sqlalchemy import CheckConstraint, Index, LargeBinary, text
 from sqlalchemy.dialects.postgresql import UUID
 from sqlmodel import Field, SQLModel
 
-from app.kernel.tables import when, words
+from app.kernel.tables import money, when, words
 
 
 class ServiceToken(SQLModel, table=True):
@@ -48,7 +48,11 @@ class AdminToken(SQLModel, table=True):
 
 
 class AdminLog(SQLModel, table=True):
-    """One act of an operator, written in the act's own transaction. Append-only."""
+    """One act of an operator, written in the act's own transaction. Append-only.
+
+    `amount_nusd` is what it moved or allowed; `proof` a MAC over the rest with the pepper, so that nobody who can only
+    write to the database acts in an operator's name.
+    """
 
     __tablename__ = "admin_log"
 
@@ -57,4 +61,6 @@ class AdminLog(SQLModel, table=True):
     act: str = words()
     subject: str = words()
     reason: str | None = words(default=None)
+    amount_nusd: int | None = money(nullable=True)
+    proof: bytes | None = Field(default=None, sa_type=LargeBinary)
     created_at: datetime = when()

@@ -39,6 +39,14 @@ AUTOTOPUP: Final = (
            WHERE payment_hash IS NOT NULL GROUP BY payment_hash HAVING count(*) > 1""",
     ),
     Check(
+        "attempt_pays_its_topup",
+        "The Lightning invoice that a wallet is asked to pay is one that the backend told for the attempt's top-up.",
+        """SELECT n.account_id || '/' || n.id AS subject, n.bolt11 AS recorded, 'what the backend told' AS recomputed
+           FROM nwc_attempt n LEFT JOIN topup_address d
+                ON d.account_id = n.account_id AND d.topup_id = n.topup_id AND d.destination = n.bolt11
+           WHERE n.bolt11 IS NOT NULL AND d.topup_id IS NULL""",
+    ),
+    Check(
         "low_mark_is_the_threshold",
         "An account's low mark is the threshold of its wallet while that is active, and absent otherwise.",
         """SELECT a.id::text AS subject, a.low_nusd AS recorded, c.threshold_nusd AS recomputed

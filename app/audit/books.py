@@ -65,8 +65,25 @@ BOOKS: Final = (
         """SELECT account_id || '/' || id AS subject, kind || ' from ' || contra AS recorded, 'another house account' AS recomputed
            FROM entry
            WHERE NOT CASE kind WHEN 'topup' THEN strpos(contra, ':') > 1 WHEN 'bonus' THEN contra = 'bonus:lightning'
-                               WHEN 'usage' THEN contra = 'revenue:usage' WHEN 'refund' THEN contra IN ('refund', 'revenue:usage')
+                               WHEN 'usage' THEN contra = 'revenue:usage' WHEN 'refund' THEN contra = 'revenue:usage'
                                WHEN 'adjustment' THEN contra = 'adjustment' ELSE false END""",
+    ),
+    Check(
+        "adjustment_has_its_reason",
+        "An adjustment is what the review of a top-up decided (which is checked with the top-up), or an operator's written act.",
+        """SELECT e.account_id || '/' || e.id AS subject, e.reference AS recorded, 'a review or an act of this account' AS recomputed
+           FROM entry e LEFT JOIN admin_log l ON e.reference = 'act/' || l.id AND l.amount_nusd = e.amount_nusd
+                                              AND split_part(l.subject, '/', 1) = e.account_id::text
+           WHERE e.kind = 'adjustment' AND NOT starts_with(e.reference, 'review/') AND l.id IS NULL""",
+    ),
+    Check(
+        "floor_has_its_act",
+        "How far below zero an account may go is what an operator's last act about it (`account.floor`) allowed, else nothing.",
+        """SELECT a.id::text AS subject, a.floor_nusd AS recorded, coalesce(l.amount_nusd, 0) AS recomputed
+           FROM account a LEFT JOIN (SELECT DISTINCT ON (subject) subject, amount_nusd FROM admin_log WHERE act = 'account.floor'
+                                     ORDER BY subject, created_at DESC, id DESC) l ON l.subject = a.id::text
+           WHERE a.floor_nusd <> coalesce(l.amount_nusd, 0)""",
+        is_money=True,
     ),
     Check(
         "all_balances_are_all_entries",

@@ -12,15 +12,17 @@ from app.kernel.db import RUNTIME_ROLE
 from app.keys.tables import ApiKey, Credential
 from app.ledger.tables import Account, Entry
 from app.metering.tables import Hold, Usage
-from app.topups.tables import Payment, Topup, TopupInvoice
+from app.topups.tables import Payment, Topup, TopupAddress, TopupInvoice
 
 _BOOKS: Final = tuple(
     SQLModel.metadata.tables[str(model.__tablename__)]
     for model in (
-        Account, Entry, ApiKey, Credential, Hold, Usage, UsageDay, UsageDropped, UsageArchive, Topup, TopupInvoice, Payment,
+        Account, Entry, ApiKey, Credential, Hold, Usage, UsageDay, UsageDropped, UsageArchive, Topup, TopupInvoice, TopupAddress, Payment,
         NwcConnection, NwcAttempt,
     )
 )  # fmt: skip
+_REPLACED: Final = ("usage_day", "nwc_connection")
+"""Written anew as a whole: sums that can be had again, and a wallet that its owner connects again."""
 _BOOK_NAMES: Final = values((table.name,) for table in _BOOKS)
 _RULE_NAMES: Final = values(
     (table.name, str(rule.name))
@@ -52,10 +54,21 @@ SCHEMA: Final = (
         "books_are_append_only",
         "The service's role may not change or delete what was written to the books.",
         f"""SELECT '{RUNTIME_ROLE} on ' || x.place AS subject, 'may change rows' AS recorded, 'may only add rows' AS recomputed
-            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('usage_dropped'), ('usage_archive'), ('topup_invoice'), ('admin_log')) AS x (place)
+            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('usage_dropped'), ('usage_archive'), ('topup_invoice'), ('topup_address'), ('admin_log')) AS x (place)
             WHERE r.rolname = '{RUNTIME_ROLE}'
               AND (has_table_privilege(r.oid, to_regclass(x.place), 'UPDATE, DELETE, TRUNCATE, TRIGGER')
                    OR has_any_column_privilege(r.oid, to_regclass(x.place), 'UPDATE'))""",
+    ),
+    Check(
+        "what_binds_is_not_rewritten",
+        "The service's role may not change whose a row is, a credential, or how far below zero an account may go.",
+        f"""SELECT '{RUNTIME_ROLE} on ' || x.place || '.' || a.attname AS subject, 'may change it' AS recorded, 'may not' AS recomputed
+            FROM pg_roles r
+            CROSS JOIN (VALUES {values((table.name,) for table in _BOOKS if table.name not in _REPLACED)}) AS x (place)
+            JOIN pg_attribute a ON a.attrelid = to_regclass(x.place) AND a.attnum > 0 AND NOT a.attisdropped
+            WHERE r.rolname = '{RUNTIME_ROLE}' AND has_column_privilege(r.oid, to_regclass(x.place), a.attnum, 'UPDATE')
+              AND (a.attname IN ('account_id', 'created_at', 'floor_nusd', 'secret_hash', 'proof', 'backend', 'method', 'currency')
+                   OR (a.attname = 'id' OR a.attname = 'key_id'))""",
     ),
     Check(
         "nothing_stands_between_us_and_the_books",

@@ -1,12 +1,14 @@
-"""What kept secrets promise: each opens where it stands, with the sealing keys there are."""
+"""What only our secrets can tell: that kept ones open where they stand, and that credentials and acts were written by us."""
 
 from typing import Final
 
+from app.admin.acts import proof_of
 from app.audit.check import Proof, Secrets
 from app.autotopup import connect
 from app.kernel.db import Row
-from app.kernel.security import UnsealError
+from app.kernel.security import UnsealError, equal
 from app.keys import issue
+from app.keys.verify import credential_proof
 
 
 def _opens(secrets: Secrets, sealed: str, name: str) -> bool:
@@ -25,6 +27,16 @@ def _wallet_opens(secrets: Secrets, row: Row) -> bool:
     return _opens(secrets, row["sealed_secret"], connect.sealed_as(row["account_id"]))
 
 
+def _is_bound(secrets: Secrets, row: Row) -> bool:
+    secret_hash = bytes(row["secret_hash"])
+    wanted = credential_proof(secrets.pepper, secret_hash, row["kind"], row["account_id"], row["key_id"])
+    return row["proof"] is not None and equal(bytes(row["proof"]), wanted)
+
+
+def _is_ours(secrets: Secrets, row: Row) -> bool:
+    return row["proof"] is not None and equal(bytes(row["proof"]), proof_of(secrets.pepper, row))
+
+
 # Saved answers are not looked at: they are forgotten in two days, and one that does not open is refused with a reason.
 SEALS: Final = (
     Proof(
@@ -39,5 +51,26 @@ SEALS: Final = (
         "A connected wallet's secret opens where it stands.",
         "SELECT account_id::text AS subject, account_id, sealed_secret FROM nwc_connection",
         _wallet_opens, broken="does not open", whole="opens",
+    ),
+    Proof(
+        "credential_is_bound",
+        "A secret's hash leads to the account and key that it was made for.",
+        """SELECT kind || ' of ' || account_id || coalesce('/' || key_id, '') AS subject, secret_hash, kind, account_id, key_id, proof
+           FROM credential""",
+        _is_bound, broken="bound to another", whole="bound to this",
+    ),
+    Proof(
+        "act_is_an_operator_s",
+        "An operator's act was written by us, as it stands.",
+        "SELECT id, admin, act, subject, reason, amount_nusd, proof FROM admin_log",
+        _is_ours, broken="not written by us", whole="written by us",
+    ),
+    Proof(
+        "review_has_its_act",
+        "An adjustment that a review decided stands in the operators' log, with its amount.",
+        """SELECT e.account_id || '/' || e.id AS subject, l.id FROM entry e
+           LEFT JOIN admin_log l ON l.subject = e.account_id || substr(e.reference, 7) AND l.amount_nusd = e.amount_nusd
+           WHERE e.kind = 'adjustment' AND starts_with(e.reference, 'review/')""",
+        lambda _, row: row["id"] is not None, broken="no act", whole="an act of this amount",
     ),
 )  # fmt: skip

@@ -191,6 +191,24 @@ TOPUPS: Final = (
            WHERE t.invoice_id IS NULL""",
     ),
     Check(
+        "topup_shows_its_address",
+        "The address or Lightning invoice that a top-up shows was told by its backend.",
+        """SELECT t.account_id || '/' || t.id AS subject, t.destination AS recorded, 'what the backend told' AS recomputed
+           FROM topup t LEFT JOIN topup_address d ON d.account_id = t.account_id AND d.topup_id = t.id AND d.destination = t.destination
+           WHERE t.destination <> '' AND d.topup_id IS NULL""",
+    ),
+    Check(
+        "addresses_change_after_payments_only",
+        "A backend tells a top-up another address after a payment, and at no other time.",
+        """SELECT d.account_id || '/' || d.topup_id AS subject, d.count || ' addresses' AS recorded,
+                  coalesce(p.count, 0) || ' payments' AS recomputed
+           FROM (SELECT account_id, topup_id, count(*) AS count FROM topup_address GROUP BY 1, 2) d
+           JOIN topup t ON t.account_id = d.account_id AND t.id = d.topup_id
+           LEFT JOIN (SELECT account_id, topup_id, count(*) AS count FROM payment GROUP BY 1, 2) p
+                  ON p.account_id = d.account_id AND p.topup_id = d.topup_id
+           WHERE d.count > 1 + coalesce(p.count, 0)""",
+    ),
+    Check(
         "open_topup_is_watched",
         "A top-up that can still be paid will be asked about again, and was not forgotten for a day.",
         """SELECT account_id || '/' || id AS subject, coalesce(next_check_at::text, 'never again') AS recorded,

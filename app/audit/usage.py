@@ -64,10 +64,10 @@ USAGE: Final = (
     ),
     Check(
         "refund_is_of_a_charge",
-        "A refund that is taken from revenue gives back at most what the call it names did cost.",
+        "A refund gives back at most what the call it names did cost.",
         """SELECT e.account_id || '/' || e.id AS subject, e.amount_nusd AS recorded, coalesce(-c.amount_nusd, 0) AS recomputed
            FROM entry e LEFT JOIN entry c ON c.account_id = e.account_id AND c.kind = 'usage' AND c.usage_id::text = e.reference
-           WHERE e.kind = 'refund' AND e.contra = 'revenue:usage' AND e.amount_nusd > coalesce(-c.amount_nusd, 0)""",
+           WHERE e.kind = 'refund' AND (c.id IS NULL OR e.amount_nusd > -c.amount_nusd)""",
         is_money=True,
     ),
     Check(

@@ -24,6 +24,7 @@ from app.kernel.logs import log
 from app.kernel.security import Caller, Kind, Sealer, UnsealError
 from app.topups.create import Wish, create_topup
 from app.topups.credit import TopupRef, credit_if_paid
+from app.topups.finding import note_finding
 from app.topups.gateway import GatewayError, Gateways
 from app.topups.methods import METHODS
 
@@ -453,10 +454,5 @@ async def _topup_obstacle(session: AsyncSession, attempt: Row) -> str | None:
 async def _flag(session: AsyncSession, attempt: Row) -> None:
     """Show the top-up to a person: its payer can prove a payment that the backend has not seen."""
     review = "the wallet of an auto top-up proved a payment that the backend has not seen"
-    await row(
-        session,
-        """UPDATE topup SET review = :review
-           WHERE account_id = :account_id AND id = :id AND review IS NULL AND reviewed IS DISTINCT FROM :review""",
-        review=review, account_id=attempt["account_id"], id=attempt["topup_id"],
-    )  # fmt: skip
+    await note_finding(session, attempt["account_id"], attempt["topup_id"], review, gives_way=True)
     log.error("topup.needs_review", topup_id=str(attempt["topup_id"]), error=review)

@@ -436,6 +436,7 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
         "What the call is known to need; instead of `max_cost_usd`. Cache writes are held for as plain input: to hold more, say that.",
         None,
     ),
+    "finding_id": ("Which finding of this top-up waits for a person; null when none does.", None),
     "features": ("What the call may use that has a fee; see `/v1/prices`.", ["web"]),
     "features_used": ("What it did use of them. What is not named here is not charged.", ["web"]),
     "n": ("How many answers are asked for.", 1),

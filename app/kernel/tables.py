@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, LargeBinary, Text, func
+from sqlalchemy import BigInteger, DateTime, Index, LargeBinary, Text, func
 from sqlalchemy.dialects.postgresql import UUID
 from sqlmodel import Field, SQLModel
 
@@ -52,6 +52,8 @@ class Idempotency(SQLModel, table=True):
     `scope_key` is a MAC over the caller and the Idempotency-Key. `answer` is null while the first request
     runs; `claimed_until` is when it is given up for dead and the next one may run.
     """
+
+    __table_args__ = (Index("idempotency_by_age", "created_at"),)
 
     scope_key: bytes = Field(sa_type=LargeBinary, primary_key=True)
     request_hash: bytes = Field(sa_type=LargeBinary)

@@ -16,6 +16,7 @@ from app.kernel.errors import InvalidField, KeyNotFound, NameTaken
 from app.kernel.logs import log
 from app.kernel.security import Kind, Pepper, Resealed, Sealer, UnsealError, new_secret, preview
 from app.keys.tables import ResetPeriod
+from app.keys.verify import credential_proof
 
 NAME_LENGTH = 25
 KEY_BYTES = 4096
@@ -55,11 +56,13 @@ class Keyring:
         self, session: AsyncSession, secret: str, kind: Kind, account_id: uuid.UUID, key_id: uuid.UUID | None
     ) -> None:
         """Make a secret known as the account's."""
+        secret_hash = self._pepper.lookup(secret)
         await row(
             session,
-            """INSERT INTO credential (secret_hash, kind, account_id, key_id)
-               VALUES (:hash, :kind, :account_id, :key_id)""",
-            hash=self._pepper.lookup(secret), kind=kind.value, account_id=account_id, key_id=key_id,
+            """INSERT INTO credential (secret_hash, kind, account_id, key_id, proof)
+               VALUES (:hash, :kind, :account_id, :key_id, :proof)""",
+            hash=secret_hash, kind=kind.value, account_id=account_id, key_id=key_id,
+            proof=credential_proof(self._pepper, secret_hash, kind, account_id, key_id),
         )  # fmt: skip
 
     def seal(self, secret: str, account_id: uuid.UUID, key_id: uuid.UUID) -> str | None:

@@ -20,7 +20,10 @@ class ResetPeriod(StrEnum):
 
 
 class Credential(SQLModel, table=True):
-    """Secret → whose it is. A small lookup table, immutable but for deletion, so it may be cached."""
+    """Secret → whose it is. A small lookup table, immutable but for deletion, so it may be cached.
+
+    `proof` is a MAC over the rest with the pepper: two hashes that somebody swapped in the database have none.
+    """
 
     __table_args__ = (CheckConstraint("kind IN ('credit_id', 'api_key')", name="credential_kind_known"),)
 
@@ -28,6 +31,7 @@ class Credential(SQLModel, table=True):
     kind: str = words()
     account_id: uuid.UUID = Field(sa_type=UUID)
     key_id: uuid.UUID | None = Field(default=None, sa_type=UUID)
+    proof: bytes | None = Field(default=None, sa_type=LargeBinary)
     created_at: datetime = when()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from app.kernel.db import Database, Row
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, MalformedHeader, MissingScope
+from app.kernel.logs import log
 from app.kernel.security import Caller, Kind, Pepper, canonical_credit_id, is_wellformed
 
 _CACHE_SIZE = 100_000
@@ -29,13 +30,20 @@ class Verifier:
         self._owners: OrderedDict[bytes, KeyOwner] = OrderedDict()
 
     async def credit_id(self, text: str) -> Caller:
-        """Raises InvalidCreditId, alike for a malformed, an unknown and a rotated one."""
+        """Raises InvalidCreditId, alike for a malformed, an unknown and a rotated one.
+
+        Also for one that somebody made another account's in the database: with it go that account's keys.
+        """
         canonical = canonical_credit_id(text)
         lookup = self._pepper.lookup(canonical or "")
         found = await self._db.one(
-            "SELECT account_id FROM credential WHERE secret_hash = %(hash)s AND kind = 'credit_id'", {"hash": lookup}
+            "SELECT account_id, proof FROM credential WHERE secret_hash = %(hash)s AND kind = 'credit_id'",
+            {"hash": lookup},
         )
         if canonical is None or found is None:
+            raise InvalidCreditId
+        if found["proof"] != credential_proof(self._pepper, lookup, Kind.CREDIT_ID, found["account_id"], None):
+            log.error("credential.forged", account_id=str(found["account_id"]))
             raise InvalidCreditId
         return Caller(Kind.CREDIT_ID, found["account_id"])
 
@@ -72,6 +80,13 @@ class Verifier:
         if len(self._owners) > _CACHE_SIZE:
             self._owners.popitem(last=False)
         return owner
+
+
+def credential_proof(
+    pepper: Pepper, secret_hash: bytes, kind: str, account_id: uuid.UUID, key_id: uuid.UUID | None
+) -> bytes:
+    """The MAC that binds a secret's hash to whose it is."""
+    return pepper.tag(b"credential", secret_hash, kind.encode(), account_id.bytes, key_id.bytes if key_id else b"")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Hold(SQLModel, table=True):
         CheckConstraint("captured_nusd BETWEEN 0 AND amount_nusd", name="hold_captured_within_amount"),
         CheckConstraint("on_expiry IN ('captured', 'hold', 'release')", name="hold_on_expiry_known"),
         Index("hold_open", "expires_at", "account_id", postgresql_where=text("state = 'open'")),
+        Index("hold_closed", "closed_at", postgresql_where=text("closed_at IS NOT NULL")),
     )
 
     account_id: uuid.UUID = account_key_of_calls()

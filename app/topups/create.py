@@ -153,8 +153,8 @@ async def _waits(db: Database, gateway: InvoiceGateway, account_id: uuid.UUID, t
     try:
         async with _turn_of(account_id):
             invoice = await gateway.fetch(topup["invoice_id"])
-    except GatewayUnavailable:
-        return True
+    except GatewayUnavailable as error:
+        raise _unavailable(gateway, error) from error
     return invoice is not None and invoice.status is InvoiceStatus.NEW and not invoice.payments
 
 
@@ -329,20 +329,27 @@ async def attach(
 
 
 async def show(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID, invoice: Invoice) -> None:
-    """Remember what the backend said last, for showing; no money depends on it."""
+    """Remember what the backend said last, for showing; no money depends on it, but for the address that is paid to."""
     places = COIN_PLACES[coin_of(invoice)]
-    await row(
+    shown = await row(
         session,
         """UPDATE topup SET status = :status, additional_status = :additional_status, checkout_url = :checkout_url,
                   destination = :destination, payment_link = :payment_link, total_coin_units = :total,
                   due_coin_units = :due, paid_coin_units = :paid, fee_coin_units = :fee,
                   settled_at = CASE WHEN :status = 'Settled' THEN coalesce(settled_at, now()) END
-           WHERE account_id = :account_id AND id = :id AND invoice_id = :invoice_id""",
+           WHERE account_id = :account_id AND id = :id AND invoice_id = :invoice_id RETURNING 1 AS done""",
         status=invoice.status.value, additional_status=invoice.additional_status.value, checkout_url=invoice.checkout_url,
         destination=invoice.destination, payment_link=invoice.payment_link, total=units_of(invoice.total, places, up=True),
         due=units_of(max(invoice.due, invoice.due * 0), places, up=True), paid=units_of(invoice.paid, places),
         fee=units_of(invoice.fee, places, up=True), account_id=account_id, id=topup_id, invoice_id=invoice.id,
     )  # fmt: skip
+    if shown is not None and invoice.destination:
+        await row(
+            session,
+            """INSERT INTO topup_address (account_id, topup_id, destination) VALUES (:account_id, :topup_id, :destination)
+               ON CONFLICT DO NOTHING""",
+            account_id=account_id, topup_id=topup_id, destination=invoice.destination,
+        )  # fmt: skip
 
 
 def coin_of(invoice: Invoice) -> str:

@@ -16,6 +16,7 @@ from app.kernel.money import COIN_PLACES, CURRENCIES, share_nusd, units_of
 from app.ledger.post import post
 from app.ledger.tables import EntryKind
 from app.topups.create import LOST_AFTER, attach, coin_of, mark_failed, show
+from app.topups.finding import note_finding
 from app.topups.gateway import GatewayRefused, GatewayUnavailable, Invoice, InvoiceGateway, PaymentStatus
 from app.topups.methods import METHODS
 from app.topups.owed import Owed, is_late, needs_rate_now, owed, settled_ids
@@ -51,8 +52,9 @@ async def credit_if_paid(db: Database, gateway: InvoiceGateway, ref: TopupRef) -
         await _find_lost_invoice(db, gateway, ref, topup)
         return None
     invoice = await gateway.fetch(topup["invoice_id"])
-    if invoice is None or (problem := _mismatch(topup, invoice)):
-        review = "the backend no longer knows the invoice" if invoice is None else problem
+    review = "the backend no longer knows the invoice" if invoice is None else _mismatch(topup, invoice)
+    if invoice is None or review is not None:
+        assert review is not None
         await db.transaction(lambda session: _flag(session, ref, review))
         return None
     rate_now = await _rate_now(gateway, invoice, worth)
@@ -209,21 +211,21 @@ async def _checked(
 ) -> None:
     await row(
         session,
-        """UPDATE topup SET checked_at = :asked_at, next_check_at = :again_at,
-                  review = CASE WHEN CAST(:review AS text) IS DISTINCT FROM reviewed THEN coalesce(:review, review) ELSE review END
+        """UPDATE topup SET checked_at = :asked_at, next_check_at = :again_at
            WHERE account_id = :account_id AND id = :id""",
-        asked_at=asked_at, review=review, again_at=again_at, account_id=ref.account_id, id=ref.topup_id,
+        asked_at=asked_at, again_at=again_at, account_id=ref.account_id, id=ref.topup_id,
     )  # fmt: skip
+    if review is not None:
+        await note_finding(session, ref.account_id, ref.topup_id, review)
 
 
-async def _flag(session: AsyncSession, ref: TopupRef, review: str | None) -> None:
+async def _flag(session: AsyncSession, ref: TopupRef, review: str) -> None:
     await row(
         session,
-        """UPDATE topup SET next_check_at = now() + interval '1 hour',
-                  review = CASE WHEN :review IS DISTINCT FROM reviewed THEN :review ELSE review END
-           WHERE account_id = :account_id AND id = :id""",
-        review=review, account_id=ref.account_id, id=ref.topup_id,
+        "UPDATE topup SET next_check_at = now() + interval '1 hour' WHERE account_id = :account_id AND id = :id",
+        account_id=ref.account_id, id=ref.topup_id,
     )  # fmt: skip
+    await note_finding(session, ref.account_id, ref.topup_id, review)
     log.error("topup.needs_review", topup_id=str(ref.topup_id), error=review)
 
 

@@ -11,6 +11,7 @@ from app.topups.credit import TopupRef, credit_if_paid
 from app.topups.gateway import GatewayRefused, GatewayUnavailable, Hint, InvoiceGateway
 
 _GIVE_UP_AFTER: Final = 20
+_BODY_DAYS: Final = 90
 
 
 async def store(db: Database, backend: str, hint: Hint, raw_body: bytes) -> bool:
@@ -70,6 +71,31 @@ async def topup_of_invoice(session: AsyncSession, backend: str, invoice_id: str)
         backend=backend, invoice_id=invoice_id,
     )  # fmt: skip
     return TopupRef(found["account_id"], found["topup_id"]) if found else None
+
+
+async def forget_old_bodies(db: Database, at_once: int = 5000) -> int:
+    """Empty what was kept raw of deliveries longer than 90 days ago, in portions; that they came stays known.
+
+    Returns how many.
+    """
+    count = at_once
+    total = 0
+    while count == at_once:
+        found = await db.transaction(lambda session: _empty_some(session, at_once))
+        count, total = len(found), total + len(found)
+    return total
+
+
+async def _empty_some(session: AsyncSession, at_once: int) -> list[Row]:
+    return await rows(
+        session,
+        f"""UPDATE webhook_delivery SET raw_body = '' WHERE (backend, delivery_id, type) IN (
+                SELECT backend, delivery_id, type FROM webhook_delivery
+                WHERE octet_length(raw_body) > 0 AND received_at < now() - interval '{_BODY_DAYS} days'
+                ORDER BY received_at LIMIT :at_once)
+            RETURNING 1 AS emptied""",
+        at_once=at_once,
+    )
 
 
 async def _claim(session: AsyncSession, backend: str, limit: int) -> list[Row]:

@@ -8,6 +8,7 @@ from app.kernel.db import Database, Row, row
 from app.kernel.logs import log
 from app.topups.create import attach
 from app.topups.credit import TopupRef, credit_if_paid
+from app.topups.finding import note_finding
 from app.topups.gateway import GatewayError, Invoice, InvoiceGateway
 
 REGULAR: Final = timedelta(hours=2)
@@ -65,10 +66,6 @@ async def _flag_second(db: Database, topup: Row, invoice: Invoice) -> None:
         return
     review = f"a second invoice of this top-up, {invoice.id}, was paid"
     await db.transaction(
-        lambda session: row(
-            session,
-            "UPDATE topup SET review = :review WHERE account_id = :account_id AND id = :id AND review IS NULL AND reviewed IS DISTINCT FROM :review",
-            review=review, account_id=topup["account_id"], id=topup["id"],
-        )
-    )  # fmt: skip
+        lambda session: note_finding(session, topup["account_id"], topup["id"], review, gives_way=True)
+    )
     log.error("topup.needs_review", topup_id=str(topup["id"]), error=review)

@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKeyConstraint, Index,
 from sqlalchemy.dialects.postgresql import UUID
 from sqlmodel import Field, SQLModel
 
-from app.kernel.tables import account_key, money, when, words
+from app.kernel.tables import account_key, account_key_of_calls, money, when, words
 
 
 class Topup(SQLModel, table=True):
@@ -16,7 +16,8 @@ class Topup(SQLModel, table=True):
 
     `amount_units` is in the smallest unit of `currency` (nano-USD for USD); `…_coin_units` in the coin's.
     `status` and `additional_status` are the backend's words, `Creating` until it has answered, and
-    `Failed` when it refused. `review` says why a person should look, `reviewed` what they have dealt with. `usd_per_coin` is our quote, which fixes what a coin-priced top-up is worth.
+    `Failed` when it refused. `review` says why a person should look, `finding_id` which of its findings that is, and
+    `reviewed` what they dealt with last. `usd_per_coin` is our quote, which fixes what a coin-priced top-up is worth.
     """
 
     __table_args__ = (
@@ -55,6 +56,7 @@ class Topup(SQLModel, table=True):
     bonus_percent: int = money()
     review: str | None = words(default=None)
     reviewed: str | None = words(default=None)
+    finding_id: uuid.UUID | None = Field(default=None, sa_type=UUID)
     created_at: datetime = when()
     expires_at: datetime = when()
     watch_until: datetime = when()
@@ -72,6 +74,21 @@ class TopupInvoice(SQLModel, table=True):
     invoice_id: str = words(primary_key=True)
     account_id: uuid.UUID = Field(sa_type=UUID)
     topup_id: uuid.UUID = Field(sa_type=UUID)
+
+
+class TopupAddress(SQLModel, table=True):
+    """Every address or Lightning invoice that the backend ever told for a top-up. Append-only: what is shown is one of these.
+
+    A second one comes after a payment only, so a top-up whose address was changed by somebody else is found. The top-up's
+    row is locked by the same statement.
+    """
+
+    __tablename__ = "topup_address"
+
+    account_id: uuid.UUID = account_key_of_calls()
+    topup_id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    destination: str = words(primary_key=True)
+    told_at: datetime = when()
 
 
 class Payment(SQLModel, table=True):
@@ -94,10 +111,13 @@ class Payment(SQLModel, table=True):
 
 
 class WebhookDelivery(SQLModel, table=True):
-    """The inbox: every authentic webhook once, kept raw, processed later. A hint, never a fact."""
+    """The inbox: every authentic webhook once, kept raw for 90 days, processed later. A hint, never a fact."""
 
     __tablename__ = "webhook_delivery"
-    __table_args__ = (Index("webhook_waiting", "next_try_at", postgresql_where=text("processed_at IS NULL")),)
+    __table_args__ = (
+        Index("webhook_waiting", "next_try_at", postgresql_where=text("processed_at IS NULL")),
+        Index("webhook_with_body", "received_at", postgresql_where=text("octet_length(raw_body) > 0")),
+    )
 
     backend: str = words(primary_key=True)
     delivery_id: str = words(primary_key=True)

@@ -8,8 +8,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.accounts import open_account
+from app.admin.acts import write_act
 from app.audit import audit
 from app.autotopup import connect
 from app.autotopup.attempts import AttemptRef
@@ -17,6 +19,7 @@ from app.autotopup.connect import Wish
 from app.autotopup.run import AutoTopup
 from app.autotopup.watch import Watcher
 from app.kernel.db import Database, Row
+from app.kernel.security import Admin
 from app.kernel.settings import Settings
 from app.ledger.post import post
 from app.ledger.tables import EntryKind
@@ -61,9 +64,13 @@ class Street:
         """Move money by hand: negative is spending."""
         amount = round(usd * USD)
         whose = account_id or self.account_id
-        await self.house.db.transaction(
-            lambda session: post(session, whose, EntryKind.ADJUSTMENT, uuid.uuid4().hex, "adjustment", amount)
-        )
+        admin, pepper = Admin(uuid.uuid4(), "ops"), self.house.settings.pepper
+
+        async def work(session: AsyncSession) -> None:
+            act = await write_act(session, pepper, admin, "account.adjust", str(whose), "by hand", amount)
+            await post(session, whose, EntryKind.ADJUSTMENT, f"act/{act}", "adjustment", amount)
+
+        await self.house.db.transaction(work)
 
     async def connect(
         self,

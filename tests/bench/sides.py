@@ -151,7 +151,9 @@ _PLANTING: Final = (
        SELECT coalesce(m.hash, uuid_send(p.key_id)), 'api_key', p.account_id, p.key_id FROM planted p LEFT JOIN mine m ON m.number = p.n""",
     """INSERT INTO credential (secret_hash, kind, account_id) SELECT uuid_send(account_id), 'credit_id', account_id FROM planted""",
     f"""INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd)
-        SELECT account_id, 1, 'adjustment', 'opening', 'adjustment', {_OPENING}, {_OPENING} FROM planted""",
+        SELECT account_id, 1, 'adjustment', 'act/' || account_id, 'adjustment', {_OPENING}, {_OPENING} FROM planted""",
+    f"""INSERT INTO admin_log (id, admin, act, subject, amount_nusd)
+        SELECT account_id, 'bench', 'account.adjust', account_id, {_OPENING} FROM planted""",
     """CREATE TEMP TABLE called AS
        SELECT p.account_id, p.key_id, i, gen_random_uuid() AS hold_id, uuidv7() AS usage_id, now() AS at
        FROM generate_series(1, %(each)s) i CROSS JOIN planted p""",
