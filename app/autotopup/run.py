@@ -19,7 +19,7 @@ from app.autotopup.attempts import AttemptRef, TakenOver
 from app.autotopup.rules import State
 from app.autotopup.wallet import Connection, LightningInvoice, PayReply, WalletError, Wallets
 from app.kernel.db import Database, Row, row
-from app.kernel.errors import DatabaseUnavailable, PaymentBackendUnavailable
+from app.kernel.errors import DatabaseUnavailable, PaymentBackendUnavailable, RateLimitExceeded
 from app.kernel.logs import log
 from app.kernel.security import Caller, Kind, Sealer, UnsealError
 from app.topups.create import Wish, create_topup
@@ -157,7 +157,7 @@ class AutoTopup:
             return await self._give_up(attempt, obstacle)
         try:
             topup = await self._topup_for(attempt)
-        except PaymentBackendUnavailable:
+        except (PaymentBackendUnavailable, RateLimitExceeded):  # the latter: its owner makes many at this moment
             if self._now() - attempt["created_at"] >= rules.INVOICE_WITHIN:
                 return await self._give_up(attempt, "backend")
             return await self._wait(attempt)
