@@ -129,33 +129,6 @@ def test_no_other_place_writes_csv() -> None:
     assert writers == ["spreadsheet.py"]
 
 
-async def test_an_export_has_nothing_that_a_spreadsheet_would_run(past: Past) -> None:
-    """A caller chose the model's name, and a proxy its endpoint; numbers below nothing stay numbers."""
-    customer = await past.rig.customer("10")
-    formulas = ['=HYPERLINK("https://evil.example","Invoice")', "+1", "-1", "@SUM(A1)", "＝1"]
-    for model in formulas:
-        await past.charge(customer, "0.5", model=model, endpoint=model)
-    held = await past.rig.authorize(customer.api_key, "0.5", "above", model="+")
-    await past.rig.settle(held["hold_id"], "20")
-    await past.back(OLD)
-    path = await past.export(month_of(OLD))
-    with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    assert sorted(line["model"] for line in lines) == sorted(f"'{model}" for model in [*formulas, "+"])
-    assert {line["endpoint"] for line in lines} == {f"'{model}" for model in formulas} | {""}
-    assert min(int(line["balance_after_nusd"]) for line in lines) == -12_500_000_000
-
-
-def test_no_other_place_writes_csv() -> None:
-    """The guard stands in one place, so that whoever writes CSV writes it through the guard."""
-    writers = [
-        path.name
-        for path in Path("app").rglob("*.py")
-        if "csv.writer" in (text := path.read_text()) or "DictWriter" in text
-    ]
-    assert writers == ["spreadsheet.py"]
-
-
 async def test_a_month_is_dropped_only_when_it_is_over_exported_summed_and_old(past: Past) -> None:
     await lived(past)
     now, old, this = datetime.now(UTC), month_of(OLD), month_of(0)
