@@ -20,7 +20,7 @@ from typing import Final
 from tests.bench import bulk
 from tests.bench.compared import Tpcb, through_sessions
 from tests.bench.load import CONNECTIONS, Kind, Measured, client, load
-from tests.bench.sides import ACCOUNTS, Run, Side, served
+from tests.bench.sides import ACCOUNTS, Run, Side, served, taking_all_that_wait
 from tests.program import ROOT
 
 Found = dict[str, list[Run]]
@@ -36,6 +36,8 @@ def main() -> int:
     print(f"{accounts:,} accounts, {rows:,} usage rows; building ...", flush=True)
     trees = [("here", ROOT), *([("against", options.against.resolve())] if options.against else [])]
     with ExitStack() as stack:
+        if options.whole_batches:
+            trees.append(("whole batches", stack.enter_context(taking_all_that_wait())))
         sides = [
             stack.enter_context(served(tree, name, workers=options.workers, accounts=accounts, rows=rows))
             for name, tree in trees
@@ -51,6 +53,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="HTTP processes")
     parser.add_argument("--large", action="store_true", help="among 1 million accounts and 10 million usage rows")
     parser.add_argument("--against", type=Path, metavar="TREE", help="another checkout, measured in turn with this one")
+    parser.add_argument(
+        "--whole-batches", action="store_true", help="against this tree, but that batches are not kept even"
+    )
     return parser.parse_args()
 
 

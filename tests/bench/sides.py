@@ -12,10 +12,12 @@ from typing import Any, Final
 import psutil
 import psycopg
 
+from app.admin.acts import proof_of
 from app.kernel.embedded import EmbeddedPostgres
 from app.kernel.security import Pepper, new_secret
+from app.keys.verify import credential_proof
 from tests.bench.load import Measured, warm
-from tests.program import Program
+from tests.program import ROOT, Program
 
 ACCOUNTS: Final = 10_000
 _PEPPER: Final = "the bench's pepper, which protects nothing at all"
@@ -107,6 +109,22 @@ def served(tree: Path, name: str, *, workers: int, accounts: int, rows: int) -> 
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def taking_all_that_wait() -> Iterator[Path]:
+    """A copy of this tree in which a batch takes all calls that wait: what `_share` in app/metering/batch.py gains."""
+    with tempfile.TemporaryDirectory(prefix="satmeter-bench-") as folder:
+        for name in ("app", "alembic"):
+            shutil.copytree(ROOT / name, Path(folder) / name)
+        batch = Path(folder) / "app/metering/batch.py"
+        text = batch.read_text()
+        assert text.count(_EVEN) == 1
+        batch.write_text(text.replace(_EVEN, "return 1"))
+        yield Path(folder)
+
+
+_EVEN: Final = "return min(1, (waiting + before) / (2 * waiting))"
+
+
 # --- accounts and history -----------------------------------------------------------------------------
 
 
@@ -134,10 +152,32 @@ def _plant(url: str, accounts: int, rows: int) -> list[str]:
             if rows:
                 print(f"  step {step} of {len(_PLANTING)}", flush=True)
             conn.execute(statement.encode(), {"accounts": accounts, "each": rows // accounts})
+        if conn.execute(
+            "SELECT FROM pg_attribute WHERE attrelid = 'credential'::regclass AND attname = 'proof'"
+        ).rowcount:
+            _bind(conn, pepper)  # else it is a tree of before
         for table in ("account", "api_key", "credential", "entry", "usage"):
             conn.execute(f"VACUUM ANALYZE {table}".encode())
         conn.execute("CHECKPOINT")
     return keys
+
+
+def _bind(conn: psycopg.Connection[Any], pepper: Pepper) -> None:
+    """What only those can write who know the pepper, and the audit looks for: credentials' proofs, acts behind adjustments."""
+    conn.execute("CREATE TEMP TABLE bound (secret_hash bytea, proof bytea)")
+    credentials = conn.execute("SELECT secret_hash, kind, account_id, key_id FROM credential").fetchall()
+    with conn.cursor() as cursor, cursor.copy("COPY bound FROM STDIN") as copy:
+        for secret_hash, kind, account_id, key_id in credentials:
+            copy.write_row((secret_hash, credential_proof(pepper, secret_hash, kind, account_id, key_id)))
+    conn.execute("UPDATE credential c SET proof = b.proof FROM bound b WHERE b.secret_hash = c.secret_hash")
+    openings = conn.execute("SELECT account_id, amount_nusd FROM entry WHERE kind = 'adjustment'").fetchall()
+    columns = ("id", "admin", "act", "subject", "reason", "amount_nusd")
+    with conn.cursor() as cursor, cursor.copy(f"COPY admin_log ({', '.join(columns)}, proof) FROM STDIN") as copy:
+        for account_id, amount_nusd in openings:
+            act = dict(
+                zip(columns, (account_id, "bench", "account.adjust", str(account_id), None, amount_nusd), strict=True)
+            )
+            copy.write_row((*act.values(), proof_of(pepper, act)))
 
 
 _OPENING: Final = "1000000000000000::bigint"
@@ -152,8 +192,6 @@ _PLANTING: Final = (
     """INSERT INTO credential (secret_hash, kind, account_id) SELECT uuid_send(account_id), 'credit_id', account_id FROM planted""",
     f"""INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd)
         SELECT account_id, 1, 'adjustment', 'act/' || account_id, 'adjustment', {_OPENING}, {_OPENING} FROM planted""",
-    f"""INSERT INTO admin_log (id, admin, act, subject, amount_nusd)
-        SELECT account_id, 'bench', 'account.adjust', account_id, {_OPENING} FROM planted""",
     """CREATE TEMP TABLE called AS
        SELECT p.account_id, p.key_id, i, gen_random_uuid() AS hold_id, uuidv7() AS usage_id, now() AS at
        FROM generate_series(1, %(each)s) i CROSS JOIN planted p""",
