@@ -198,10 +198,12 @@ def _make_tables() -> None:
     sa.Column('tier_min', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('attributes', sa.Text(), server_default='', nullable=False),
     sa.Column('price_pusd', sa.BigInteger(), nullable=False),
+    sa.Column('per_units', sa.BigInteger(), server_default='1', nullable=False),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('effective_from', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('effective_to', sa.DateTime(timezone=True), nullable=True),
     sa.CheckConstraint('effective_from >= created_at', name='price_override_not_backdated'),
+    sa.CheckConstraint('per_units > 0', name='price_override_per_units_positive'),
     sa.CheckConstraint('price_pusd >= 0', name='price_override_not_negative'),
     sa.CheckConstraint('tier_min >= 0', name='price_override_tier_not_negative'),
     sa.PrimaryKeyConstraint('id')
@@ -409,8 +411,10 @@ def _make_tables() -> None:
     sa.Column('tier_min', sa.BigInteger(), server_default='0', autoincrement=False, nullable=False),
     sa.Column('attributes', sa.Text(), server_default='', nullable=False),
     sa.Column('price_pusd', sa.BigInteger(), nullable=False),
+    sa.Column('per_units', sa.BigInteger(), server_default='1', nullable=False),
     sa.Column('effective_from', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('effective_to', sa.DateTime(timezone=True), nullable=True),
+    sa.CheckConstraint('per_units > 0', name='price_per_units_positive'),
     sa.CheckConstraint('price_pusd >= 0', name='price_not_negative'),
     sa.CheckConstraint('tier_min >= 0', name='price_tier_not_negative'),
     sa.ForeignKeyConstraint(['version_id'], ['price_version.id'], ),
@@ -424,6 +428,7 @@ def _make_tables() -> None:
     sa.Column('max_output_tokens', sa.BigInteger(), nullable=True),
     sa.Column('context_tokens', sa.BigInteger(), nullable=True),
     sa.Column('default_attributes', sa.Text(), server_default='', nullable=False),
+    sa.Column('match', sa.Text(), server_default='', nullable=False),
     sa.ForeignKeyConstraint(['version_id'], ['price_version.id'], ),
     sa.PrimaryKeyConstraint('version_id', 'model', 'provider')
     )

@@ -10,9 +10,9 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from app.kernel.db import Database
-from app.kernel.money import JsonNumber, number, usd
+from app.kernel.money import JsonNumber, usd
 from app.pricing.catalogue import Catalogues, NoActiveVersion
-from app.pricing.quote import Catalogue
+from app.pricing.quote import Catalogue, rounded_text
 from app.pricing.rows import MEDIA, Dimension, parse_attributes
 
 _UNITS = {
@@ -165,7 +165,15 @@ def _prices(catalogue: Catalogue, model: str, provider: str, now: datetime) -> I
     for dimension, tier_min, text, price_ausd in catalogue.listed(model, provider, now):
         unit = _UNITS.get(dimension, "token")
         attributes = parse_attributes(text)
-        yield PriceView(model, provider, dimension.value, unit, number(price_ausd, _PLACES), tier_min, attributes)
+        yield PriceView(
+            model,
+            provider,
+            dimension.value,
+            unit,
+            msgspec.Raw(rounded_text(price_ausd / 10**18, _PLACES).encode()),
+            tier_min,
+            attributes,
+        )
 
 
 def _view(catalogue: Catalogue, model: str, provider: str, prices: tuple[PriceView, ...]) -> ModelView:

@@ -4,8 +4,9 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import insert
@@ -14,15 +15,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import AppError, InvalidField, ModelNotPriced
 from app.kernel.money import decimal_text
-from app.pricing.quote import Catalogue
-from app.pricing.rows import CACHE, PART_OF, Dimension, FeeRow, MarkupRow, ModelRow, PriceRow, parse_attributes
+from app.pricing.quote import Catalogue, rounded_text
+from app.pricing.rows import PART_OF, Dimension, FeeRow, MarkupRow, ModelRow, PriceRow, parse_attributes
 from app.pricing.rules import NOTICE_SECONDS, soonest
 from app.pricing.sheet import Prices, Sheet
 from app.pricing.tables import Price, PricedModel
 
 MAX_DROP_PERCENT: Final = 50
+MAX_LEAP_PERCENT: Final = 400
 _REREAD_SECONDS: Final = 1.0
 _KEPT_VERSIONS: Final = 4
+_PUSD_PER_USD: Final = 10**12
 _VERSIONS_LOCK: Final = 0x5A7_9C1E5
 PriceKey: TypeAlias = tuple[str, str, str, int, str]
 """model, provider, dimension, tier_min, attributes"""
@@ -36,6 +39,12 @@ class PriceDropTooLarge(AppError):
     """A price would drop by more than is allowed without saying so, or be gone."""
 
     status, code, type = 422, "price_drop_too_large", "invalid_request_error"
+
+
+class PriceLeapTooLarge(AppError):
+    """A price would rise by more than is allowed without saying so, or appear for a model that is sold already."""
+
+    status, code, type = 422, "price_leap_too_large", "invalid_request_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +191,13 @@ async def load(session: AsyncSession, version_id: int) -> Catalogue:
     version = await version_of(session, version_id)
     models = await rows(
         session,
-        """SELECT model, provider, mode, max_output_tokens, context_tokens, default_attributes
+        """SELECT model, provider, mode, max_output_tokens, context_tokens, default_attributes, match
            FROM priced_model WHERE version_id = :id""",
         id=version_id,
     )
     overrides = await rows(
         session,
-        """SELECT model, provider, dimension, price_pusd, tier_min, attributes, effective_from, effective_to
+        """SELECT model, provider, dimension, price_pusd, per_units, tier_min, attributes, effective_from, effective_to
            FROM price_override ORDER BY effective_from, id""",
     )
     markups = await rows(
@@ -242,7 +251,7 @@ async def prices_of(session: AsyncSession, version_id: int) -> list[PriceRow]:
 async def _price_rows(session: AsyncSession, version_id: int) -> list[Row]:
     return await rows(
         session,
-        """SELECT model, provider, dimension, price_pusd, tier_min, attributes, effective_from, effective_to
+        """SELECT model, provider, dimension, price_pusd, per_units, tier_min, attributes, effective_from, effective_to
            FROM price WHERE version_id = :id ORDER BY model, provider, dimension, tier_min, attributes, effective_from""",
         id=version_id,
     )
@@ -310,8 +319,8 @@ class Change:
     """A price in two versions, pico-USD per unit; None where one has none. `since` is when the second one holds."""
 
     key: PriceKey
-    old_pusd: int | None
-    new_pusd: int | None
+    old_pusd: Fraction | None
+    new_pusd: Fraction | None
     since: datetime
 
     @property
@@ -331,13 +340,46 @@ class Change:
         change = self.hundredths_percent
         return "was free" if change is None else decimal_text(change, 2)
 
+    @property
+    def old_usd(self) -> str | None:
+        return _usd_of(self.old_pusd)
+
+    @property
+    def new_usd(self) -> str | None:
+        return _usd_of(self.new_pusd)
+
     def is_drop_over(self, percent: int) -> bool:
-        """Whether the price falls by more than `percent`, or is gone: of an old price of nothing, none can fall."""
+        """Whether the price falls by more than `percent` or to a tenth, or is gone: of an old price of nothing, none can."""
         if self.old_pusd is None:
             return False
         if self.new_pusd is None:
             return True
-        return (self.old_pusd - self.new_pusd) * 100 > self.old_pusd * percent
+        return (self.old_pusd - self.new_pusd) * 100 > self.old_pusd * percent or self._is_shifted(
+            self.old_pusd, self.new_pusd
+        )
+
+    def is_leap_over(self, percent: int) -> bool:
+        """Whether the price rises by more than `percent` or tenfold, or appears: each is a leap from nothing."""
+        if self.new_pusd is None:
+            return False
+        if not self.old_pusd:
+            return self.new_pusd > 0
+        return (self.new_pusd - self.old_pusd) * 100 > self.old_pusd * percent or self._is_shifted(
+            self.new_pusd, self.old_pusd
+        )
+
+    @staticmethod
+    def _is_shifted(more: Fraction, less: Fraction) -> bool:
+        """Whether one is the other with its point moved, as where a price for a thousand is taken for one of a million."""
+        while less and more > less:
+            more /= 10
+            if more == less:
+                return True
+        return False
+
+
+def _usd_of(price_pusd: Fraction | None) -> str | None:
+    return None if price_pusd is None else rounded_text(Fraction(price_pusd) / _PUSD_PER_USD, 18)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,8 +394,15 @@ class Diff:
     removed: tuple[Change, ...]
     changed: tuple[Change, ...]
 
-    def drops(self, percent: int) -> tuple[Change, ...]:
+    sold: frozenset[tuple[str, str]] = field(default=frozenset(), compare=False)
+    """Models and providers that were sold before: a price that one of them gets is a leap, of a new model it is none."""
+
+    def drops(self, percent: int = MAX_DROP_PERCENT) -> tuple[Change, ...]:
         return tuple(change for change in (*self.removed, *self.changed) if change.is_drop_over(percent))
+
+    def leaps(self, percent: int = MAX_LEAP_PERCENT) -> tuple[Change, ...]:
+        appeared = (change for change in self.added if change.key[:2] in self.sold)
+        return tuple(change for change in (*appeared, *self.changed) if change.is_leap_over(percent))
 
 
 def compared(old: Iterable[PriceRow], new: Iterable[PriceRow], now: datetime) -> Diff:
@@ -367,7 +416,7 @@ def compared(old: Iterable[PriceRow], new: Iterable[PriceRow], now: datetime) ->
         sorted(found[kind], key=lambda change: (change.key, change.since))
         for kind in ((True, False), (False, True), (False, False))
     )
-    return Diff(tuple(added), tuple(removed), tuple(changed))
+    return Diff(tuple(added), tuple(removed), tuple(changed), frozenset(was))
 
 
 def _by_model(prices: Iterable[PriceRow]) -> dict[tuple[str, str], list[PriceRow]]:
@@ -384,7 +433,7 @@ def _changes(old: Sequence[PriceRow], new: Sequence[PriceRow], now: datetime) ->
     was, will_be = Sheet(old), Sheet(new)
     moments = _moments((*old, *new), now)
     for model, provider, dimension, tier_min, attributes in sorted({_key(each) for each in (*old, *new)}):
-        before: tuple[int | None, int | None] = (None, None)
+        before: tuple[Fraction | None, Fraction | None] = (None, None)
         for since in moments:
             old_pusd, new_pusd = (
                 _charged(Prices(model, provider, (sheet,), parse_attributes(attributes), tier_min, since), dimension)
@@ -406,14 +455,12 @@ def _moments(prices: Iterable[PriceRow], now: datetime) -> list[datetime]:
     return sorted({now} | {moment for moment in marks if moment > now})
 
 
-def _charged(prices: Prices, dimension: Dimension) -> int | None:
+def _charged(prices: Prices, dimension: Dimension) -> Fraction | None:
     """What a unit is charged at; where it has no price of its own, as what it is a part of."""
-    price_pusd = prices.find(dimension)
-    if price_pusd is None or (price_pusd == 0 and dimension in CACHE):
-        for whole in PART_OF.get(dimension, ()):
-            if (whole_pusd := prices.find(whole)) is not None:
-                return whole_pusd
-    return price_pusd
+    price = prices.charged(dimension)
+    if price is None and (whole := PART_OF.get(dimension)) is not None:
+        price = prices.charged(whole)
+    return None if price is None else Fraction(*price)
 
 
 async def diff(session: AsyncSession, old_id: int | None, new_id: int) -> Diff:
@@ -432,13 +479,15 @@ async def activate(
     *,
     max_drop_percent: int = MAX_DROP_PERCENT,
     allow_drops: bool = False,
+    max_leap_percent: int = MAX_LEAP_PERCENT,
+    allow_leaps: bool = False,
     notice_seconds: float = NOTICE_SECONDS,
 ) -> Diff:
     """Make a version the one that new calls are priced by, from a few seconds on; the one before is retired.
 
     The first one ever begins at once: nothing was sold before. An older one may come back.
-    Raises InvalidField for an unknown version or one without prices, PriceDropTooLarge, naming the worst,
-    if a price drops by more than `max_drop_percent` or is gone, unless `allow_drops`.
+    Raises InvalidField for an unknown version or one without prices; PriceDropTooLarge, naming the worst, if a price drops
+    by more than `max_drop_percent` or is gone, unless `allow_drops`; PriceLeapTooLarge likewise for what rises or appears.
     """
     await lock_versions(session)
     before = await active_version(session)
@@ -449,6 +498,8 @@ async def activate(
         raise InvalidField(f"price version {version_id} has no prices", param="version")
     if not allow_drops:
         _refuse_drops(found.drops(max_drop_percent), max_drop_percent)
+    if not allow_leaps:
+        _refuse_leaps(found.leaps(max_leap_percent), max_leap_percent)
     await rows(session, "UPDATE price_version SET state = 'retired' WHERE state = 'active'")
     if version_id == await _in_effect(session):  # the one before was to begin, and now never does
         await rows(session, "UPDATE price_version SET activated_at = NULL WHERE id = :id", id=before)
@@ -481,14 +532,42 @@ def _refuse_drops(drops: tuple[Change, ...], max_drop_percent: int) -> None:
     )
     said = []
     if fallen:
-        named = ", ".join(f"{change.key[0]} {change.key[2]} {change.percent} %" for change in fallen[:5])
-        said.append(f"{len(fallen)} prices drop by more than {max_drop_percent} %, such as {named}")
+        said.append(f"{len(fallen)} prices drop by more than {max_drop_percent} %, such as {_worst(fallen)}")
     if gone:
         models = sorted({change.key[0] for change in gone})
         said.append(f"{len(gone)} prices of {len(models)} models are gone, such as of {', '.join(models[:5])}")
     raise PriceDropTooLarge(
         f"{'; '.join(said)}; look at the diff, then activate with --allow-drops if they are right",
         metadata={"drops": len(fallen), "gone": len(gone)},
+    )
+
+
+def _refuse_leaps(leaps: tuple[Change, ...], max_leap_percent: int) -> None:
+    if not leaps:
+        return
+    appeared = [change for change in leaps if change.old_pusd is None]
+    risen = sorted(
+        (change for change in leaps if change.old_pusd is not None),
+        key=lambda change: -(change.hundredths_percent or 0),
+    )
+    said = []
+    if risen:
+        said.append(f"{len(risen)} prices rise by more than {max_leap_percent} %, such as {_worst(risen)}")
+    if appeared:
+        models = sorted({change.key[0] for change in appeared})
+        said.append(
+            f"{len(appeared)} prices appear of {len(models)} models that are sold, such as of {', '.join(models[:5])}"
+        )
+    raise PriceLeapTooLarge(
+        f"{'; '.join(said)}; look at the diff, then activate with --allow-leaps if they are right",
+        metadata={"leaps": len(risen), "appeared": len(appeared)},
+    )
+
+
+def _worst(changes: Sequence[Change]) -> str:
+    """`m input -99 % (0.000003 to 0.00000003 USD)`, …"""
+    return ", ".join(
+        f"{each.key[0]} {each.key[2]} {each.percent} % ({each.old_usd} to {each.new_usd} USD)" for each in changes[:5]
     )
 
 

@@ -20,24 +20,30 @@ from app.kernel.money import decimal_text, parse_usd, units_of, usd_text
 from app.pricing import rules
 from app.pricing.catalogue import (
     MAX_DROP_PERCENT,
+    MAX_LEAP_PERCENT,
     Change,
     Diff,
     PriceKey,
     activate,
     active_version,
+    compared,
     diff,
     load,
+    prices_of,
     store,
     version_of,
     versions,
 )
-from app.pricing.importer import Draft, read_prices, shortened
+from app.pricing.drafts import Draft, kept
+from app.pricing.importer import read_prices, shortened
+from app.pricing.quote import rounded_text
 from app.pricing.rows import Dimension
 
 _SHOWN_CHANGES = 40
 _PRICE_TEXT: Final = re.compile(r"\d{1,12}(\.\d{1,24})?", re.ASCII)
 _FACTOR_TEXT: Final = re.compile(r"\d{1,4}(\.\d{1,6})?", re.ASCII)
 _PUSD_PER_USD: Final = 10**12
+_MOST_UNITS: Final = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,15 @@ def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "--max-drop", type=int, default=MAX_DROP_PERCENT, metavar="PERCENT", help="refuse larger drops (50)"
     )
     start.add_argument("--allow-drops", action="store_true", help="activate whatever drops or is gone")
+    start.add_argument(
+        "--max-leap", type=int, default=MAX_LEAP_PERCENT, metavar="PERCENT", help="refuse larger rises (400)"
+    )
+    start.add_argument("--allow-leaps", action="store_true", help="activate whatever rises or appears")
+    add("check", "what a price file would become, without storing it").add_argument("file")
+    verify = add("verify", "price calls whose cost is known, one JSON object a line, and tell what differs")
+    verify.add_argument("usage")
+    verify.add_argument("--version", type=int, help="default: the active version")
+    verify.add_argument("--prices", metavar="FILE", help="by this price file instead")
     show = add("show", "the prices of one model")
     show.add_argument("model")
     show.add_argument("--version", type=int, help="default: the active version")
@@ -106,7 +121,8 @@ async def run(db: Database, verb: str, args: argparse.Namespace) -> Answer:
     verbs: dict[str, Callable[[AsyncSession], Any]] = {
         "list": list_versions,
         "diff": lambda session: show_diff(session, args.version, args.against),
-        "activate": lambda session: make_active(session, args.version, args.max_drop, args.allow_drops),
+        "activate": lambda session: make_active(session, args),
+        "check": lambda session: check(session, _read(Path(args.file))),
         "show": lambda session: show_model(session, args.model, args.version),
         "override": lambda session: override_price(session, args),
         "markup": lambda session: put_markup(session, args),
@@ -133,27 +149,63 @@ async def import_prices(session: AsyncSession, draft: Draft, name: str) -> Answe
         session, draft.prices, draft.models, source=draft.format, source_hash=draft.source_hash, note=name
     )
     found = await diff(session, await active_version(session), version_id)
-    report = draft.report
-    data = {
-        "version": version_id, "format": draft.format, "source_hash": draft.source_hash,
-        "prices": len(draft.prices), "models": len(draft.models), "rounded_up": report.rounded,
-        "doubled": report.doubled, "skipped": dict(report.skipped), "unknown_fields": dict(report.unknown_fields),
-        "fees_not_imported": [fee.feature for fee in draft.fees], "diff": _diff_data(found),
-    }  # fmt: skip
     lines = [
         f"Version {version_id} is a draft: {len(draft.prices)} prices of {len(draft.models)} models from {draft.format}.",
+        *_report_lines(draft),
+        *_diff_lines(found),
+        f"Nothing is sold by it until: python -m app prices activate {version_id}",
+    ]
+    return Answer("\n".join(lines), {"version": version_id, **_report_data(draft), "diff": _diff_data(found)})
+
+
+async def check(session: AsyncSession, draft: Draft) -> Answer:
+    """What a price file would become, and what it would change. Nothing is stored."""
+    active = await active_version(session)
+    old = [] if active is None else await prices_of(session, active)
+    found = compared(old, draft.prices, datetime.now(UTC))
+    drops, leaps = found.drops(), found.leaps()
+    lines = [
+        f"{len(draft.prices)} prices of {len(draft.models)} models from {draft.format}; {len(draft.report.left_out)} models left out.",
+        *_report_lines(draft),
+        *_diff_lines(found),
+        *_guarded("would need --allow-drops", drops),
+        *_guarded("would need --allow-leaps", leaps),
+    ]
+    data = {
+        **_report_data(draft), "against": active, "diff": _diff_data(found), "drops": _changes_data(drops),
+        "leaps": _changes_data(leaps),
+    }  # fmt: skip
+    return Answer("\n".join(lines), data)
+
+
+def _guarded(what: str, changes: Sequence[Change]) -> list[str]:
+    return [f"{len(changes)} prices {what}:", *_capped(changes, what)] if changes else []
+
+
+def _report_data(draft: Draft) -> dict[str, Any]:
+    report = draft.report
+    return {
+        "format": draft.format, "source_hash": draft.source_hash, "prices": len(draft.prices),
+        "models": len(draft.models), "rounded_up": report.rounded, "doubled": report.doubled,
+        "skipped": dict(report.skipped), "unknown_fields": dict(report.unknown_fields), "left_out": report.left_out,
+        "extras": dict(report.extras), "fees_not_imported": [fee.feature for fee in draft.fees],
+    }  # fmt: skip
+
+
+def _report_lines(draft: Draft) -> list[str]:
+    report = draft.report
+    return [
         *_counted("not understood", report.unknown_fields),
         *_counted("left out", report.skipped),
+        *_counted("an extra that no usage counts, ask a fee for it", report.extras),
+        *(f"not sold: {each}" for each in shortened([f"{model}: {why}" for model, why in report.left_out.items()])),
         *(
             f"a fee, not imported: {fee.feature}; python -m app prices fee {fee.feature} {usd_text(fee.price_nusd)}"
             for fee in draft.fees
         ),
-        *(f"rounded up to a pico-dollar: {each}" for each in shortened(report.rounded)),
+        *(f"rounded up: {each}" for each in shortened(report.rounded)),
         *(f"given twice, the dearer taken: {each}" for each in shortened(report.doubled)),
-        *_diff_lines(found),
-        f"Nothing is sold by it until: python -m app prices activate {version_id}",
     ]
-    return Answer("\n".join(lines), data)
 
 
 async def list_versions(session: AsyncSession) -> Answer:
@@ -173,11 +225,14 @@ async def show_diff(session: AsyncSession, version_id: int, against: int | None)
     return Answer("\n".join(_diff_lines(found)), data)
 
 
-async def make_active(session: AsyncSession, version_id: int, max_drop_percent: int, allow_drops: bool) -> Answer:
-    found = await activate(session, version_id, max_drop_percent=max_drop_percent, allow_drops=allow_drops)
-    since = (await version_of(session, version_id))["activated_at"]
-    text = f"Version {version_id} is active from {since:%Y-%m-%d %H:%M:%S} UTC on.\n" + "\n".join(_diff_lines(found))
-    return Answer(text, {"active": version_id, "since": since.isoformat(), **_diff_data(found)})
+async def make_active(session: AsyncSession, args: argparse.Namespace) -> Answer:
+    found = await activate(
+        session, args.version, max_drop_percent=args.max_drop, allow_drops=args.allow_drops,
+        max_leap_percent=args.max_leap, allow_leaps=args.allow_leaps,
+    )  # fmt: skip
+    since = (await version_of(session, args.version))["activated_at"]
+    text = f"Version {args.version} is active from {since:%Y-%m-%d %H:%M:%S} UTC on.\n" + "\n".join(_diff_lines(found))
+    return Answer(text, {"active": args.version, "since": since.isoformat(), **_diff_data(found)})
 
 
 async def show_model(session: AsyncSession, model: str, version_id: int | None) -> Answer:
@@ -189,7 +244,7 @@ async def show_model(session: AsyncSession, model: str, version_id: int | None) 
     prices = [
         {
             "provider": provider, "dimension": dimension.value, "min_input_tokens": tier_min, "attributes": attributes,
-            "price_usd": decimal_text(price_ausd, 18),
+            "price_usd": rounded_text(price_ausd / 10**18, 18),
         }
         for provider in catalogue.providers_of(name)
         for dimension, tier_min, attributes, price_ausd in catalogue.listed(name, provider, datetime.now(UTC))
@@ -206,11 +261,11 @@ async def show_model(session: AsyncSession, model: str, version_id: int | None) 
 
 async def override_price(session: AsyncSession, args: argparse.Namespace) -> Answer:
     """From a few seconds on, or from `--from`, this price instead of what is imported."""
-    price_pusd = _price_pusd(args.price_usd, args.per)
+    price_pusd, per_units = _price(args.price_usd, args.per)
     model, provider, is_sold = await _names(session, args.model, args.provider.lower())
     rule_id = await rules.set_override(
         session, model, Dimension(args.dimension), price_pusd, provider=provider, tier_min=args.from_tokens,
-        attributes=args.attributes, effective_from=_moment(args.since),
+        attributes=args.attributes, per_units=per_units, effective_from=_moment(args.since),
     )  # fmt: skip
     note = (
         "" if is_sold else f"\nNo active version sells {_of(model, provider)}: this is all that is known of its prices."
@@ -271,7 +326,7 @@ _RULE_DATA: Final[dict[rules.RuleTable, Callable[[Row], dict[str, Any]]]] = {
     "price_override": lambda rule: {
         "id": str(rule["id"]), "kind": "override", "model": rule["model"], "provider": rule["provider"],
         "dimension": rule["dimension"], "min_input_tokens": rule["tier_min"], "attributes": rule["attributes"],
-        "price_usd": _usd(rule["price_pusd"]),
+        "price_usd": _usd(Fraction(rule["price_pusd"], rule["per_units"])),
     },
     "markup": lambda rule: {
         "id": str(rule["id"]), "kind": "markup", "scope": rule["scope"], "subject": rule["subject"],
@@ -337,14 +392,14 @@ def _uuid(text: str, param: str) -> uuid.UUID:
         raise InvalidField(f"{param} must be a UUID, got {text[:50]!r}", param=param) from None
 
 
-def _price_pusd(text: str, per: int) -> int:
-    """USD for `per` units as pico-USD for one. Raises InvalidField for what is no price, or a finer one."""
-    if not _PRICE_TEXT.fullmatch(text) or per < 1:
+def _price(text: str, per: int) -> tuple[int, int]:
+    """USD for `per` units as pico-USD for so many. Raises InvalidField for what is no price, or a finer one."""
+    if not _PRICE_TEXT.fullmatch(text) or not 1 <= per <= _MOST_UNITS:
         raise InvalidField("the price is a decimal number in USD for 1 unit, or for --per UNITS", param="price_usd")
-    exact = Fraction(text) * _PUSD_PER_USD / per
-    if exact.denominator != 1:
-        raise InvalidField(f"{text} USD for {per} is finer than a pico-dollar (10^-12) a unit", param="price_usd")
-    return exact.numerator
+    price_pusd, per_units, is_exact = kept(Decimal(text), per)
+    if not is_exact:
+        raise InvalidField(f"{text} USD for {per} is finer than can be kept", param="price_usd")
+    return price_pusd, per_units
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -379,7 +434,7 @@ def _capped(changes: Sequence[Change], what: str) -> list[str]:
 
 def _change_line(change: Change) -> str:
     """`p/m output from 100001 tokens: 0.0001 -> 0.000001 (-99 %)`, or one price that is new or gone."""
-    prices = " -> ".join(price for price in (_usd(change.old_pusd), _usd(change.new_pusd)) if price is not None)
+    prices = " -> ".join(price for price in (change.old_usd, change.new_usd) if price is not None)
     percent = change.percent if change.hundredths_percent is None else f"{change.percent} %"
     return f"  {_named(change.key)}: {prices} ({percent})"
 
@@ -390,22 +445,27 @@ def _named(key: PriceKey) -> str:
     return f"{_of(model, provider)} {dimension}{tier} {attributes}".rstrip()
 
 
-def _usd(price_pusd: int | None) -> str | None:
-    return None if price_pusd is None else decimal_text(price_pusd, 12)
+def _usd(price_pusd: Fraction | int | None) -> str | None:
+    return None if price_pusd is None else rounded_text(Fraction(price_pusd) / _PUSD_PER_USD, 18)
 
 
 def _diff_data(found: Diff) -> dict[str, Any]:
-    def data(changes: Sequence[Change]) -> list[dict[str, Any]]:
-        return [
-            {
-                "model": change.key[0], "provider": change.key[1], "dimension": change.key[2],
-                "min_input_tokens": change.key[3], "attributes": change.key[4], "old_usd": _usd(change.old_pusd),
-                "new_usd": _usd(change.new_pusd), "percent": change.percent, "since": change.since.isoformat(),
-            }
-            for change in changes
-        ]  # fmt: skip
+    return {
+        "added": _changes_data(found.added),
+        "removed": _changes_data(found.removed),
+        "changed": _changes_data(found.changed),
+    }
 
-    return {"added": data(found.added), "removed": data(found.removed), "changed": data(found.changed)}
+
+def _changes_data(changes: Sequence[Change]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": change.key[0], "provider": change.key[1], "dimension": change.key[2],
+            "min_input_tokens": change.key[3], "attributes": change.key[4], "old_usd": change.old_usd,
+            "new_usd": change.new_usd, "percent": change.percent, "since": change.since.isoformat(),
+        }
+        for change in changes
+    ]  # fmt: skip
 
 
 def _version_data(version: Row) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import pairwise
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
@@ -19,15 +20,30 @@ class Dimension(StrEnum):
     """What is counted and priced."""
 
     INPUT = "input"
-    OUTPUT = "output"
-    CACHE_READ = "cache_read"
-    CACHE_WRITE_5M = "cache_write_5m"
-    CACHE_WRITE_1H = "cache_write_1h"
-    REASONING = "reasoning"
     AUDIO_INPUT = "audio_input"
-    AUDIO_OUTPUT = "audio_output"
     IMAGE_INPUT = "image_input"
+    VIDEO_INPUT = "video_input"
+    CACHE_READ = "cache_read"
+    CACHE_READ_AUDIO = "cache_read_audio"
+    CACHE_READ_IMAGE = "cache_read_image"
+    CACHE_READ_VIDEO = "cache_read_video"
+    CACHE_WRITE_5M = "cache_write_5m"
+    CACHE_WRITE_5M_AUDIO = "cache_write_5m_audio"
+    CACHE_WRITE_5M_IMAGE = "cache_write_5m_image"
+    CACHE_WRITE_5M_VIDEO = "cache_write_5m_video"
+    CACHE_WRITE_1H = "cache_write_1h"
+    CACHE_WRITE_1H_AUDIO = "cache_write_1h_audio"
+    CACHE_WRITE_1H_IMAGE = "cache_write_1h_image"
+    CACHE_WRITE_1H_VIDEO = "cache_write_1h_video"
+    CACHE_WRITE_12H = "cache_write_12h"
+    CACHE_WRITE_12H_AUDIO = "cache_write_12h_audio"
+    CACHE_WRITE_12H_IMAGE = "cache_write_12h_image"
+    CACHE_WRITE_12H_VIDEO = "cache_write_12h_video"
+    OUTPUT = "output"
+    REASONING = "reasoning"
+    AUDIO_OUTPUT = "audio_output"
     IMAGE_OUTPUT = "image_output"
+    VIDEO_OUTPUT = "video_output"
     IMAGES = "images"
     CHARACTERS = "characters"
     AUDIO_SECONDS = "audio_seconds"
@@ -49,31 +65,53 @@ class Kind(StrEnum):
 
 D = Dimension
 MEDIA: Final = (D.IMAGES, D.CHARACTERS, D.AUDIO_SECONDS, D.VIDEO_SECONDS, D.PIXELS)
-CACHE: Final = frozenset({D.CACHE_READ, D.CACHE_WRITE_5M, D.CACHE_WRITE_1H})
-PART_OF: Final[Mapping[Dimension, tuple[Dimension, ...]]] = MappingProxyType(
-    {
-        D.CACHE_READ: (D.INPUT,), D.CACHE_WRITE_5M: (D.INPUT,), D.CACHE_WRITE_1H: (D.CACHE_WRITE_5M, D.INPUT),
-        D.AUDIO_INPUT: (D.INPUT,), D.IMAGE_INPUT: (D.INPUT,), D.REASONING: (D.OUTPUT,), D.AUDIO_OUTPUT: (D.OUTPUT,),
-        D.IMAGE_OUTPUT: (D.OUTPUT,),
-    }
+INPUT_CELLS: Final = (
+    (D.INPUT, D.AUDIO_INPUT, D.IMAGE_INPUT, D.VIDEO_INPUT),
+    (D.CACHE_READ, D.CACHE_READ_AUDIO, D.CACHE_READ_IMAGE, D.CACHE_READ_VIDEO),
+    (D.CACHE_WRITE_5M, D.CACHE_WRITE_5M_AUDIO, D.CACHE_WRITE_5M_IMAGE, D.CACHE_WRITE_5M_VIDEO),
+    (D.CACHE_WRITE_1H, D.CACHE_WRITE_1H_AUDIO, D.CACHE_WRITE_1H_IMAGE, D.CACHE_WRITE_1H_VIDEO),
+    (D.CACHE_WRITE_12H, D.CACHE_WRITE_12H_AUDIO, D.CACHE_WRITE_12H_IMAGE, D.CACHE_WRITE_12H_VIDEO),
+)
+"""A token of the input stands on two axes: how it was read (a row) and what it is (a column, text first)."""
+OUTPUT_CELLS: Final = (D.OUTPUT, D.REASONING, D.AUDIO_OUTPUT, D.IMAGE_OUTPUT, D.VIDEO_OUTPUT)
+"""A token of the output stands on one: plain text first."""
+CACHE: Final = frozenset(cell for how in INPUT_CELLS[1:] for cell in how)
+PART_OF: Final[Mapping[Dimension, Dimension]] = MappingProxyType(
+    dict.fromkeys(INPUT_CELLS[0][1:], D.INPUT)
+    | dict.fromkeys(OUTPUT_CELLS[1:], D.OUTPUT)
+    | {what: how[0] for how in INPUT_CELLS[1:] for what in how[1:]}
+    | {D.CACHE_READ: D.INPUT, D.CACHE_WRITE_5M: D.INPUT, D.CACHE_WRITE_1H: D.CACHE_WRITE_5M, D.CACHE_WRITE_12H: D.CACHE_WRITE_1H}
 )  # fmt: skip
-"""What tokens are charged as, first that there is a price of, where they have none of their own."""
+"""Whose prices a price goes with: what tokens are charged as that have no price, and how a missing cell is derived."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a call used. `input_tokens` includes the cached, audio and image ones, `output_tokens` the reasoning ones."""
+    """What a call used. `input_tokens` includes the cached, audio, image and video ones, `output_tokens` the reasoning ones.
+
+    A part that was not told is None. `cache_read_audio_tokens` and its like stand on both axes of the input: they are
+    counted among the cached tokens and among the audio ones.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    cache_write_1h_tokens: int = 0
-    reasoning_tokens: int = 0
-    audio_input_tokens: int = 0
-    audio_output_tokens: int = 0
-    image_input_tokens: int = 0
-    image_output_tokens: int = 0
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    cache_write_12h_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    audio_input_tokens: int | None = None
+    audio_output_tokens: int | None = None
+    image_input_tokens: int | None = None
+    image_output_tokens: int | None = None
+    video_input_tokens: int | None = None
+    video_output_tokens: int | None = None
+    cache_read_audio_tokens: int | None = None
+    cache_read_image_tokens: int | None = None
+    cache_read_video_tokens: int | None = None
+    cache_write_audio_tokens: int | None = None
+    cache_write_image_tokens: int | None = None
+    cache_write_video_tokens: int | None = None
     images: int = 0
     characters: int = 0
     audio_seconds: int = 0
@@ -84,29 +122,37 @@ class Usage:
     """Charged only by models that have a price for each request."""
 
     def __post_init__(self) -> None:
-        for name in _USAGE_FIELDS:
-            assert getattr(self, name) >= 0, f"{name} is negative"
+        assert min(filter(None, _every_count(self)), default=0) >= 0, "a count is negative"
 
     def of(self, dimension: Dimension) -> int:
-        return int(getattr(self, _COUNTED_IN[dimension]))
+        return getattr(self, COUNTED_IN[dimension]) or 0
 
 
-_COUNTED_IN: Final[Mapping[Dimension, str]] = MappingProxyType(
+COUNTED_IN: Final[Mapping[Dimension, str]] = MappingProxyType(
     {
         D.INPUT: "input_tokens", D.OUTPUT: "output_tokens", D.CACHE_READ: "cache_read_tokens",
         D.CACHE_WRITE_5M: "cache_write_tokens", D.CACHE_WRITE_1H: "cache_write_1h_tokens",
-        D.REASONING: "reasoning_tokens", D.AUDIO_INPUT: "audio_input_tokens", D.AUDIO_OUTPUT: "audio_output_tokens",
-        D.IMAGE_INPUT: "image_input_tokens", D.IMAGE_OUTPUT: "image_output_tokens", D.IMAGES: "images",
-        D.CHARACTERS: "characters", D.AUDIO_SECONDS: "audio_seconds", D.VIDEO_SECONDS: "video_seconds",
-        D.PIXELS: "pixels", D.QUERIES: "queries", D.REQUESTS: "requests",
+        D.CACHE_WRITE_12H: "cache_write_12h_tokens", D.REASONING: "reasoning_tokens",
+        D.AUDIO_INPUT: "audio_input_tokens", D.AUDIO_OUTPUT: "audio_output_tokens",
+        D.IMAGE_INPUT: "image_input_tokens", D.IMAGE_OUTPUT: "image_output_tokens",
+        D.VIDEO_INPUT: "video_input_tokens", D.VIDEO_OUTPUT: "video_output_tokens",
+        D.CACHE_READ_AUDIO: "cache_read_audio_tokens", D.CACHE_READ_IMAGE: "cache_read_image_tokens",
+        D.CACHE_READ_VIDEO: "cache_read_video_tokens", D.CACHE_WRITE_5M_AUDIO: "cache_write_audio_tokens",
+        D.CACHE_WRITE_5M_IMAGE: "cache_write_image_tokens", D.CACHE_WRITE_5M_VIDEO: "cache_write_video_tokens",
+        D.IMAGES: "images", D.CHARACTERS: "characters", D.AUDIO_SECONDS: "audio_seconds",
+        D.VIDEO_SECONDS: "video_seconds", D.PIXELS: "pixels", D.QUERIES: "queries", D.REQUESTS: "requests",
     }
 )  # fmt: skip
-_USAGE_FIELDS: Final = tuple(field.name for field in fields(Usage))
+"""Where a usage tells how many there were. What is not here cannot be told by itself."""
+_every_count: Final = attrgetter(*(field.name for field in fields(Usage)))
 
 
 @dataclass(frozen=True, slots=True)
 class PriceRow:
-    """One price, imported or an override. A later `effective_from` wins while both hold."""
+    """One price, imported or an override: `price_pusd` for `per_units` of a dimension, such as 60 seconds.
+
+    A later `effective_from` wins while both hold.
+    """
 
     model: str
     provider: str
@@ -116,11 +162,12 @@ class PriceRow:
     attributes: str = ""
     effective_from: datetime = ALWAYS
     effective_to: datetime | None = None
+    per_units: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """What a catalogue knows of a model besides its prices."""
+    """What a catalogue knows of a model besides its prices. `match` is JSON: which names of others mean it."""
 
     model: str
     provider: str
@@ -128,6 +175,7 @@ class ModelRow:
     max_output_tokens: int | None = None
     context_tokens: int | None = None
     default_attributes: str = ""
+    match: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,13 @@ async def set_override(
     provider: str = "",
     tier_min: int = 0,
     attributes: str = "",
+    per_units: int = 1,
     effective_from: datetime | None = None,
     notice_seconds: float = NOTICE_SECONDS,
 ) -> uuid.UUID:
-    """From a few seconds on, or from a later moment, this is the price, whatever is imported. The override before it ends then.
+    """From a few seconds on, or from a later moment, this is the price for so many units, whatever is imported.
+
+    The override before it ends then.
 
     An override fits every call that has its attributes and its tier, also where an imported price fits more closely.
     Raises InvalidField for a moment in the past or a price out of range.
@@ -48,7 +51,7 @@ async def set_override(
             "model": model, "provider": provider.lower(), "dimension": dimension.value, "tier_min": tier_min,
             "attributes": attributes_text(parse_attributes(attributes)),
         },
-        {"price_pusd": price_pusd},
+        {"price_pusd": price_pusd, "per_units": per_units},
         override_id,
         effective_from,
         notice_seconds,

@@ -7,7 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, rows
 from app.pricing.catalogue import activate, lock_versions, store
-from app.pricing.importer import Draft, read_prices
+from app.pricing.drafts import Draft
+from app.pricing.importer import read_prices
 from app.pricing.rules import set_fee
 
 STARTER: Final = Path(__file__).with_name("starter.json")

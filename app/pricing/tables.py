@@ -1,7 +1,7 @@
 """What is remembered of prices: versions as imported, and what the operator says on top of them.
 
 Reference data: a row is added or ended, never edited, so that what a call cost can be recomputed for ever.
-Prices are pico-USD per unit.
+Prices are pico-USD for so many units, such as 60 seconds.
 """
 
 import uuid
@@ -56,7 +56,8 @@ class PriceVersion(SQLModel, table=True):
 
 
 class PricedModel(SQLModel, table=True):
-    """What a version knows of a model besides its prices. `default_attributes` stand in for what a call leaves out."""
+    """What a version knows of a model besides its prices. `default_attributes` stand in for what a call leaves out, and
+    `match` is JSON: which other names mean it."""
 
     __tablename__ = "priced_model"
 
@@ -67,13 +68,15 @@ class PricedModel(SQLModel, table=True):
     max_output_tokens: int | None = Field(default=None, sa_type=BigInteger)
     context_tokens: int | None = Field(default=None, sa_type=BigInteger)
     default_attributes: str = words(default="", sa_column_kwargs={"server_default": ""})
+    match: str = words(default="", sa_column_kwargs={"server_default": ""})
 
 
 class Price(SQLModel, table=True):
-    """One line of a version: pico-USD for one unit of a dimension, from `tier_min` input tokens in the call on."""
+    """One line of a version: pico-USD for `per_units` of a dimension, from `tier_min` input tokens in the call on."""
 
     __table_args__ = (
         CheckConstraint("price_pusd >= 0", name="price_not_negative"),
+        CheckConstraint("per_units > 0", name="price_per_units_positive"),
         CheckConstraint("tier_min >= 0", name="price_tier_not_negative"),
     )
 
@@ -89,6 +92,7 @@ class Price(SQLModel, table=True):
     )
     attributes: str = _key(default="", sa_column_kwargs={"server_default": ""})
     price_pusd: int = money(default=None)
+    per_units: int = money(default=1)
     effective_from: datetime = _start_key()
     effective_to: datetime | None = when(nullable=True)
 
@@ -102,6 +106,7 @@ class PriceOverride(SQLModel, table=True):
     __tablename__ = "price_override"
     __table_args__ = (
         CheckConstraint("price_pusd >= 0", name="price_override_not_negative"),
+        CheckConstraint("per_units > 0", name="price_override_per_units_positive"),
         CheckConstraint("tier_min >= 0", name="price_override_tier_not_negative"),
         CheckConstraint("effective_from >= created_at", name="price_override_not_backdated"),
     )
@@ -113,6 +118,7 @@ class PriceOverride(SQLModel, table=True):
     tier_min: int = money()
     attributes: str = words(default="", sa_column_kwargs={"server_default": ""})
     price_pusd: int = money(default=None)
+    per_units: int = money(default=1)
     created_at: datetime = when()
     effective_from: datetime = when()
     effective_to: datetime | None = when(nullable=True)

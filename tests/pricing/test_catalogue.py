@@ -295,7 +295,7 @@ async def test_the_starter_is_version_one_once_and_only_where_there_is_no_versio
         (Call("claude-sonnet-4-5"), Usage(input_tokens=200_001), 1_200_006_000),
         (Call("openai/tts-1"), Usage(characters=1000), 15_000_000),
         (Call("openai/whisper-1"), Usage(audio_seconds=60), 6_000_000),
-        (Call("nova-3"), Usage(audio_seconds=60), 4_300_001),
+        (Call("nova-3"), Usage(audio_seconds=60), 4_300_000),
         (Call("deepgram_aura_2"), Usage(characters=1000), 30_000_000),
         (Call("openai/dall-e-3", attributes={"size": "1024x1024"}), Usage(images=1), 40_000_000),
         (Call("gpt-image-1", attributes={"quality": "medium"}), Usage(images=1), 80_500_000),

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from app.kernel.errors import AppError, InvalidField
 from app.pricing.commands import Answer, add_arguments, run
-from app.pricing.importer import Draft, read_prices
+from app.pricing.drafts import Draft
+from app.pricing.importer import read_prices
 from app.pricing.quote import Call, Catalogue
 from app.pricing.rows import Dimension, PriceRow, Usage
 from app.wiring import House
@@ -38,8 +39,10 @@ LITELLM = r"""
     "input_cost_per_token_above_200k_tokens": 6e-06, "output_cost_per_token_above_200k_tokens": 2.25e-05,
     "cache_creation_input_token_cost": 3.75e-06, "cache_creation_input_token_cost_above_1hr": 6e-06,
     "cache_creation_input_token_cost_above_1hr_above_200k_tokens": 1.2e-05,
-    "cache_read_input_token_cost_above_200k_tokens": 6e-07, "made_up_cost_per_thing": 1
+    "cache_read_input_token_cost_above_200k_tokens": 6e-07
   },
+  "made-up": {"litellm_provider": "p", "mode": "chat", "input_cost_per_token": 1e-06, "made_up_cost_per_thing": 1},
+  "new-fact": {"litellm_provider": "p", "mode": "chat", "input_cost_per_token": 1e-06, "likes_cats": true},
   "hd/1024-x-1792/dall-e-3": {"litellm_provider": "openai", "mode": "image_generation", "output_cost_per_image": 0.12},
   "256-x-256/dall-e-2": {
     "litellm_provider": "openai", "mode": "image_generation", "input_cost_per_pixel": 2.4414e-07, "output_cost_per_pixel": 0.0
@@ -72,15 +75,23 @@ GENAI = r"""
     {"id": "claude-sonnet-4-6", "match": {"starts_with": "claude"}, "context_window": 1000000, "prices": [
       {"prices": {"input_mtok": {"base": 3, "tiers": [{"start": 200000, "price": 6}]}, "output_mtok": 15}},
       {"constraint": {"start_date": "2026-03-13"}, "prices": {"input_mtok": 3, "cache_read_mtok": 0.3, "output_mtok": 15}},
-      {"constraint": {"start_time": "16:30:00Z", "end_time": "00:30:00Z"}, "prices": {"input_mtok": 0.1}}
+      {"constraint": {"start_date": "2026-04-13"}, "prices": {"input_mtok": 3, "cache_read_mtok": 0.3, "output_mtok": 15}}
     ], "price_variants": [
       {"when": {"processing": "batch"}, "prices": {"input_mtok": 1.5}},
       {"when": {"speed": "fast"}, "prices": {"input_mtok": 16}}
+    ]},
+    {"id": "by-night", "match": {"equals": "by-night"}, "prices": [
+      {"prices": {"input_mtok": 3}},
+      {"constraint": {"start_time": "16:30:00Z", "end_time": "00:30:00Z"}, "prices": {"input_mtok": 0.1}}
+    ]},
+    {"id": "by-weather", "match": {"equals": "by-weather"}, "prices": {"input_mtok": 3}, "price_variants": [
+      {"when": {"weather": "fine"}, "prices": {"input_mtok": 1}}
     ]}
   ]},
   {"id": "openai", "name": "OpenAI", "api_pattern": "y", "models": [
     {"id": "whisper-1", "match": {"equals": "whisper-1"}, "prices": {"audio_hours": 0.36, "input_audio_hours": 0.36}},
-    {"id": "rare", "match": {"equals": "rare"}, "prices": {"input_mtok": 0.0000001, "requests_kcount": 5, "input_document_kpages": 1}}
+    {"id": "rare", "match": {"equals": "rare"}, "prices": {"input_mtok": 0.0000001, "requests_kcount": 5}},
+    {"id": "pages", "match": {"equals": "pages"}, "prices": {"input_mtok": 1, "input_document_kpages": 1}}
   ]}
 ]
 """
@@ -111,7 +122,9 @@ def found(draft: Draft, model: str, dimension: Dimension) -> dict[tuple[int, str
         ("tts-1", D.CHARACTERS, {(0, ""): 15_000_000}),
         ("sora-2-pro", D.VIDEO_SECONDS, {(0, ""): 3 * 10**11, (0, "resolution=1080p"): 5 * 10**11}),
         ("dashscope/qwen", D.INPUT, {(0, ""): 1_000_000, (32_001, ""): 3_000_000}),
-        ("vision-chat", D.INPUT, {(0, ""): 33_334}),
+        ("vision-chat", D.INPUT, {(0, ""): 2_000_000}),
+        ("made-up", D.INPUT, {}),
+        ("new-fact", D.INPUT, {(0, ""): 1_000_000}),
         ("free-looking", D.INPUT, {}),
         ("odd", D.INPUT, {}),
     ],
@@ -122,18 +135,18 @@ def test_litellm_fields_become_exact_prices(
     assert found(read_prices(LITELLM.encode()), model, dimension) == expected
 
 
-def test_what_litellm_says_and_we_do_not_understand_is_counted() -> None:
+def test_what_litellm_says_and_we_do_not_understand_is_counted_and_never_becomes_a_price() -> None:
     draft = read_prices(LITELLM.encode())
     assert draft.format == "litellm"
-    assert dict(draft.report.unknown_fields) == {"made_up_cost_per_thing": 1, "input_cost_per_image": 1}
+    assert dict(draft.report.unknown_fields) == {"made_up_cost_per_thing": 1, "likes_cats": 1}
+    assert draft.report.left_out == {"p/made-up": "made_up_cost_per_thing is not understood"}
     assert dict(draft.report.skipped) == {
         "a price of nothing": 3, "not a number": 1, "negative": 1, "beyond what a price can be": 1,
         "a model without litellm_provider": 1,
     }  # fmt: skip
-    assert draft.report.rounded == ["vision-chat input 3.3333333333333E-8/1"]
     about = {row.model: row for row in draft.models}
     assert (about["gpt-4o-mini"].max_output_tokens, about["gpt-4o-mini"].mode) == (16384, "chat")
-    assert "free-looking" not in about
+    assert not about.keys() & {"free-looking", "made-up"}
 
 
 def test_genai_prices_are_dated_tiered_and_by_service_tier() -> None:
@@ -149,17 +162,30 @@ def test_genai_prices_are_dated_tiered_and_by_service_tier() -> None:
     assert (cost_nusd(before, 200_000), cost_nusd(before, 200_001)) == (600_000_000, 1_200_006_000)
     assert cost_nusd(after, 200_001) == 600_003_000
     assert cost_nusd(after, 1000, service_tier="batch") == 1_500_000
+    assert cost_nusd(after, 1000, speed="fast") == 16_000_000
     assert found(draft, "whisper-1", D.AUDIO_SECONDS) == {(0, ""): 10**8}
     assert found(draft, "rare", D.REQUESTS) == {(0, ""): 5 * 10**9}
 
 
-def test_what_genai_prices_says_and_we_do_not_understand_is_counted() -> None:
-    report = read_prices(GENAI.encode()).report
-    assert dict(report.unknown_fields) == {"input_document_kpages": 1}
-    assert dict(report.skipped) == {
-        "a price at some times of the day, or out of order": 1, "a price that depends on speed": 1,
-    }  # fmt: skip
-    assert report.rounded == ["rare input 1E-7/1000000"]
+def test_what_genai_prices_says_and_we_do_not_understand_leaves_its_model_out() -> None:
+    draft = read_prices(GENAI.encode())
+    assert dict(draft.report.unknown_fields) == {"input_document_kpages": 1}
+    assert draft.report.left_out == {
+        "anthropic/by-night": "its price depends on the time of day",
+        "anthropic/by-weather": "a price depends on weather",
+        "openai/pages": "it has a price for input_document_kpages, which no usage counts",
+    }
+    assert {row.model for row in draft.prices} == {"claude-sonnet-4-6", "whisper-1", "rare"}
+    assert [
+        (row.price_pusd, row.per_units) for row in draft.prices if (row.model, row.dimension) == ("rare", D.INPUT)
+    ] == [(100_000, 1_000_000)]
+
+
+def test_a_price_without_tiers_is_the_same_in_every_tier_of_its_model() -> None:
+    prices = {"input_mtok": {"base": 3, "tiers": [{"start": 200000, "price": 6}]}, "cache_read_mtok": 0.3}
+    document = [{"id": "p", "models": [{"id": "m", "prices": prices}]}]
+    draft = read_prices(json.dumps(document).encode())
+    assert found(draft, "m", D.CACHE_READ) == {(0, ""): 300_000, (200_001, ""): 300_000}
 
 
 def test_the_newer_shape_of_genai_prices_is_the_same_data() -> None:
@@ -167,14 +193,33 @@ def test_the_newer_shape_of_genai_prices_is_the_same_data() -> None:
     assert set(read_prices(newer).prices) == set(read_prices(GENAI.encode()).prices)
 
 
-@given(st.decimals("1e-18", "1e5", allow_nan=False, allow_infinity=False))
-def test_a_price_is_taken_from_its_text_and_rounded_up_to_a_pico_dollar_at_most(price_usd: Decimal) -> None:
+@given(st.decimals("1e-18", "1e5", allow_nan=False, allow_infinity=False, places=18))
+def test_a_price_is_taken_from_its_text_exactly(price_usd: Decimal) -> None:
     raw = f'{{"m": {{"litellm_provider": "p", "input_cost_per_token": {price_usd:e}}}}}'
     draft = read_prices(raw.encode())
-    exact = Fraction(price_usd) * 10**12
+    if not price_usd:
+        assert draft.prices == ()
+        return
     (row,) = draft.prices
-    assert exact <= row.price_pusd < exact + 1
-    assert bool(draft.report.rounded) == (row.price_pusd != exact)
+    exact = Fraction(price_usd) * 10**12
+    kept = Fraction(row.price_pusd, row.per_units)
+    digits = len(price_usd.normalize().as_tuple().digits)
+    assert kept == exact or (digits >= 10 and abs(kept - exact) * 10 ** (digits - 1) <= exact)
+    assert not draft.report.rounded
+
+
+@pytest.mark.parametrize(
+    ("text", "price_pusd", "per_units"),
+    [
+        ("0.0005666666666666667", 34 * 10**9, 60), ("3.3333333333333e-08", 2_000_000, 60), ("1.5e-07", 150_000, 1),
+        ("0.0002777777777777778", 10**12, 3600), ("1.234567890123e-07", 1_234_567_890_123, 10**7), ("7.5e-13", 3, 4),
+    ],
+)  # fmt: skip
+def test_a_price_that_was_divided_is_kept_in_the_unit_that_it_was_divided_by(
+    text: str, price_pusd: int, per_units: int
+) -> None:
+    (row,) = read_prices(f'{{"m": {{"litellm_provider": "p", "input_cost_per_token": {text}}}}}'.encode()).prices
+    assert (row.price_pusd, row.per_units) == (price_pusd, per_units)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20))  # fmt: skip
@@ -183,7 +228,7 @@ def test_no_entry_of_a_map_breaks_the_reader(value: Any) -> None:
         "m": {"litellm_provider": "p", "input_cost_per_token": 1, "tiered_pricing": value, "x": value, "mode": value}
     }
     draft = read_prices(json.dumps(document).encode())
-    assert PriceRow("m", "p", D.INPUT, 10**12) in draft.prices
+    assert PriceRow("m", "p", D.INPUT, 10**12) in draft.prices or "p/m" in draft.report.left_out
 
 
 @pytest.mark.parametrize(
@@ -228,7 +273,10 @@ def genai(**model: Any) -> Any:
         (genai(prices={"input_mtok": {"base": 1, "tiers": [{"price": 1}]}}), "'bad': it has no 'start'"),
         (genai(prices={"input_mtok": {"base": 1, "tiers": [{"start": "x", "price": 1}]}}), "'bad'"),
         (
-            genai(price_variants=[{"when": {"processing": "a;size=b"}, "prices": {"input_mtok": 1}}]),
+            genai(
+                prices={"input_mtok": 1},
+                price_variants=[{"when": {"processing": "a;size=b"}, "prices": {"input_mtok": 1}}],
+            ),
             "cannot be an attribute",
         ),
         (own(provider="p", usd_per_million={"input": {"9" * 30: "1"}}), "a tier begins at"),
@@ -278,6 +326,7 @@ async def test_an_import_is_a_draft_until_it_is_activated(unpriced: House, tmp_p
     imported = await command(unpriced, "import", str(first))
     assert imported.data["version"] == 1
     assert "not understood: made_up_cost_per_thing (1)" in imported.text
+    assert "not sold: p/made-up: made_up_cost_per_thing is not understood" in imported.text
     assert (await command(unpriced, "list")).data["versions"][0]["state"] == "draft"
     await command(unpriced, "activate", "1")
     shown = await command(unpriced, "show", "openai/gpt-4o-mini")

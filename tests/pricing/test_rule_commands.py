@@ -134,7 +134,7 @@ def test_the_nearest_markup_is_put_on_and_one_may_begin_later(operator: Operator
         (("override", "m", "colours", "1"), "colours"),
         (("override", "m", "input", "1e-6"), "decimal number"),
         (("override", "m", "input", "1", "--per", "0"), "--per"),
-        (("override", "m", "input", "0.0000001", "--per", "1000000"), "pico-dollar"),
+        (("override", "m", "input", "0.000000000000000000000001", "--per", "1000000000000"), "finer than can be kept"),
         (("override", "m", "input", "1", "--attributes", "hd"), "attributes"),
         (("override", "m", "input", "1", "--from-tokens", "-5"), "tier_min"),
         (("override", " m", "input", "1"), "model"),
