@@ -15,6 +15,8 @@ from app.pricing.rows import Dimension, FeeRow, ModelRow, PriceRow, attributes_t
 MILLION: Final = 10**6
 INCLUSIVE: Final = frozenset({"xai", "x-ai"})
 """Whose longer tier begins at its threshold; everybody else's begins one token above. Source: xAI, "Models and pricing"."""
+_LEAST_TEN_SECONDS: Final = frozenset({"whisper-large-v3", "whisper-large-v3-turbo", "distil-whisper-large-v3-en"})
+"""Groq's. Source: Groq, "Speech to text": "Minimum billed length: 10 seconds"; no price file has a field for it."""
 _PUSD_PER_USD: Final = 10**12
 _MAX_PUSD: Final = 10**18
 _MAX_UNITS: Final = 10**18
@@ -99,6 +101,8 @@ class Gathered:
         self._add_model(row)
         before = dict(self._prices[row.model, row.provider])
         try:
+            if row.provider == "groq" and row.model.rsplit("/", 1)[-1] in _LEAST_TEN_SECONDS:
+                raise NotUnderstood("it charges for ten seconds at least")
             yield
         except NotUnderstood as error:
             self._prices[row.model, row.provider] = before

@@ -57,8 +57,6 @@ _MODEL_FACTS: Final = frozenset(
     {"id", "match", "name", "description", "context_window", "price_comments", "deprecated", "prices", "price_variants",
      "prices_checked", "price_discrepancies", "collapse"}
 )  # fmt: skip
-_LEAST_SECONDS: Final = frozenset({("groq", "whisper-large-v3"), ("groq", "whisper-large-v3-turbo")})
-"""Billed for ten seconds at least. Source: genai-prices, `ModelInfo.calc_price`."""
 
 
 def genai_providers(document: Any) -> list[Any] | None:
@@ -89,8 +87,6 @@ def _read_model(provider: str, model: Mapping[str, Any], gathered: Gathered) -> 
             gathered.report.unknown_fields[field] += 1
             if "price" in field or "cost" in field:
                 raise NotUnderstood(f"{field[:100]} is not understood")
-        if (provider, row.model) in _LEAST_SECONDS:
-            raise NotUnderstood("it charges for ten seconds at least")
         for since, until, prices in _periods(model.get("prices")):
             _read_prices(replace(row, effective_from=since, effective_to=until), prices, gathered)
         for variant in model.get("price_variants") or ():

@@ -235,7 +235,22 @@ def _read_prices(model: _Model, meant: tuple[PriceRow, ...], value: Any, gathere
     by_the_piece = ("input_cost_per_query", "input_cost_per_request")
     is_free_told = any(unfit(model.fields.get(name)) is None for name in by_the_piece)
     for row in meant:
+        if row.dimension is D.AUDIO_SECONDS and (original := _original(model, value)) is not None:
+            gathered.add(row, *original)
+            continue
         gathered.add(row, value, is_free_told=is_free_told and row.dimension in (D.INPUT, D.OUTPUT))
+
+
+def _original(model: _Model, a_second: Any) -> tuple[Any, int] | None:
+    """The price for a minute or an hour that a rounded one for a second was made of, where the map tells it."""
+    told = model.fields.get("metadata")
+    if not isinstance(told, dict) or unfit(a_second) is not None:
+        return None
+    for name, seconds in (("original_pricing_per_minute", 60), ("original_pricing_per_hour", 3600)):
+        price_usd = told.get(name)
+        if unfit(price_usd) is None and abs(price_usd - a_second * seconds) * 100 <= price_usd:
+            return price_usd, seconds
+    return None
 
 
 def _read_searches(row: PriceRow, sizes: Mapping[str, Any], gathered: Gathered) -> None:

@@ -177,7 +177,9 @@ class Sheet:
             if plain is not None and plain.tier_min > cell.tier_min:
                 short = self._cell(dimension, less, cell.tier_min, now, most)
                 return scaled(cell.price, plain.price, short.price if short is not None else plain.price)
-        leader = next((each for each in _leaders(dimension) if each in self.variants), None)
+        leaders = (each for each in _leaders(dimension) if each in self.variants)
+        # Where discounts multiply, they are those of plain input, which no price file has rounded.
+        leader = D.INPUT if self._stacks and dimension in CACHE and D.INPUT in self.variants else next(leaders, None)
         if leader is None:
             return cell.price
         served = cell.attributes.get(SERVICE) if SERVICE in cell.attributes else None
