@@ -101,9 +101,9 @@ class Gathered:
         self._add_model(row)
         before = dict(self._prices[row.model, row.provider])
         try:
+            yield
             if row.provider == "groq" and row.model.rsplit("/", 1)[-1] in _LEAST_TEN_SECONDS:
                 raise NotUnderstood("it charges for ten seconds at least")
-            yield
         except NotUnderstood as error:
             self._prices[row.model, row.provider] = before
             self.report.left_out[named] = str(error)

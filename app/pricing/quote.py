@@ -33,6 +33,7 @@ from app.pricing.rows import (
 from app.pricing.sheet import NO_PRICES, Prices, Sheet, Timeline
 from app.pricing.used import Used, used_by
 
+__all__ = ["AUSD_PER_NUSD", "DEFAULT_OUTPUT_TOKENS", "Ask", "Call", "Catalogue", "Line", "Quote", "by_account"]
 AUSD_PER_NUSD: Final = PUSD_PER_NUSD * PPM
 D = Dimension
 DEFAULT_OUTPUT_TOKENS: Final = 16_384
