@@ -8,6 +8,7 @@ counted beside it: the whole is as much more. What comes out adds up to the toke
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
+from operator import attrgetter
 from typing import Final, TypeAlias
 
 from app.pricing.rows import COUNTED_IN, INPUT_CELLS, OUTPUT_CELLS, Dimension, Usage
@@ -31,9 +32,18 @@ class Tokens:
     flags: tuple[str, ...] = ()
 
 
+_kinds_of: Final = attrgetter(
+    *(COUNTED_IN[what] for what in INPUT_CELLS[0][1:]), *(COUNTED_IN[INPUT_CELLS[how][what]] for how, what in _JOINT)
+)
+_parts_of: Final = attrgetter(*(COUNTED_IN[part] for part in OUTPUT_CELLS[1:]))
+_reads_of: Final = attrgetter(*(COUNTED_IN[how[0]] for how in INPUT_CELLS[1:]))
+
+
 def input_total(usage: Usage) -> int:
     """How large the call's input was, which decides its context tier."""
-    return _Input(usage).total
+    if any(_kinds_of(usage)):
+        return _Input(usage).total
+    return _whole(usage.input_tokens, sum(filter(None, _reads_of(usage))))[0]
 
 
 def input_sums(usage: Usage) -> tuple[list[int], list[int]]:
@@ -47,15 +57,25 @@ def input_tokens(usage: Usage, whats: Sequence[int], price_of: PriceOf, *, most:
 
     With `most`, the dearest split that the counts allow: of a hold, of which nothing is known yet.
     """
-    return _Input(usage).by_cell(whats, price_of, most)
+    return _Input(usage).by_cell(whats, price_of, most) if any(_kinds_of(usage)) else _text_only(usage)
+
+
+def _text_only(usage: Usage) -> Tokens:
+    """Most calls: one column, so that there is nothing to split."""
+    units = {INPUT_CELLS[how][0]: count for how, count in enumerate(_reads_of(usage), 1) if count}
+    parts = sum(units.values())
+    total, is_beside = _whole(usage.input_tokens, parts)
+    if total > parts:
+        units = {D.INPUT: total - parts, **units}
+    return Tokens(units, total, (PARTS_BESIDE,) if is_beside else ())
 
 
 def output_tokens(usage: Usage, plain: Dimension, stands_for: Callable[[Dimension], Dimension]) -> Tokens:
     """The tokens of the output by what they are charged as. `plain` is what those are of which nothing is said."""
     units: dict[Dimension, int] = {}
     parts = 0
-    for part in OUTPUT_CELLS[1:]:
-        if count := usage.of(part):
+    for part, count in zip(OUTPUT_CELLS[1:], _parts_of(usage), strict=True):
+        if count:
             parts += count
             units[stands_for(part)] = units.get(stands_for(part), 0) + count
     total, is_beside = _whole(usage.output_tokens, parts)

@@ -16,7 +16,6 @@ from app.pricing.used import (
     by_pixels,
     each,
     is_kind_told,
-    is_priced_apart,
     is_reading_told,
     is_told_in_tokens,
     pixels_of_one,
@@ -68,27 +67,25 @@ def held(prices: Prices, ask: Ask, tokens: int) -> Used:
 
 def _held_input(prices: Prices, usage: Usage) -> Iterator[tuple[Dimension, int]]:
     """The input by the dearest cells that it may turn out to be in. An axis that the estimate says nothing of is open."""
-    hows = [how for how in INPUT_CELLS if how is INPUT_CELLS[0] or any(prices.find(cell) for cell in how)]
-    whats = [what for what in range(len(INPUT_CELLS[0])) if not what or is_priced_apart(prices, what)]
-    rows, columns = input_sums(usage)
     knows_how, knows_what = is_reading_told(usage), is_kind_told(usage)
+    if not knows_how and not knows_what:
+        if usage.input_tokens:
+            yield prices.dearest_input(), usage.input_tokens
+        return
+    apart = prices.kinds_apart()
     if knows_how and knows_what:
-        yield from input_tokens(usage, whats[1:], prices.charged, most=True).units.items()
-    elif knows_how:
+        yield from input_tokens(usage, apart, prices.charged, most=True).units.items()
+        return
+    rows, columns = input_sums(usage)
+    if knows_how:
         for how, units in zip(INPUT_CELLS, rows, strict=True):
             if units:
-                yield _dearest_cell(prices, [how[what] for what in whats]), units
-    elif knows_what:
-        for what, units in enumerate(columns):
-            if units:
-                yield _dearest_cell(prices, [how[what if what in whats else 0] for how in hows]), units
-    elif units := sum(rows):
-        yield _dearest_cell(prices, [how[what] for how in hows for what in whats]), units
-
-
-def _dearest_cell(prices: Prices, cells: list[Dimension]) -> Dimension:
-    most = dearest(*(prices.charged(cell) for cell in cells))
-    return next((cell for cell in cells if most is not None and prices.charged(cell) == most), cells[0])
+                yield prices.dearest_of([how[what] for what in (0, *apart)]), units
+        return
+    hows = [how for how in INPUT_CELLS if how is INPUT_CELLS[0] or any(prices.find(cell) for cell in how)]
+    for what, units in enumerate(columns):
+        if units:
+            yield prices.dearest_of([how[what if what in apart else 0] for how in hows]), units
 
 
 def _held_output(prices: Prices, usage: Usage, total: int) -> Iterator[tuple[Dimension, int]]:

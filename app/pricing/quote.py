@@ -4,14 +4,14 @@ Units: a price is pico-USD (10^-12) for so many units; with its markup in parts 
 `…_ausd`) for as many. Amounts are kept as whole numbers over one common divisor. A cost is nano-USD.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fractions import Fraction
 from math import lcm
-from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from app.kernel.errors import InvalidField, ModelNotPriced
 from app.kernel.money import MAX_NUSD, PUSD_PER_NUSD, decimal_text, usd_text
@@ -45,8 +45,7 @@ def by_account(ask: Ask, account: str) -> Ask:
     return replace(ask, call=replace(ask.call, account=account))
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One price line of a quote, exact: `units` × `list_price_pusd` / `per_units` × `markup_ppm`."""
 
     kind: Kind
@@ -126,6 +125,7 @@ class Catalogue:
     __slots__ = (
         "_fees",
         "_imported",
+        "_kept",
         "_markups",
         "_models",
         "_names",
@@ -155,6 +155,7 @@ class Catalogue:
         self._markups = _timelines(((row.scope, row.subject), row) for row in markups)
         self._fees = _timelines((row.feature, row) for row in fees)
         self._providers = self._providers_of_models()
+        self._kept: dict[tuple[Any, ...], _Kept] = {}
         self._names = Names(self._providers, {key: row.match for key, row in self._models.items() if row.match})
 
     def price(self, call: Call, usage: Usage, now: datetime) -> Quote:
@@ -163,7 +164,7 @@ class Catalogue:
         Raises ModelNotPriced for a model, a used dimension or a feature without a price.
         """
         prices = self._prices(call, input_total(usage), now)
-        bill = self._bill(call, prices, used_by(prices, usage))
+        bill = self._bill(call, prices, used_by(prices, usage), now)
         if bill.used.unpriced:
             raise prices.missing(bill.used.unpriced[0])
         return self._quoted(prices, bill, "usage")
@@ -172,7 +173,7 @@ class Catalogue:
         """What of the call has a price; what has none is named in `unpriced`. Raises ModelNotPriced for an unknown model."""
         prices = self._prices(call, input_total(usage), now)
         priced = tuple(each for each in call.features if self._has_fee(each, now))
-        bill = self._bill(replace(call, features=priced), prices, used_by(prices, usage))
+        bill = self._bill(replace(call, features=priced), prices, used_by(prices, usage), now)
         missing = [each.value for each in bill.used.unpriced] + [each for each in call.features if each not in priced]
         return replace(self._quoted(prices, bill, "usage"), unpriced=tuple(missing))
 
@@ -185,7 +186,7 @@ class Catalogue:
         used = held(prices, ask, self._answer_tokens(prices, ask))
         if not used.lines:
             must_be_free(prices)
-        return self._quoted(prices, self._dearest_bill(prices, ask, used), "estimate")
+        return self._quoted(prices, self._dearest_bill(prices, ask, used, now), "estimate")
 
     def answer_tokens(self, ask: Ask, now: datetime) -> int:
         """How long each of the `n` answers may be: what was asked or the default, and never more than the model can.
@@ -202,7 +203,7 @@ class Catalogue:
         prices = self._prices(ask.call, input_total(ask.usage), now, most=True)
 
         def is_paid(tokens: int) -> bool:
-            bill = self._dearest_bill(prices, ask, held(prices, ask, tokens))
+            bill = self._dearest_bill(prices, ask, held(prices, ask, tokens), now)
             return bill.amount_ausd <= available_nusd * AUSD_PER_NUSD * bill.divisor
 
         enough, too_many = 0, self._answer_tokens(prices, ask) + 1
@@ -291,15 +292,32 @@ class Catalogue:
         )
 
     def _prices(self, call: Call, input_tokens: int, now: datetime, *, most: bool = False) -> Prices:
+        """The price list of a call. Of a model whose prices never changed it is kept, one for each context tier."""
+        key = (call.model, call.provider, most, *call.attributes.items())
+        kept = self._kept.get(key)
+        if kept is None:
+            if len(self._kept) >= _KEPT_LISTS:
+                self._kept.clear()
+            kept = self._kept[key] = self._list_of(call, now, most)
+        if not kept.is_timeless:
+            return kept.prices.at(input_tokens, now)
+        tier = bisect_right(kept.tiers, input_tokens)
+        found = kept.by_tier.get(tier)
+        if found is None:
+            found = kept.by_tier[tier] = kept.prices.at(input_tokens, now)
+        return found
+
+    def _list_of(self, call: Call, now: datetime, most: bool) -> "_Kept":
         model, provider = self.resolved(call.model, call.provider)
         about = self.about(model, provider)
         attributes = parse_attributes(about.default_attributes)
         for name, value in call.attributes.items():
-            if value and (said := _said(value)) != "auto":
+            if value and (said := value.lower()) != "auto":
                 attributes[name] = said
-        return Prices(
-            model, provider, self._layers(model, provider), attributes, input_tokens, now, mode=about.mode, most=most
-        )
+        layers = self._layers(model, provider)
+        prices = Prices(model, provider, layers, attributes, 0, now, mode=about.mode, most=most)
+        tiers = tuple(sorted({tier_min for layer in layers for tier_min in layer.tiers}))
+        return _Kept(prices, tiers, all(layer.is_timeless for layer in layers))
 
     def _answer_tokens(self, prices: Prices, ask: Ask) -> int:
         """How long one answer may be: what was asked, or the default, and never more than the model can."""
@@ -312,25 +330,26 @@ class Catalogue:
         wanted = DEFAULT_OUTPUT_TOKENS if ask.max_output_tokens is None else ask.max_output_tokens
         return wanted if most is None else min(wanted, most)
 
-    def _dearest_bill(self, prices: Prices, ask: Ask, used: Used) -> "_Bill":
+    def _dearest_bill(self, prices: Prices, ask: Ask, used: Used, now: datetime) -> "_Bill":
         """The dearest that a call may cost which turns out shorter too: a context tier may be cheaper than that below it."""
-        best = self._bill(ask.call, prices, used)
+        best = self._bill(ask.call, prices, used, now)
+        input_tokens = input_total(ask.usage)
         for tier_min in {tier_min for layer in prices.layers for tier_min in layer.tiers}:
-            if tier_min <= prices.input_tokens:
-                shorter = held(prices.with_input(tier_min - 1), with_input(ask, tier_min - 1), used.answer_tokens)
-                bill = self._bill(ask.call, prices, shorter)
+            if tier_min <= input_tokens:
+                shorter = held(prices.at(tier_min - 1, now), with_input(ask, tier_min - 1), used.answer_tokens)
+                bill = self._bill(ask.call, prices, shorter, now)
                 if bill.amount_ausd * best.divisor > best.amount_ausd * bill.divisor:
                     best = bill
         return best
 
-    def _bill(self, call: Call, prices: Prices, used: Used) -> "_Bill":
-        markup = self._markup(call.account, prices.model, prices.provider, prices.now)
+    def _bill(self, call: Call, prices: Prices, used: Used, now: datetime) -> "_Bill":
+        markup = self._markup(call.account, prices.model, prices.provider, now)
         ppm = markup.multiplier_ppm
         lines = [
             Line(kind, dimension.value, units, price[0], ppm, price[1]) for kind, dimension, units, price in used.lines
         ]
         lines.extend(
-            Line(Kind.FEES, feature, 1, self._fee_nusd(feature, prices.now) * PUSD_PER_NUSD)
+            Line(Kind.FEES, feature, 1, self._fee_nusd(feature, now) * PUSD_PER_NUSD)
             for feature in dict.fromkeys(call.features)
         )
         if markup.fixed_per_request_nusd:
@@ -350,6 +369,8 @@ class Catalogue:
 
     def _markup(self, account: str, model: str, provider: str, now: datetime) -> MarkupRow:
         """Account before model before provider before default; the first that there is decides alone."""
+        if not self._markups:
+            return _NO_MARKUP
         named = (
             ("account", account), ("model", f"{provider}/{model}"), ("model", model), ("provider", provider), ("default", "")
         )  # fmt: skip
@@ -375,13 +396,17 @@ class Catalogue:
 
 
 _NO_MARKUP: Final = MarkupRow("default", "")
-_SAME: Final = MappingProxyType(
-    {"batches": "batch", "standard": "default", "on_demand": "default", "1024-x-1024": "1024x1024"}
-)
+_KEPT_LISTS: Final = 4096
 
 
-def _said(value: str) -> str:
-    return value.lower()
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What calls that are made alike have in common: where their model's tiers begin, and its prices in each of them."""
+
+    prices: Prices
+    tiers: tuple[int, ...]
+    is_timeless: bool
+    by_tier: dict[int, Prices] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,9 +426,9 @@ class _Bill:
 def _by_kind(lines: Iterable[Line]) -> tuple[dict[Kind, int], int]:
     """What the lines of each kind come to, and by how much that is to be divided: the least that all are whole in."""
     amounts = dict.fromkeys(Kind, 0)
-    divisor = lcm(*(line.per_units for line in lines))
-    for line in lines:
-        amounts[line.kind] += line.amount_ausd * (divisor // line.per_units)
+    divisor = lcm(*[line.per_units for line in lines])
+    for kind, _, units, price_pusd, ppm, per_units in lines:
+        amounts[kind] += units * price_pusd * ppm * (divisor // per_units)
     return amounts, divisor
 
 
@@ -414,6 +439,8 @@ def _rounded(exact: Mapping[Kind, int], per_nusd: int, total_nusd: int) -> dict[
     """
     parts = {kind: amount // per_nusd for kind, amount in exact.items()}
     missing = total_nusd - sum(parts.values())
+    if not missing:
+        return parts
     order = sorted(Kind, key=lambda kind: -(exact[kind] % per_nusd))
     for kind in order[:missing]:
         assert exact[kind] % per_nusd

@@ -6,13 +6,14 @@ it, scaled as the prices that it goes with change from there to here. The short 
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from math import gcd
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from app.kernel.errors import ModelNotPriced
 from app.pricing.rows import (
+    ALWAYS,
     CACHE,
     INPUT_CELLS,
     OUTPUT_CELLS,
@@ -97,7 +98,7 @@ class Variant:
 class Sheet:
     """All prices of one model at one provider, in one layer of the catalogue."""
 
-    __slots__ = ("_flat", "_stacks", "tiers", "variants")
+    __slots__ = ("_flat", "_stacks", "is_timeless", "tiers", "variants")
 
     def __init__(self, rows: Iterable[PriceRow]) -> None:
         grouped: dict[tuple[Dimension, str], list[PriceRow]] = defaultdict(list)
@@ -112,6 +113,9 @@ class Sheet:
         }
         self._stacks = any(_is_claude(group[0]) for group in grouped.values())
         self.tiers = tuple(sorted({row.tier_min for group in grouped.values() for row in group if row.tier_min}))
+        self.is_timeless = all(
+            row.effective_from == ALWAYS and row.effective_to is None for group in grouped.values() for row in group
+        )
         self._flat = {dimension: self._only(dimension) for dimension in self.variants}
 
     def find(
@@ -275,7 +279,10 @@ class Prices:
     With `most`, as a hold sees it: the dearest that the call may turn out to cost.
     """
 
-    __slots__ = ("_found", "attributes", "input_tokens", "layers", "mode", "model", "most", "now", "provider")
+    __slots__ = (
+        "_charged", "_dearest_input", "_found", "_kinds_apart", "_plain_cells", "attributes", "input_tokens", "layers", "mode", "model", "most", "now",
+        "provider",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -292,25 +299,24 @@ class Prices:
         self.model, self.provider, self.layers, self.attributes = model, provider, layers, attributes
         self.input_tokens, self.now, self.mode, self.most = input_tokens, now, mode, most
         self._found: dict[Dimension, Price | None] = {}
+        self._charged: dict[Dimension, Price | None] = {}
+        self._plain_cells: dict[Dimension, Dimension] = {}
+        self._kinds_apart: tuple[int, ...] | None = None
+        self._dearest_input: Dimension | None = None
 
-    def with_input(self, input_tokens: int) -> "Prices":
-        """The same for a call of another size."""
+    def at(self, input_tokens: int, now: datetime) -> "Prices":
+        """The same for a call of another size, at another moment."""
         return Prices(
-            self.model,
-            self.provider,
-            self.layers,
-            self.attributes,
-            input_tokens,
-            self.now,
-            mode=self.mode,
-            most=self.most,
+            self.model, self.provider, self.layers, self.attributes, input_tokens, now, mode=self.mode, most=self.most
         )
 
     def find(self, dimension: Dimension) -> Price | None:
         """What is asked for a dimension under its own name; an override before what was imported."""
-        if dimension not in self._found:
-            self._found[dimension] = self._looked_up(dimension)
-        return self._found[dimension]
+        try:
+            return self._found[dimension]
+        except KeyError:
+            price = self._found[dimension] = self._looked_up(dimension)
+            return price
 
     def _looked_up(self, dimension: Dimension) -> Price | None:
         for layer in self.layers:
@@ -331,6 +337,13 @@ class Prices:
     def charged(self, dimension: Dimension) -> Price | None:
         """What a unit is charged at: at its own price, at one that is made of its row's and its column's, or as what it
         is a part of. A cache price that is missing, or nothing, falls back to the input's: cached tokens are never free."""
+        try:
+            return self._charged[dimension]
+        except KeyError:
+            price = self._charged[dimension] = self._charge(dimension)
+            return price
+
+    def _charge(self, dimension: Dimension) -> Price | None:
         price = self.find(dimension)
         if dimension in CACHE:
             return price if price and price[0] else self._cached(dimension)
@@ -352,15 +365,41 @@ class Prices:
         together, product = _summed(fresh, text), scaled(fresh, text, plain)
         return together if _is_dearer(product, together) else product
 
+    def kinds_apart(self) -> tuple[int, ...]:
+        """Which kinds of input tokens have prices of their own, as columns of INPUT_CELLS."""
+        if self._kinds_apart is None:
+            columns = range(1, len(INPUT_CELLS[0]))
+            self._kinds_apart = tuple(
+                what for what in columns if any(self.find(how[what]) is not None for how in INPUT_CELLS)
+            )
+        return self._kinds_apart
+
+    def dearest_input(self) -> Dimension:
+        """The dearest that an input token of which nothing is known may turn out to be."""
+        if self._dearest_input is None:
+            hows = [how for how in INPUT_CELLS if how is INPUT_CELLS[0] or any(self.find(cell) for cell in how)]
+            self._dearest_input = self.dearest_of([how[what] for how in hows for what in (0, *self.kinds_apart())])
+        return self._dearest_input
+
+    def dearest_of(self, cells: Sequence[Dimension]) -> Dimension:
+        """The dearest of them, the first of several that are; the first of all where none has a price."""
+        most = dearest(*(self.charged(cell) for cell in cells))
+        return next((cell for cell in cells if most is not None and self.charged(cell) == most), cells[0])
+
     def plain_input(self) -> Dimension:
         """What an input token is of which nothing is said: what the model is made to read, or text."""
         return self._plain(INPUT_CELLS[0], _READS.get(self.mode))
 
     def plain_output(self) -> Dimension:
         """What an output token is of which nothing is said: an image of a model that makes images, or text."""
-        return self._plain((D.OUTPUT, *OUTPUT_CELLS[2:]), _MAKES.get(self.mode))
+        return self._plain(_ANSWERS, _MAKES.get(self.mode))
 
     def _plain(self, cells: tuple[Dimension, ...], made_for: Dimension | None) -> Dimension:
+        if cells[0] not in self._plain_cells:
+            self._plain_cells[cells[0]] = self._plain_cell(cells, made_for)
+        return self._plain_cells[cells[0]]
+
+    def _plain_cell(self, cells: tuple[Dimension, ...], made_for: Dimension | None) -> Dimension:
         if made_for is not None and self.find(made_for) is not None:
             return made_for
         if self.find(cells[0]) is not None:
@@ -369,6 +408,7 @@ class Prices:
         return next((cell for cell in cells[1:] if most is not None and self.find(cell) == most), cells[0])
 
 
+_ANSWERS: Final = (D.OUTPUT, *OUTPUT_CELLS[2:])
 _PLACES: Final = {cell: (how, what) for how, row in enumerate(INPUT_CELLS) for what, cell in enumerate(row)}
 _MAKES: Final[Mapping[str, Dimension]] = {
     "image_generation": D.IMAGE_OUTPUT, "image_edit": D.IMAGE_OUTPUT, "audio_speech": D.AUDIO_OUTPUT,

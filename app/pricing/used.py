@@ -104,7 +104,7 @@ def _input(prices: Prices, usage: Usage, covered: set[Dimension], used: Used, is
     used.flags.extend(tokens.flags)
     is_unsold = is_sold_by_media and prices.find(plain) is None
     for cell, units in tokens.units.items():
-        if _column(cell) in covered:
+        if covered and _column(cell) in covered:
             continue
         price = prices.find(cell) if is_unsold else prices.charged(cell) or prices.charged(plain)
         if price is not None or not is_unsold:
@@ -137,13 +137,8 @@ def _whats(prices: Prices, usage: Usage, covered: set[Dimension]) -> tuple[int, 
     """Which kinds of input tokens there are that are priced apart, or were paid for otherwise."""
     if not is_kind_told(usage):
         return ()
-    return tuple(
-        what for what, kind in enumerate(INPUT_CELLS[0]) if what and (kind in covered or is_priced_apart(prices, what))
-    )
-
-
-def is_priced_apart(prices: Prices, what: int) -> bool:
-    return any(prices.find(how[what]) is not None for how in INPUT_CELLS)
+    paid = (what for what, kind in enumerate(INPUT_CELLS[0]) if kind in covered)
+    return tuple({*prices.kinds_apart(), *paid})
 
 
 def _output(prices: Prices, usage: Usage, covered: set[Dimension], used: Used, is_sold_by_media: bool) -> None:
