@@ -71,7 +71,7 @@ def build(
         meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit, batch=settings.meter_batch),
         services=ServiceTokens(db, settings.pepper),
         catalogues=catalogues,
-        pricer=Pricer(db, catalogues),
+        pricer=Pricer(db, catalogues, is_strict=settings.strict_provider),
         wallets=purses,
         autotopup=autotopup,
         watcher=Watcher(autotopup),

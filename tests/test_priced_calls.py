@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 
 from app.admin.tokens import create_token
 from app.keys.verify import KeyOwner
+from app.metering.compared import compared, ratios
 from app.metering.holds import Ask, expire_holds, hold_id_for
 from app.metering.priced import lines_of
 from app.pricing import rules
+from app.pricing.catalogue import activate, store
+from app.pricing.importer import read_prices
 from app.pricing.quote import AUSD_PER_NUSD, Call, Catalogue
 from app.pricing.rows import Dimension, FeeRow, Usage
 from app.pricing.starter import ensure_starter, starter
@@ -209,14 +212,160 @@ async def test_a_call_is_priced_by_what_held_when_it_was_authorized(shop: Rig) -
     assert costs == [ASKED_USD, 2 * ASKED_USD]
 
 
-async def test_the_model_that_served_is_paid_and_an_unknown_one_as_the_one_that_was_asked(shop: Rig) -> None:
+async def test_the_model_that_served_is_paid_and_an_unknown_one_as_the_dearer_of_asked_and_held(shop: Rig) -> None:
     customer = await shop.customer("10")
-    served, unknown = await ask(shop, customer.api_key), await ask(shop, customer.api_key)
+    served, unknown, short = [await ask(shop, customer.api_key) for _ in range(3)]
     usage = {"input_tokens": 1000, "output_tokens": 100}
     dear = await settle(shop, served["hold_id"], usage, served_model="gpt-4o")
     assert (dear["cost"]["total_cost_usd"], dear["flags"]) == (D("0.0035"), ["above_hold"])
-    same = await settle(shop, unknown["hold_id"], usage, served_model="home-made")
-    assert (same["cost"]["total_cost_usd"], same["flags"]) == (ASKED_USD, ["priced_as_asked"])
+    more = {"input_tokens": 1000, "output_tokens": 1000}
+    same = await settle(shop, unknown["hold_id"], more, served_model="home-made")
+    assert (same["cost"]["total_cost_usd"], same["flags"]) == (D("0.00075"), ["above_hold", "served_not_priced"])
+    less = await settle(shop, short["hold_id"], {"input_tokens": 10}, served_model="home-made")
+    assert (less["cost"]["total_cost_usd"], less["flags"]) == (ASKED_USD, ["served_not_priced"])
+    assert sum(less["cost"][f"{part}_usd"] for part in ("input_cost", "output_cost", "cache_input_cost", "media_cost", "fees")) == ASKED_USD  # fmt: skip
+    why = exact(await shop.client.get(f"/activity/{less['charge_id']}/explain", headers=customer.owner))
+    assert [line["name"] for line in why["lines"]] == ["input", "held"]
+    assert sum(line["amount_usd"] for line in why["lines"]) + why["rounding_usd"] == ASKED_USD
+
+
+@pytest.mark.parametrize(
+    ("served", "provider", "cost", "flags"),
+    [
+        ("gpt-4o-mini-2024-07-18", None, "0.00021", []), ("openai/gpt-4o-mini", None, "0.00021", []),
+        ("gpt-4o-2024-11-20", None, "0.0035", ["above_hold"]), ("openai/gpt-4o-2024-11-20", "openai", "0.0035", ["above_hold"]),
+        ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", None, "0.0045", ["above_hold"]),
+        ("claude-sonnet-4-5@20250929", "anthropic", "0.0045", ["above_hold"]),
+        ("gpt-4o-mini", "aws", "0.00021", ["provider_assumed"]), ("gpt-4o-mini", "OpenAI", "0.00021", []),
+    ],
+)  # fmt: skip
+async def test_a_model_is_known_by_the_names_that_providers_give_it(
+    shop: Rig, served: str, provider: str | None, cost: str, flags: list[str]
+) -> None:
+    customer = await shop.customer("10")
+    held = await ask(shop, customer.api_key)
+    more = {"provider": provider} if provider else {}
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    done = await settle(shop, held["hold_id"], usage, served_model=served, **more)
+    assert (done["cost"]["total_cost_usd"], done["flags"]) == (D(cost), flags)
+
+
+async def test_another_providers_price_is_refused_where_the_operator_wants_that(shop: Rig) -> None:
+    shop.house.pricer._is_strict = True
+    customer = await shop.customer("10")
+    held = await ask(shop, customer.api_key)
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    refused = await shop.meter("settle", hold_id=held["hold_id"], usage=usage, provider="aws")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "provider")
+    assert (await settle(shop, held["hold_id"], usage, provider="openai"))["flags"] == []
+
+
+async def test_one_count_without_a_price_costs_the_rest_of_the_hold_and_not_the_rest_of_the_call(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    estimate = {"input_tokens": 10, "max_output_tokens": 10}
+    small, large = [await ask(shop, customer.api_key, "claude-sonnet-4-5", estimate=each) for each in (estimate, {"input_tokens": 10_000, "max_output_tokens": 10_000})]  # fmt: skip
+    usage = {"input_tokens": 1000, "output_tokens": 1000, "queries": 1}
+    done = await settle(shop, small["hold_id"], usage)
+    assert (done["cost"]["total_cost_usd"], done["flags"]) == (D("0.018"), ["above_hold", "not_priced:queries"])
+    rest = await settle(shop, large["hold_id"], usage)
+    assert (rest["cost"]["total_cost_usd"], rest["flags"]) == (large["hold_usd"], ["not_priced:queries"])
+    assert rest["cost"]["fees_usd"] == large["hold_usd"] - D("0.018")
+
+
+@pytest.mark.parametrize("way", ["settle", "batch", "event", "charge"])
+async def test_what_was_served_counts_on_every_way_that_it_is_told(rig: Rig, way: str) -> None:
+    entry = {
+        "litellm_provider": "openai", "mode": "chat", "input_cost_per_token": 1e-05, "input_cost_per_token_priority": 2e-05,
+        "output_cost_per_token": 1e-05,
+        "search_context_cost_per_query": {"search_context_size_low": 0.01, "search_context_size_high": 0.03},
+    }  # fmt: skip
+    await on_sale(rig, {"tiered": entry})
+    customer = await rig.customer("10")
+    estimate = {"input_tokens": 1000, "max_output_tokens": 0, "service_tier": "priority", "queries": 1}
+    held = await ask(rig, customer.api_key, "tiered", estimate=estimate)
+    assert held["hold_usd"] == D("0.02") + D("0.03")
+    told = {
+        "usage": {"input_tokens": 1000, "queries": 1},
+        "attributes": {"service_tier": "default", "search_context_size": "low"},
+    }
+    if way == "settle":
+        charge = exact(await rig.meter("settle", hold_id=held["hold_id"], **told))
+    elif way == "batch":
+        (found,) = exact(await rig.meter("settle/batch", settles=[told | {"hold_id": held["hold_id"]}]))["results"]
+        charge = found["charge"]
+    elif way == "event":
+        (found,) = exact(await send(rig, event("1", told | {"hold_id": held["hold_id"]})))["results"]
+        charge = found["charge"]
+    else:
+        charge = exact(await rig.meter("charge", request_id="c", api_key=customer.api_key, model="tiered", **told))
+    assert (charge["cost"]["total_cost_usd"], charge["flags"]) == (D("0.02"), [])
+
+
+async def on_sale(rig: Rig, document: Any) -> None:
+    """A price file of others as the active version."""
+    draft = read_prices(json.dumps(document).encode())
+    db = rig.house.db
+    version_id = await db.transaction(lambda s: store(s, draft.prices, draft.models, source="test", source_hash="0"))
+    await db.transaction(lambda session: activate(session, version_id, allow_drops=True, allow_leaps=True))
+    rig.house.catalogues._fresh_until = None
+
+
+async def test_an_automatic_quality_that_was_answered_low_is_charged_as_low(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await ask(shop, customer.api_key, "gpt-image-1", estimate={"images": 1, "quality": "auto"})
+    done = await settle(shop, held["hold_id"], {"images": 1}, attributes={"quality": "low"})
+    assert (held["hold_usd"], done["cost"]["total_cost_usd"]) == (D("0.25"), D("0.016"))
+
+
+async def test_an_assumed_split_and_parts_beside_are_flagged_and_explained(rig: Rig) -> None:
+    entry = {
+        "litellm_provider": "openai", "mode": "realtime", "input_cost_per_token": 4e-06, "output_cost_per_token": 1.6e-05,
+        "input_cost_per_audio_token": 3.2e-05, "output_cost_per_audio_token": 6.4e-05, "cache_read_input_token_cost": 4e-07,
+        "cache_read_input_audio_token_cost": 4e-07, "max_output_tokens": 4096,
+    }  # fmt: skip
+    await on_sale(rig, {"speaker": entry})
+    customer = await rig.customer("10")
+    held = await ask(rig, customer.api_key, "speaker", estimate={"input_tokens": 500, "max_output_tokens": 116})
+    assert held["hold_usd"] == D("0.023424")
+    usage = {"input_tokens": 500, "audio_input_tokens": 300, "cache_read_tokens": 200, "output_tokens": 10, "audio_output_tokens": 5000}  # fmt: skip
+    done = await settle(rig, held["hold_id"], usage)
+    assert set(done["flags"]) == {"above_hold", "split_assumed", "parts_beside"}
+    why = exact(await rig.client.get(f"/activity/{done['charge_id']}/explain", headers=customer.owner))
+    lines = {line["name"]: line["units"] for line in why["lines"]}
+    assert lines == {"input": 200, "audio_input": 100, "cache_read_audio": 200, "audio_output": 5000, "output": 10}
+    beyond = await ask(rig, customer.api_key, "speaker", estimate={"input_tokens": 0, "max_output_tokens": 1_170_000})
+    assert beyond["hold_usd"] == D("0.262144")
+    long = await settle(rig, beyond["hold_id"], {"output_tokens": 1_170_000})
+    assert (long["cost"]["total_cost_usd"], set(long["flags"])) == (D("18.72"), {"above_hold", "beyond_model"})
+
+
+async def test_a_minute_is_explained_in_minutes_and_the_books_add_up(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    body = {"api_key": customer.api_key, "model": "nova-3"}
+    hour = exact(await shop.meter("charge", request_id="h", **body, usage={"audio_seconds": 3600}))
+    second = exact(await shop.meter("charge", request_id="s", **body, usage={"audio_seconds": 1}))
+    assert (hour["cost"]["total_cost_usd"], second["cost"]["total_cost_usd"]) == (D("0.258"), D("0.000071667"))
+    why = exact(await shop.client.get(f"/activity/{hour['charge_id']}/explain", headers=customer.owner))
+    (line,) = why["lines"]
+    assert (line["unit_price_usd"], line["per_units"], line["amount_usd"]) == (D("0.0043"), 60, D("0.258"))
+
+
+async def test_a_cost_that_is_told_is_kept_beside_what_the_catalogue_asks(shop: Rig) -> None:
+    customer = await shop.customer("10")
+    held = await ask(shop, customer.api_key)
+    usage = {"input_tokens": 1000, "output_tokens": 100}
+    done = await settle(shop, held["hold_id"], usage, cost_usd="0.00042")
+    assert (done["cost"]["total_cost_usd"], done["cost"]["input_cost_usd"]) == (D("0.00042"), None)
+    (found,) = await shop.house.db.transaction(ratios)
+    assert (found.model, found.calls, found.told_nusd, found.catalogue_nusd, found.permille) == (
+        "gpt-4o-mini", 1, 420_000, 210_000, 2000
+    )  # fmt: skip
+    why = exact(await shop.client.get(f"/activity/{done['charge_id']}/explain", headers=customer.owner))
+    assert [line["name"] for line in why["lines"]] == ["given"]
+    metrics = b"".join(part.encode() for part in [str(list(each.samples)) for each in compared.collect()])
+    assert b"openai/gpt-4o-mini" in metrics
+    again = await settle(shop, held["hold_id"], usage, cost_usd="0.00042")
+    assert again["charge_id"] == done["charge_id"]
 
 
 async def test_use_that_nobody_priced_costs_what_was_held(shop: Rig) -> None:

@@ -109,7 +109,7 @@ class ActivityPage(msgspec.Struct, frozen=True):
 
 
 class PriceLine(msgspec.Struct, frozen=True):
-    """`units` × `unit_price_usd` × `markup` is `amount_usd`, exactly."""
+    """`units` / `per_units` × `unit_price_usd` × `markup` is `amount_usd`: exactly, but for a last place that has no end."""
 
     kind: str
     name: str
@@ -117,12 +117,13 @@ class PriceLine(msgspec.Struct, frozen=True):
     unit_price_usd: JsonNumber
     markup: JsonNumber
     amount_usd: JsonNumber
+    per_units: int = 1
 
     @classmethod
     def of(cls, line: Line) -> "PriceLine":
         return cls(
             line.kind, line.name, line.units, number(line.price_pusd, 12), number(line.markup_ppm, 6),
-            number(line.amount_ausd, 18),
+            number(round(line.amount_ausd), 18), line.per_units,
         )  # fmt: skip
 
 
@@ -157,8 +158,8 @@ class Explanation(msgspec.Struct, frozen=True):
             timestamp=moment_of(charge["id"]),
             flags=[flag for flag in charge["flags"].split(",") if flag],
             lines=[PriceLine.of(line) for line in found.lines],
-            exact_usd=number(found.exact_ausd, 18),
-            rounding_usd=number(found.rounding_ausd, 18),
+            exact_usd=number(round(found.exact_ausd), 18),
+            rounding_usd=number(round(found.rounding_ausd), 18),
             charged_usd=usd(charge["cost_nusd"]),
             refunded_usd=usd(charge["refunded_nusd"]),
             net_usd=usd(charge["cost_nusd"] - charge["refunded_nusd"]),

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,17 +18,19 @@ _AUSD_PER_NUSD: Final = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`units` at `price_pusd` (pico-USD each, the list price), times the markup; `amount_ausd` is atto-USD, 10^-18."""
+    """`units` at `price_pusd` (pico-USD for `per_units` of them, the list price), times the markup."""
 
     kind: str
     name: str
     units: int
     price_pusd: int
     markup_ppm: int
+    per_units: int = 1
 
     @property
-    def amount_ausd(self) -> int:
-        return self.units * self.price_pusd * self.markup_ppm
+    def amount_ausd(self) -> Fraction:
+        """Atto-USD, 10^-18."""
+        return Fraction(self.units * self.price_pusd * self.markup_ppm, self.per_units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,11 @@ class Explained:
     lines: tuple[Line, ...]
 
     @property
-    def exact_ausd(self) -> int:
-        return sum(line.amount_ausd for line in self.lines)
+    def exact_ausd(self) -> Fraction:
+        return sum((line.amount_ausd for line in self.lines), Fraction(0))
 
     @property
-    def rounding_ausd(self) -> int:
+    def rounding_ausd(self) -> Fraction:
         return int(self.charge["cost_nusd"]) * _AUSD_PER_NUSD - self.exact_ausd
 
 
@@ -74,8 +77,11 @@ async def explain(session: AsyncSession, account_id: uuid.UUID, text: str) -> Ex
 
 
 def lines_of(kept: Mapping[str, Any] | None, cost_nusd: int, flags: str) -> tuple[Line, ...]:
-    """The price lines that were kept with the call; one of the whole cost where it was not priced by us."""
-    if kept is not None:
-        return tuple(Line(*line) for line in kept["lines"])
+    """The price lines that were kept with the call, and what of its hold it cost for what has no price; one line of the
+    whole cost where it was not priced by us."""
+    if kept is not None and "lines" in kept:
+        lines = tuple(Line(*line) for line in kept["lines"])
+        rest_nusd = cost_nusd - sum(kept["parts"])
+        return (*lines, Line("call", "held", 1, rest_nusd * 1000, PPM)) if rest_nusd else lines
     name = "held" if {"not_priced", "usage_missing"} & set(flags.split(",")) else "given"
     return (Line("call", name, 1, cost_nusd * 1000, PPM),)

@@ -72,14 +72,18 @@ USAGE: Final = (
     ),
     Check(
         "lines_add_up_to_the_cost",
-        "What a call cost is its price lines added up and rounded up once; its figures by kind add up to it too.",
+        "What a call cost is its price lines added up and rounded up once, and the rest of its hold for what has no price; its"
+        " figures by kind add up to its lines.",
         f"""SELECT u.account_id || '/' || u.id AS subject, u.cost_nusd AS recorded,
                    CASE WHEN u.cost_nusd <> l.total THEN l.total ELSE p.total END AS recomputed
             FROM usage u CROSS JOIN LATERAL (
-                SELECT ceil(coalesce(sum((line->>2)::numeric * (line->>3)::numeric * (line->>4)::numeric), 0) / {AUSD_PER_NUSD}) AS total
+                SELECT ceil(coalesce(sum((line->>2)::numeric * (line->>3)::numeric * (line->>4)::numeric
+                                         * (coalesce((u.lines->>'divisor')::numeric, 1) / coalesce((line->>5)::numeric, 1))), 0)
+                            / (coalesce((u.lines->>'divisor')::numeric, 1) * {AUSD_PER_NUSD})) AS total
                 FROM jsonb_array_elements(u.lines->'lines') line) l
             CROSS JOIN LATERAL (SELECT sum(part::bigint) AS total FROM jsonb_array_elements_text(u.lines->'parts') part) p
-            WHERE u.lines IS NOT NULL AND (u.cost_nusd <> l.total OR u.cost_nusd <> p.total)""",
+            WHERE jsonb_exists(u.lines, 'lines') AND (l.total <> p.total OR u.cost_nusd < l.total
+                OR (u.cost_nusd > l.total AND u.flags !~ '(^|,)(not_priced:|served_not_priced)'))""",
         is_money=True,
     ),
     Check(

@@ -331,10 +331,14 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "api_key_hash": ("SHA-256 of the key in hex, instead of `api_key`.", "9f86d081884c7d65…"),
     "api_key_reason": ("Why `api_key` is null: what was kept of it cannot be opened any more.", "unreadable"),
     "api_key_preview": ("The key, masked.", "sk-abc…wxyz"),
-    "ChargeRequest.attributes": ("How the call was made, where its price depends on it.", {"quality": "hd"}),
+    "ChargeRequest.attributes": ("How the call was served, where its price depends on it.", {"quality": "hd"}),
+    "SettleRequest.attributes": (
+        "How the call was served: this counts, not what was asked for.",
+        {"service_tier": "default"},
+    ),
     "UsageUnits.audio_seconds": ("Seconds of sound, rounded up to whole ones.", 4.5),
     "UsageUnits.video_seconds": ("Seconds of video, rounded up to whole ones.", 4.5),
-    "UsageData.attributes": ("How the call was made, where its price depends on it; before what was asked for.", None),
+    "UsageData.attributes": ("How the call was served: this counts, not what was asked for.", None),
     "attributes": ("What the call must be asked with for this price.", {"quality": "hd"}),
     "audio_seconds": ("Seconds of sound.", None),
     "available": ("What may be spent now.", 12.29),
@@ -433,7 +437,7 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "charge_id": ("The charge's id; opaque.", "AZjypFweffuabyt8jZ4PEAGY8qRcHn07mm8rfI2eDxI"),
     "charged": ("How many were charged, now or before.", 1),
     "estimate": (
-        "What the call is known to need; instead of `max_cost_usd`. Cache writes are held for as plain input: to hold more, say that.",
+        "What the call is known to need; instead of `max_cost_usd`. What is not said is held for as the dearest that it may be.",
         None,
     ),
     "finding_id": ("Which finding of this top-up waits for a person; null when none does.", None),
@@ -493,8 +497,11 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "fees": ("What a feature costs for one request, USD.", None),
     "flags": (
         "What is unusual about the charge: no_hold (none was made for an event's key), hold_missing, late, above_hold,"
-        " priced_as_asked, not_priced, usage_missing, usage_estimated. With not_priced, and with usage_missing where the"
-        " call was completed, it cost what was held.",
+        " usage_missing, usage_estimated; split_assumed (cached tokens and kinds overlap: the cheapest split), parts_beside"
+        " (parts exceeded their whole and were added to it), beyond_model (a longer answer than the model's longest),"
+        " provider_assumed (another provider's price), served_not_priced (as the asked model, and its hold at least),"
+        " not_priced, and not_priced: with the name of what has no price and cost the rest of the hold. With not_priced, and"
+        " with usage_missing where the call was completed, it cost what was held.",
         [],
     ),
     "from": ("From this UTC day or time on.", None),
@@ -581,6 +588,18 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "rate_source": ("Who quoted the rate.", "btcpay"),
     "rate_usd": ("USD per coin, fixed when it was made.", 65000),
     "reason": ("Why, for the log.", "upstream refused"),
+    "per_units": ("For how many units the list price is: 60 of a price for a minute.", 1),
+    "region": ("As the model's prices name it.", "eu"),
+    "speed": ("As the model's prices name it.", "fast"),
+    "cache_write_12h_tokens": ("Input tokens written to a cache for 12 hours; not counted in the other writes.", None),
+    "cache_read_audio_tokens": ("Of the cached tokens read, those that are audio: counted among both.", None),
+    "cache_read_image_tokens": ("Of the cached tokens read, those that are of images: counted among both.", None),
+    "cache_read_video_tokens": ("Of the cached tokens read, those that are of video: counted among both.", None),
+    "cache_write_audio_tokens": ("Of the tokens written to a cache for 5 minutes, those that are audio.", None),
+    "cache_write_image_tokens": ("Of the tokens written to a cache for 5 minutes, those that are of images.", None),
+    "cache_write_video_tokens": ("Of the tokens written to a cache for 5 minutes, those that are of video.", None),
+    "video_input_tokens": ("Input tokens that are of video.", None),
+    "video_output_tokens": ("Output tokens that are of video.", None),
     "reasoning_tokens": ("Output tokens that were thought, not shown.", None),
     "receipt_url": ("A page to print. The address is its key.", "https://satmeter.example.com/receipts/…"),
     "received_at": ("When it arrived.", "2026-01-31T12:01:07Z"),

@@ -69,6 +69,7 @@ class Settings:
     nwc_allow_private_relays: bool
     lightning_network: str
     meter_batch: bool
+    strict_provider: bool
     hold_sync_commit: bool
     ext_authz_hold_usd: str
     accounts_per_hour: int
@@ -165,6 +166,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         nwc_allow_private_relays=read.switch("NWC_ALLOW_PRIVATE_RELAYS", False),
         lightning_network=read.choice("LIGHTNING_NETWORK", _network(read, methods), ("bc", "tb", "tbs", "bcrt")),
         meter_batch=read.switch("METER_BATCH", True),
+        strict_provider=read.switch("STRICT_PROVIDER", False),
         hold_sync_commit=read.switch("HOLD_SYNC_COMMIT", True),
         ext_authz_hold_usd=_positive_usd(read.text("EXT_AUTHZ_HOLD_USD", "0.01"), "EXT_AUTHZ_HOLD_USD"),
         accounts_per_hour=read.number("ACCOUNTS_PER_HOUR", 10_000 if production else 1_000_000, 1, 10**9),

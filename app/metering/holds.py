@@ -131,7 +131,8 @@ class Work(msgspec.Struct, frozen=True):
     def told(self) -> tuple[Any, ...]:
         """What the cost follows from. Where the call was priced by the catalogue, prices may have changed at a repeat."""
         attributes = self.lines.get("attributes") if self.lines else None
-        cost_nusd = self.cost_nusd if self.lines is None else None
+        is_priced = self.lines is not None and "lines" in self.lines
+        cost_nusd = None if is_priced else self.cost_nusd
         return self.served_model, self.provider, self.units, attributes, self.outcome, cost_nusd
 
     def params(self) -> dict[str, Any]:

@@ -1,18 +1,20 @@
 """What a call may cost and what it did cost: the catalogue's prices, frozen when the call was authorized."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
 from app.kernel.db import Database
-from app.kernel.errors import InvalidField, ModelNotPriced
+from app.kernel.errors import InvalidField
 from app.kernel.money import usd_text
+from app.metering.compared import compared
+from app.metering.cost import Cost, catalogue_quote, cost_of, lines_of, told
 from app.pricing.catalogue import Catalogues, NoActiveVersion, names_of
 from app.pricing.quote import Ask, Call, Catalogue, Quote
 from app.pricing.rows import Usage
+
+__all__ = ["Cost", "Limits", "Pricer", "lines_of"]
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -30,24 +32,11 @@ class HoldTooSmall(InvalidField):
     """Less may be held than the call costs with the shortest answer that is of use."""
 
 
-class Cost(msgspec.Struct, frozen=True):
-    """What a call cost. `lines` are kept with it, to tell it again and to explain it; None where it came priced.
-
-    `is_the_hold`: for want of a better figure it costs what its hold holds.
-    """
-
-    cost_nusd: int
-    price_version: int | None = None
-    lines: Mapping[str, Any] | None = None
-    flags: tuple[str, ...] = ()
-    is_the_hold: bool = False
-
-
 class Pricer:
     """Asks the catalogue for the metering verbs; one object for the process."""
 
-    def __init__(self, db: Database, catalogues: Catalogues) -> None:
-        self._db, self._catalogues = db, catalogues
+    def __init__(self, db: Database, catalogues: Catalogues, *, is_strict: bool = False) -> None:
+        self._db, self._catalogues, self._is_strict = db, catalogues, is_strict
 
     async def moment(self) -> tuple[int | None, datetime]:
         """The version that a call authorized now is priced by, None while nothing is sold; and this moment."""
@@ -101,11 +90,9 @@ class Pricer:
         moment: datetime | None,
         held_nusd: int | None,
     ) -> Cost:
-        """What a call cost at the prices it was authorized by, or at today's if there were none.
+        """What a call cost at the prices it was authorized by, or at today's if there were none; see cost.py.
 
-        It is priced as the model that was served; where that has no price, as the model that was asked for, and where
-        that has none for what was used either, it costs what was held for it. Both are flagged: a call is never free
-        for want of a price. Raises ModelNotPriced where nothing was held.
+        Raises ModelNotPriced where nothing was held.
         """
         try:
             catalogue, moment = await self._catalogue(version_id, moment)
@@ -116,18 +103,7 @@ class Pricer:
             if held_nusd is None:
                 raise
             return Cost(held_nusd, flags=("not_priced",), is_the_hold=True)
-        try:
-            return _cost(catalogue.price(served, used, moment), served)
-        except ModelNotPriced:
-            pass
-        try:
-            return _cost(
-                catalogue.price(replace(asked, features=served.features), used, moment), asked, "priced_as_asked"
-            )
-        except ModelNotPriced:
-            if held_nusd is None:
-                raise
-            return Cost(held_nusd, catalogue.version_id, flags=("not_priced",), is_the_hold=True)
+        return cost_of(catalogue, asked, served, used, moment, held_nusd, is_strict=self._is_strict)
 
     async def _catalogue(self, version_id: int | None, moment: datetime | None) -> tuple[Catalogue, datetime]:
         """The version, or the one in effect where none was then; and the moment, or this one."""
@@ -136,21 +112,17 @@ class Pricer:
         catalogue, now = await self._catalogues.now(self._db)
         return catalogue, moment or now
 
-
-def _cost(quote: Quote, call: Call, *flags: str) -> Cost:
-    lines = lines_of(quote)
-    if call.attributes:  # kept too: a repeat that says others is another call
-        lines["attributes"] = dict(call.attributes)
-    return Cost(quote.cost_nusd, quote.version_id, lines, flags)
-
-
-def lines_of(quote: Quote) -> dict[str, Any]:
-    """A quote as it is kept: its five figures in nano-USD, and its lines: kind, name, units, list price in pico-USD, markup in ppm."""
-    return {
-        "model": quote.model,
-        "provider": quote.provider,
-        "parts": [quote.input_nusd, quote.output_nusd, quote.cache_input_nusd, quote.media_nusd, quote.fees_nusd],
-        "lines": [
-            [line.kind.value, line.name, line.units, line.list_price_pusd, line.markup_ppm] for line in quote.lines
-        ],
-    }
+    async def told(
+        self, cost_nusd: int, version_id: int | None, served: Call, used: Usage | None, moment: datetime | None
+    ) -> Cost:
+        """A cost that came with the call, kept beside what the catalogue asks for what it used."""
+        if used is None or not served.model:
+            return Cost(cost_nusd)
+        try:
+            catalogue, moment = await self._catalogue(version_id, moment)
+        except (NoActiveVersion, InvalidField):
+            return Cost(cost_nusd)
+        quote = catalogue_quote(catalogue, served, used, moment)
+        if quote is not None:
+            compared.count(f"{quote.provider}/{quote.model}", cost_nusd, quote.cost_nusd)
+        return told(cost_nusd, quote)

@@ -109,6 +109,11 @@ class Quote:
     flags: tuple[str, ...] = ()
     unpriced: tuple[str, ...] = ()
 
+    @property
+    def divisor(self) -> int:
+        """The least number that the units of every price go into."""
+        return lcm(*[line.per_units for line in self.lines])
+
     def exact_pusd(self) -> dict[str, str]:
         """Each part in pico-USD before any rounding, exact."""
         amounts, divisor = _by_kind(self.lines)

@@ -83,4 +83,4 @@ async def test_the_contract_tells_what_cache_writes_are_counted_as_and_held_for(
     used = schemas["UsageUnits"]["properties"]
     assert "for 5 minutes" in used["cache_write_tokens"]["description"]
     assert "not counted in `cache_write_tokens`" in used["cache_write_1h_tokens"]["description"]
-    assert "held for as plain input" in schemas["Estimate"]["description"]
+    assert "held for as the dearest" in schemas["Estimate"]["description"]

@@ -311,7 +311,7 @@ def test_a_price_holds_from_its_beginning_until_its_end_and_the_one_before_comes
 
 def test_a_tier_that_has_ended_is_not_listed() -> None:
     ended = row(D.INPUT, 2000, tier_min=200_001, effective_to=NOW)
-    assert list(catalogue(row(D.INPUT, 1000), ended).listed("m", "p", NOW)) == [(D.INPUT, 0, "", 1000 * PPM)]
+    assert list(catalogue(row(D.INPUT, 1000), ended).listed("m", "p", NOW)) == [(D.INPUT, 0, "", Fraction(1000 * PPM))]
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.one_of(st.none(), st.integers(0, 50)))), st.integers(0, 60))

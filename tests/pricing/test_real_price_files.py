@@ -203,7 +203,14 @@ def test_there_are_sixty_usages_at_least_priced_by_hand() -> None:
 KINDS = ("audio_input_tokens", "image_input_tokens", "video_input_tokens")
 READS = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "cache_write_12h_tokens")
 SAYS = ("reasoning_tokens", "audio_output_tokens", "image_output_tokens", "video_output_tokens")
-TIERS = ({}, BATCH, FLEX, PRIORITY, {"region": "us"}, {"quality": "high", "size": "1024x1024"})
+TIERS: tuple[dict[str, str], ...] = (
+    {},
+    BATCH,
+    FLEX,
+    PRIORITY,
+    {"region": "us"},
+    {"quality": "high", "size": "1024x1024"},
+)
 models = st.tuples(st.sampled_from(sorted(FILES)), st.randoms(use_true_random=False))
 sizes = st.one_of(
     st.integers(0, 3000), st.sampled_from([99_999, 100_001, 127_999, 128_001, 200_000, 200_001, 272_001, 600_000])

@@ -27,11 +27,11 @@ def sold(**prices: Any) -> Catalogue:
     return Catalogue(1, draft.prices, models=draft.models)
 
 
-def cost(book: Catalogue, model: str = "m", made: Mapping[str, str] | None = None, **counts: int) -> Decimal:
+def cost(book: Catalogue, model: str = "m", made: Mapping[str, str] | None = None, **counts: Any) -> Decimal:
     return quoted(book, model, made, **counts).cost_nusd / Decimal(10**9)
 
 
-def quoted(book: Catalogue, model: str = "m", made: Mapping[str, str] | None = None, **counts: int) -> Quote:
+def quoted(book: Catalogue, model: str = "m", made: Mapping[str, str] | None = None, **counts: Any) -> Quote:
     return book.price(Call(model, attributes=made or {}), Usage(**counts), NOW)
 
 
@@ -56,7 +56,7 @@ BATCH, FLEX, PRIORITY = ({"service_tier": tier} for tier in ("batch", "flex", "p
     ],
 )
 def test_a_price_that_a_file_leaves_out_is_the_long_one_as_the_service_tier_changes_the_short_one(
-    made: dict[str, str], counts: dict[str, int], right: str
+    made: dict[str, str], counts: dict[str, Any], right: str
 ) -> None:
     assert cost(sold(**LONG), made=made, **counts) == Decimal(right)
 
@@ -76,7 +76,7 @@ def test_a_long_call_in_a_service_tier_costs_as_much_more_as_a_short_one(
     made, n = {"service_tier": "batch" if tier == "batches" else tier}, kilo * 1000
     each = {"input": 4, "cache_read": 1, "cache_write": 5, "cache_write_1h": 8}[part]
     for tokens, twice in ((n, 1), (n + 1, 2)):
-        counts = {"input_tokens": tokens} | ({} if part == "input" else {f"{part}_tokens": tokens})
+        counts: dict[str, Any] = {"input_tokens": tokens} | ({} if part == "input" else {f"{part}_tokens": tokens})
         assert cost(sold(**prices), made=made, **counts) == Decimal(tokens * each * factor * twice) / 10**6
 
 
@@ -89,7 +89,12 @@ REALTIME = {
 
 
 def test_cached_tokens_that_are_images_too_are_charged_once_by_the_cheapest_split() -> None:
-    counts = {"input_tokens": 24643, "output_tokens": 3110, "cache_read_tokens": 24503, "image_input_tokens": 22000}
+    counts: dict[str, Any] = {
+        "input_tokens": 24643,
+        "output_tokens": 3110,
+        "cache_read_tokens": 24503,
+        "image_input_tokens": 22000,
+    }
     quote = quoted(sold(**VISION), **counts)
     assert (quote.cost_nusd, quote.flags) == (31_875_450, ("split_assumed",))
     assert sum(line.units for line in quote.lines) == 24643 + 3110
@@ -107,7 +112,7 @@ def test_cached_tokens_that_are_images_too_are_charged_once_by_the_cheapest_spli
     ],
 )  # fmt: skip
 def test_how_a_token_was_read_and_what_it_is_are_two_axes(
-    counts: dict[str, int], right: str, flags: tuple[str, ...]
+    counts: dict[str, Any], right: str, flags: tuple[str, ...]
 ) -> None:
     quote = quoted(sold(**REALTIME), **counts)
     assert (Decimal(quote.cost_nusd) / 10**9, quote.flags) == (Decimal(right), flags)
@@ -132,7 +137,7 @@ def test_cached_audio_that_has_no_price_costs_as_much_less_as_cached_text() -> N
         ({"input_tokens": 9, "cache_read_audio_tokens": 10}, 19),
     ],
 )
-def test_parts_that_exceed_their_whole_were_counted_beside_it(counts: dict[str, int], tokens: int) -> None:
+def test_parts_that_exceed_their_whole_were_counted_beside_it(counts: dict[str, Any], tokens: int) -> None:
     quote = quoted(sold(input_cost_per_token=1, output_cost_per_token=1), **counts)
     assert quote.cost_nusd == tokens * 1000
     whole = counts.get("input_tokens", 0) + counts.get("output_tokens", 0)
@@ -225,7 +230,7 @@ def test_what_has_a_price_is_charged_where_something_else_has_none() -> None:
 
 
 def held(
-    book: Catalogue, most: int | None = None, made: Mapping[str, str] | None = None, n: int = 1, **counts: int
+    book: Catalogue, most: int | None = None, made: Mapping[str, str] | None = None, n: int = 1, **counts: Any
 ) -> Decimal:
     ask = Ask(Call("m", attributes=made or {}), Usage(**counts), most, n)
     return Decimal(book.estimate(ask, NOW).cost_nusd) / 10**9
@@ -258,7 +263,7 @@ def test_cache_writes_are_held_for_unless_the_estimate_says_that_there_are_none(
     ],
 )  # fmt: skip
 def test_images_that_are_sold_by_the_token_are_held_for_by_their_size_and_quality(
-    made: dict[str, str], counts: dict[str, int], at_least: int
+    made: dict[str, str], counts: dict[str, Any], at_least: int
 ) -> None:
     text = Decimal(counts.get("input_tokens", 0) * 8) / 10**6
     assert held(sold(**GPT_IMAGE_2), made=made, **counts) == Decimal(at_least * 30) / 10**6 + text
@@ -295,7 +300,12 @@ def test_a_search_costs_what_its_size_does(said: dict[str, str], each: str) -> N
 
 
 def test_every_line_says_how_a_token_was_read_and_what_it_is() -> None:
-    counts = {"input_tokens": 1000, "audio_input_tokens": 600, "cache_read_tokens": 500, "cache_read_audio_tokens": 200}
+    counts: dict[str, Any] = {
+        "input_tokens": 1000,
+        "audio_input_tokens": 600,
+        "cache_read_tokens": 500,
+        "cache_read_audio_tokens": 200,
+    }
     lines = {(line.kind, line.name): line.units for line in quoted(sold(**REALTIME), **counts).lines}
     assert lines == {
         (Kind.INPUT, "input"): 100, (Kind.INPUT, "audio_input"): 400,

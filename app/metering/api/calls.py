@@ -62,6 +62,15 @@ class UsageUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     audio_output_tokens: Count | None = None
     image_input_tokens: Count | None = None
     image_output_tokens: Count | None = None
+    video_input_tokens: Count | None = None
+    video_output_tokens: Count | None = None
+    cache_write_12h_tokens: Count | None = None
+    cache_read_audio_tokens: Count | None = None
+    cache_read_image_tokens: Count | None = None
+    cache_read_video_tokens: Count | None = None
+    cache_write_audio_tokens: Count | None = None
+    cache_write_image_tokens: Count | None = None
+    cache_write_video_tokens: Count | None = None
     images: Count | None = None
     characters: Count | None = None
     audio_seconds: Seconds | None = None
@@ -81,8 +90,9 @@ class UsageUnits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a call about to be made is known to need, and how it is made. Without `max_output_tokens`, what the model can
-    answer at most is held for, or 16,384 tokens. Cache writes are charged as used but held for as plain input: a proxy
-    that knows better says `max_cost_usd`."""
+    answer at most is held for, or 16,384 tokens. What is not said is held for as the dearest that it may be: tokens as
+    audio, images or cache writes, where the model has prices for those. Of cached tokens, and of kinds of tokens, saying one
+    (0 too) says them all."""
 
     input_tokens: Count | None = None
     max_output_tokens: CallersCount | None = None
@@ -96,7 +106,19 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     resolution: CallersWord | None = None
     service_tier: CallersWord | None = None
     search_context_size: CallersWord | None = None
+    region: CallersWord | None = None
+    speed: CallersWord | None = None
     queries: Count | None = None
+    cache_read_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+    cache_write_1h_tokens: Count | None = None
+    cache_write_12h_tokens: Count | None = None
+    audio_input_tokens: Count | None = None
+    image_input_tokens: Count | None = None
+    video_input_tokens: Count | None = None
+    audio_output_tokens: Count | None = None
+    image_output_tokens: Count | None = None
+    video_output_tokens: Count | None = None
 
     def check(self) -> None:
         """Raises CallersMistake."""
@@ -110,14 +132,19 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
                 raise CallersMistake(f"{name} must be from {least} to {most}", param=f"estimate.{name}")
 
     def usage(self) -> Usage:
-        return Usage(**{name: ceil(getattr(self, name) or 0) for name in _ESTIMATED})
+        counts = {name: ceil(getattr(self, name) or 0) for name in _ESTIMATED}
+        return Usage(**counts, **{name: getattr(self, name) for name in _PARTS})
 
     def attributes(self) -> dict[str, str]:
         return {name: value for name in _ATTRIBUTES if (value := getattr(self, name)) is not None}
 
 
 _ESTIMATED: Final = ("input_tokens", "characters", "audio_seconds", "images", "video_seconds", "queries")
-_ATTRIBUTES: Final = ("quality", "resolution", "search_context_size", "service_tier", "size")
+_PARTS: Final = (
+    "cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "cache_write_12h_tokens", "audio_input_tokens",
+    "image_input_tokens", "video_input_tokens", "audio_output_tokens", "image_output_tokens", "video_output_tokens",
+)  # fmt: skip
+_ATTRIBUTES: Final = ("quality", "region", "resolution", "search_context_size", "service_tier", "size", "speed")
 _WORD: Final = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 Features = Annotated[list[Word], msgspec.Meta(max_length=16)]
 
@@ -150,6 +177,24 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_expiry: OnExpiry | None = None
 
 
+class Attributes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a call was served, where its price depends on it: this counts, not what was asked for. Where it is not said, it
+    was served as asked for, or as the model's prices take it to be."""
+
+    quality: Word | None = None
+    region: Word | None = None
+    resolution: Word | None = None
+    search_context_size: Word | None = None
+    service_tier: Word | None = None
+    size: Word | None = None
+    speed: Word | None = None
+
+    def said(self) -> dict[str, str]:
+        """`auto` says nothing."""
+        told: dict[str, str] = msgspec.to_builtins(self)
+        return {name: value for name, value in told.items() if value.lower() != "auto"}
+
+
 class WorkDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is told of a call after it was made: what it used, or what it cost. A cost decides if both are given."""
 
@@ -160,6 +205,7 @@ class WorkDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     served_model: Word | None = None
     provider: Word | None = None
     features_used: Features = msgspec.field(default_factory=list)
+    attributes: Attributes | None = None
     upstream_id: Word | None = None
     upstream_model: Word | None = None
     provider_cost_usd: ReportedNumber = NOT_GIVEN
@@ -202,33 +248,23 @@ class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Word | None = None
 
 
-class Attributes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How a call was made, where its price depends on it. Where it is not said, it was made as the model's prices take it to be."""
-
-    quality: Word | None = None
-    resolution: Word | None = None
-    service_tier: Word | None = None
-    size: Word | None = None
-
-    def said(self) -> dict[str, str]:
-        told: dict[str, str] = msgspec.to_builtins(self)
-        return told
-
-
 class CallersAttributes(Attributes, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The same as a proxy passes them on from its caller."""
 
     quality: CallersWord | None = None
+    region: CallersWord | None = None
     resolution: CallersWord | None = None
+    search_context_size: CallersWord | None = None
     service_tier: CallersWord | None = None
     size: CallersWord | None = None
+    speed: CallersWord | None = None
 
     def said(self) -> dict[str, str]:
         """Raises CallersMistake."""
         told: dict[str, str] = msgspec.to_builtins(self)
         for name, value in told.items():
             _check_word(value, f"attributes.{name}")
-        return told
+        return {name: value for name, value in told.items() if value.lower() != "auto"}
 
 
 class ChargeRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -323,7 +359,9 @@ class CostView(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, charged: Charged) -> "CostView":
-        parts = charged.lines["parts"] if charged.lines else ()
+        parts = list(charged.lines.get("parts", ())) if charged.lines else []
+        if parts:  # what has no price costs the rest of the hold, as a fee
+            parts[-1] += charged.cost_nusd - sum(parts)
         return cls(usd(charged.cost_nusd), *(usd(part_nusd) for part_nusd in parts))
 
 
@@ -703,21 +741,21 @@ async def _cost(
 
     A usage without any count was lost on its way. A completed call then costs what was held for it, never nothing.
     """
-    if is_given(data.cost_usd):
-        return Cost(reported_usd(data.cost_usd, "cost_usd"))
-    assert data.usage is not None
-    counts, held_nusd = data.usage.counts(), ticket.amount_nusd if ticket else None
+    counts, held_nusd = data.usage.counts() if data.usage else {}, ticket.amount_nusd if ticket else None
     version, made_at = (ticket.price_version, ticket.made_at) if ticket else (None, None)
+    account, attributes = str(account_id), {**(attributes or {}), **(data.attributes.said() if data.attributes else {})}
+    asked = quote.Call(model or "", account=account, attributes=attributes)
+    served = quote.Call(
+        data.served_model or asked.model, data.provider or "", account, attributes, tuple(data.features_used)
+    )
+    if is_given(data.cost_usd):
+        used = Usage(**counts) if counts else None
+        return await pricer.told(reported_usd(data.cost_usd, "cost_usd"), version, served, used, made_at)
     if not counts:
         if held_nusd is None:
             raise InvalidField("usage has no count: say what was used, or cost_usd: 0 if it was free", param="usage")
         if data.outcome == "completed":
             return Cost(held_nusd, version, flags=("usage_missing",), is_the_hold=True)
-    account, attributes = str(account_id), attributes or {}
-    asked = quote.Call(model or "", account=account, attributes=attributes)
-    served = quote.Call(
-        data.served_model or asked.model, data.provider or "", account, attributes, tuple(data.features_used)
-    )
     if not served.model:
         raise InvalidField("a call without a model has no price: give served_model, or cost_usd", param="served_model")
     cost = await pricer.cost(version, asked, served, Usage(**counts), made_at, held_nusd)

@@ -19,7 +19,6 @@ from app.kernel.reading import read
 from app.kernel.security import Service
 from app.keys.verify import KeyOwner, Verifier
 from app.metering.api.calls import (
-    Attributes,
     ChargeView,
     SettleRequest,
     Sha256Hex,
@@ -57,7 +56,6 @@ class UsageData(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=True)
     api_key_hash: Sha256Hex | None = None
     model: Word | None = None
     endpoint: Word | None = None
-    attributes: Attributes | None = None
 
 
 class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,15 +164,11 @@ async def _each(items: Sequence[msgspec.Raw], charge: Callable[[msgspec.Raw], Aw
 async def _recorded(
     event: CloudEvent, service: Service, verifier: Verifier, meter: Meter, pricer: Pricer
 ) -> ChargeView:
-    """Charge an event's call: under its hold, or by its key where nothing was held. What the event says of how the call
-    was made goes before what was asked for."""
+    """Charge an event's call: under its hold, or by its key where nothing was held."""
     data = event.data
     said = data.attributes.said() if data.attributes else {}
     if data.hold_id is not None:
-        ticket = meter.opened(service.name, data.hold_id)
-        if said:
-            ticket = msgspec.structs.replace(ticket, attributes={**(ticket.attributes or {}), **said})
-        return await charged_for(service, meter, pricer, ticket, data)
+        return await charged_for(service, meter, pricer, meter.opened(service.name, data.hold_id), data)
     owner = await _owner(event, verifier)
     request_id = "event:" + hashlib.sha256(f"{event.source}\x00{event.id}".encode()).hexdigest()
     price_version, now = await pricer.moment()
