@@ -1,4 +1,4 @@
-"""The operator's price commands: prices import | list | diff | activate | show, and the rules on top: override | markup |
+"""The operator's price commands: prices import | check | verify | list | diff | activate | show, and the rules on top: override | markup |
 fee | end | rules. Each returns text and data, prints nothing."""
 
 import argparse
@@ -36,8 +36,9 @@ from app.pricing.catalogue import (
 )
 from app.pricing.drafts import Draft, kept
 from app.pricing.importer import read_prices, shortened
-from app.pricing.quote import rounded_text
+from app.pricing.quote import Catalogue, rounded_text
 from app.pricing.rows import Dimension
+from app.pricing.verify import shown, verified
 
 _SHOWN_CHANGES = 40
 _PRICE_TEXT: Final = re.compile(r"\d{1,12}(\.\d{1,24})?", re.ASCII)
@@ -118,7 +119,11 @@ async def run(db: Database, verb: str, args: argparse.Namespace) -> Answer:
         path = Path(args.file)
         draft = _read(path)
         return await db.transaction(lambda session: import_prices(session, draft, path.name))
+    if verb == "verify" and args.prices:
+        draft = _read(Path(args.prices))
+        return _verified(Catalogue(0, draft.prices, models=draft.models, fees=draft.fees), _bytes(Path(args.usage)))
     verbs: dict[str, Callable[[AsyncSession], Any]] = {
+        "verify": lambda session: verify(session, _bytes(Path(args.usage)), args.version),
         "list": list_versions,
         "diff": lambda session: show_diff(session, args.version, args.against),
         "activate": lambda session: make_active(session, args),
@@ -135,10 +140,38 @@ async def run(db: Database, verb: str, args: argparse.Namespace) -> Answer:
 
 
 def _read(path: Path) -> Draft:
+    return read_prices(_bytes(path))
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        return read_prices(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
-        raise InvalidField(f"the price file cannot be read: {error.strerror}", param="file") from None
+        raise InvalidField(f"the file cannot be read: {error.strerror}", param="file") from None
+
+
+async def verify(session: AsyncSession, usage: bytes, version_id: int | None) -> Answer:
+    """Price calls whose cost is known by a version, the active one if none is named, with what stands on top of it."""
+    chosen = await active_version(session) if version_id is None else version_id
+    if chosen is None:
+        raise InvalidField("no price version is active; name one, or a price file", param="version")
+    return _verified(await load(session, chosen), usage)
+
+
+def _verified(catalogue: Catalogue, usage: bytes) -> Answer:
+    found = verified(catalogue, usage)
+    data = {
+        "version": catalogue.version_id, "calls": found.lines, "agreed": found.agreed,
+        "unpriced": [{"line": number, "why": why} for number, why in found.unpriced],
+        "differences": [
+            {
+                "line": each.line, "model": each.model, "kinds": list(each.kinds), "billed_usd": usd_text(each.billed_nusd),
+                "priced_usd": usd_text(each.priced_nusd), "flags": list(each.flags),
+            }
+            for each in found.differences
+        ],
+    }  # fmt: skip
+    return Answer("\n".join(shown(found)), data)
 
 
 async def import_prices(session: AsyncSession, draft: Draft, name: str) -> Answer:
