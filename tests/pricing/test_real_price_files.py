@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from app.pricing.importer import read_prices
 from app.pricing.names import family_of
 from app.pricing.quote import Ask, Call, Catalogue
 from app.pricing.rows import Usage
+from app.pricing.verify import shown, verified
 from tests.pricing.wheels import genai_data, litellm_map
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -196,6 +198,18 @@ def test_a_usage_of_a_model_in_litellms_map_costs_what_it_does_by_hand(
 
 def test_there_are_sixty_usages_at_least_priced_by_hand() -> None:
     assert len(BY_HAND) >= 80
+
+
+def test_the_usages_of_real_answers_cost_what_genai_prices_says_at_the_same_provider() -> None:
+    """One for each provider, model and set of counts in genai-prices' own dataset of real answers (tests/dataset, MIT).
+
+    Left out of the file are those whose price has changed since the dataset was made, and those of models that are left
+    out here. A model that its provider does not sell there is another provider's here, and flagged.
+    """
+    raw = (Path(__file__).parent / "real_usages.jsonl").read_bytes()
+    found = verified(book_of("genai-prices"), raw)
+    assert found.lines > 300
+    assert (found.agreed, list(shown(found))[1:]) == (found.lines, [])
 
 
 # --- what holds for every model ---------------------------------------------------------------------------
