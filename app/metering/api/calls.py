@@ -303,7 +303,7 @@ class PriceOfCall(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, line: quote.Line) -> "PriceOfCall":
         price_usd = number(line.list_price_pusd * line.markup_ppm, _PLACES_OF_PRICES)
-        return cls(line.kind.value, line.name, price_usd, 1, line.units)
+        return cls(line.kind.value, line.name, price_usd, line.per_units, line.units)
 
 
 _PLACES_OF_PRICES: Final = 18
