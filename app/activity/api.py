@@ -108,7 +108,7 @@ class ActivityPage(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
-class PriceLine(msgspec.Struct, frozen=True):
+class PriceLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """`units` / `per_units` × `unit_price_usd` × `markup` is `amount_usd`: exactly, but for a last place that has no end."""
 
     kind: str

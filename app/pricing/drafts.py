@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
@@ -23,6 +23,7 @@ _MAX_UNITS: Final = 10**18
 _MAX_TOKENS: Final = 10**12
 _NAME_CHARS: Final = 500
 _DIGITS_OF_A_QUOTIENT: Final = 10
+_SHORT: Final = Context(prec=6)
 _OWN_UNITS: Final = (60, 3600, 1000, 9, 7)
 Number: TypeAlias = Decimal | int
 _Row: TypeAlias = tuple[str, str, Dimension, int, str, datetime]
@@ -212,7 +213,7 @@ def _own_unit(price_usd: Number, per: int) -> tuple[Fraction, int]:
     if digits < _DIGITS_OF_A_QUOTIENT:
         return price, per
     for units in _OWN_UNITS:
-        whole = Fraction(f"{float(price * units):.5e}")
+        whole = Fraction(_SHORT.multiply(Decimal(price_usd), Decimal(units)))
         if abs(whole - price * units) * 10 ** (digits - 1) <= whole:
             return whole, per * units
     return price, per
