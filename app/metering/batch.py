@@ -54,6 +54,12 @@ class _Call(msgspec.Struct, frozen=True, eq=False):
     def fail(self, error: BaseException) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
+            self.answer.exception()  # seen: asyncio would complain where its caller has gone
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it has waited for so long that its caller had better ask again."""
+        return self.since < asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
 
 
 class _Verb:
@@ -91,7 +97,7 @@ class Batches:
 
     Two batches at once would cost two commits, and miss each other's accounts, where these are busy. A batch passes
     by an account that somebody keeps locked, so that it holds up no other: that account's calls then wait for it in a
-    batch of their own, as do those that come meanwhile.
+    batch of their own, as do those that come meanwhile. So do the accounts of a batch that cannot be decided together.
     """
 
     def __init__(self, db: Database, *, together: bool = True) -> None:
@@ -100,8 +106,8 @@ class Batches:
         self._verbs: list[_Verb] = []
         self._statements: dict[tuple[_Verb, ...], LiteralString] = {}
         self._deciding: asyncio.Task[None] | None = None
-        self._locked: dict[uuid.UUID, deque[tuple[_Verb, _Call]]] = {}
-        self._waiting_for_locks: set[asyncio.Task[None]] = set()
+        self._apart: dict[uuid.UUID, deque[tuple[_Verb, _Call]]] = {}
+        self._deciding_apart: set[asyncio.Task[None]] = set()
 
     def decider(self, function: Function) -> Decider:
         """Decides the calls of a verb by its function. In a batch the verbs follow each other as they came to be known."""
@@ -114,8 +120,8 @@ class Batches:
         call = _Call.of(params)
         if not self._together:
             await self._ask(verb, [call])
-        elif params["account_id"] in self._locked:
-            self._wait_for_lock(verb, call)
+        elif params["account_id"] in self._apart:
+            self._wait_apart(verb, call)
         else:
             if len(verb.waiting) >= _MOST_WAITING:
                 raise DatabaseUnavailable(retry_after_seconds=1)
@@ -163,7 +169,9 @@ class Batches:
         try:
             found = await self._lane.all(self._statement(tuple(verb for verb, _ in batches)), params)
         except psycopg.Error:  # one of them is the reason; alone it hurts nobody else
-            await asyncio.gather(*(self._ask(verb, [call]) for verb, batch in batches for call in batch))
+            for verb, batch in batches:
+                for call in batch:
+                    self._wait_apart(verb, call)
             return
         # Their callers go on when the next batch is under way: the database need not wait for them.
         asyncio.get_running_loop().call_soon(self._answer, batches, found)
@@ -187,12 +195,12 @@ class Batches:
             if count < len(batch):
                 for call in batch:
                     if not call.answer.done():
-                        self._wait_for_lock(verb, call)
+                        self._wait_apart(verb, call)
 
-    # --- one by one, and accounts that are locked --------------------------------------------------
+    # --- accounts apart: those that are locked, or whose calls could not be decided with the others' ----
 
     async def _ask(self, verb: _Verb, batch: list[_Call]) -> None:
-        """Decide a batch of one verb that waits for what is locked. Each call has its answer then."""
+        """Decide a batch of one verb that waits for what is locked: together, else one by one. Each call has its answer then."""
         try:
             found = await self._db.many(verb.alone, verb.asked(batch, wait=True))
         except DatabaseUnavailable:
@@ -202,31 +210,32 @@ class Batches:
                 batch[0].fail(error)
             else:
                 for call in batch:
-                    await self._ask(verb, [call])
+                    if not call.is_late:
+                        await self._ask(verb, [call])
         else:
             for row in found:
                 batch[row["item"] - 1].succeed(row)
             for call in batch:
                 call.succeed(None)
         finally:
-            _fail(batch)  # cancelled; otherwise each has its answer
+            _fail(batch)  # late or cancelled; otherwise each has its answer
 
-    def _wait_for_lock(self, verb: _Verb, call: _Call) -> None:
+    def _wait_apart(self, verb: _Verb, call: _Call) -> None:
         account_id = call.params["account_id"]
-        if account_id not in self._locked:
-            self._locked[account_id] = deque()
-            task = asyncio.create_task(self._decide_locked(account_id))
-            self._waiting_for_locks.add(task)
-            task.add_done_callback(self._waiting_for_locks.discard)
-        queue = self._locked[account_id]
+        if account_id not in self._apart:
+            self._apart[account_id] = deque()
+            task = asyncio.create_task(self._decide_apart(account_id))
+            self._deciding_apart.add(task)
+            task.add_done_callback(self._deciding_apart.discard)
+        queue = self._apart[account_id]
         if len(queue) >= _MOST_WAITING:
             _fail([call])
         else:
             queue.append((verb, call))
 
-    async def _decide_locked(self, account_id: uuid.UUID) -> None:
-        """The calls of an account that is locked, verb by verb, until none is left."""
-        queue = self._locked[account_id]
+    async def _decide_apart(self, account_id: uuid.UUID) -> None:
+        """The calls of one account, verb by verb, until none is left."""
+        queue = self._apart[account_id]
         try:
             while queue:
                 verb = queue[0][0]
@@ -238,7 +247,7 @@ class Batches:
                 if batch:
                     await self._ask(verb, batch)
         finally:
-            del self._locked[account_id]
+            del self._apart[account_id]
             _fail(call for _, call in queue)
 
 
@@ -249,12 +258,11 @@ def _next_batch(waiting: deque[_Call], share: float) -> list[_Call]:
     """
     batch: dict[tuple[int, int], _Call] = {}
     repeats: list[_Call] = []
-    oldest = asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
     most = min(_MOST_IN_A_BATCH, ceil(len(waiting) * share))
     while waiting and len(batch) + len(repeats) < most:
         call = waiting.popleft()
         identity = call.params["account_id"].int, call.params["hold_id"].int  # hashed faster than UUIDs
-        if call.since < oldest:
+        if call.is_late:
             _fail([call])
         elif identity in batch:
             repeats.append(call)

@@ -167,7 +167,8 @@ END $$;
 -- settle: a call under a hold costs what it cost, whatever the hold said, so that nothing is refused and what each item leaves
 -- is a running sum. Also for calls that nothing was held for: with a request_hash the call is not told of by a ticket, and
 -- leaves a hold that is settled already; another call of that id is `reuse`. at_least_hold: the cost is not less than what
--- was held. An open hold was never charged: its entry need not be looked for.
+-- was held. An open hold was never charged: its entry need not be looked for. Where the hold is of another key than the ticket
+-- says (one was lost, and the request made again by another key), the call counts to the hold's.
 -- charge: where needed_nusd is given (to all items or none), the key must be able to pay that much. A refused call consumes
 -- nothing, so what is left is carried from call to call. What is known of a request_id is not asked for money again.
 CREATE OR REPLACE FUNCTION meter_charge(
@@ -239,7 +240,8 @@ BEGIN
 
     RETURN QUERY
     WITH asked AS MATERIALIZED (
-        SELECT u.*, CASE WHEN u.at_least_hold THEN greatest(u.told_nusd, h.amount_nusd) ELSE u.told_nusd END AS cost_nusd,
+        SELECT u.*, coalesce(h.key_id, u.told_key_id) AS key_id,
+               CASE WHEN u.at_least_hold THEN greatest(u.told_nusd, h.amount_nusd) ELSE u.told_nusd END AS cost_nusd,
                a.ctid AS place, a.posted_nusd, a.held_nusd, a.entry_count, a.low_nusd, meter_window(k) AS key_window_start,
                h.ctid AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
                CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.is_there AND u.request_hash IS NOT NULL) THEN 'reuse'
@@ -247,12 +249,13 @@ BEGIN
         FROM unnest(p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, p_window_start, p_charge_id, p_cost_nusd,
                     p_at_least_hold, p_outcome, p_model, p_served_model, p_provider, p_endpoint, p_upstream_id, p_upstream_model,
                     p_provider_cost_nusd, p_latency_ms, p_ttft_ms, p_units, p_price_version, p_lines, p_flags, v_admitted)
-             WITH ORDINALITY u (account_id, key_id, hold_id, service, request_id, request_hash, ticket_window_start, charge_id, told_nusd,
-                                at_least_hold, outcome, model, served_model, provider, endpoint, upstream_id, upstream_model,
-                                provider_cost_nusd, latency_ms, ttft_ms, units, price_version, lines, told_flags, is_admitted, item)
+             WITH ORDINALITY u (account_id, told_key_id, hold_id, service, request_id, request_hash, ticket_window_start, charge_id,
+                                told_nusd, at_least_hold, outcome, model, served_model, provider, endpoint, upstream_id,
+                                upstream_model, provider_cost_nusd, latency_ms, ttft_ms, units, price_version, lines, told_flags,
+                                is_admitted, item)
         JOIN account a ON a.id = u.account_id
-        LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
         LEFT JOIN LATERAL (SELECT h.*, h.ctid FROM hold h WHERE h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1) h ON true
+        LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = coalesce(h.key_id, u.told_key_id)
         LEFT JOIN LATERAL (
             SELECT true AS is_there FROM entry e
             WHERE h.state IS DISTINCT FROM 'open' AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text

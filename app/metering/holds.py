@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, LiteralString
 
 import msgspec
+import psycopg
 from psycopg.types.json import Jsonb
 
 from app.kernel.db import Database, Row, new_id
@@ -19,11 +20,13 @@ from app.kernel.errors import (
     HoldNotFound,
     InsufficientBalance,
     InvalidApiKey,
+    InvalidField,
     KeyLimitExceeded,
     MissingScope,
     ModelNotAllowed,
     RequestIdReuse,
 )
+from app.kernel.logs import log
 from app.kernel.money import usd, usd_text
 from app.kernel.security import OnExpiry, Pepper
 from app.keys.verify import KeyOwner
@@ -371,13 +374,26 @@ async def expire_holds(db: Database) -> int:
     while due := [each for each in await _accounts_with_expired_holds(db) if each not in passed_by]:
         for start in range(0, len(due), _ACCOUNTS_AT_ONCE):
             some = due[start : start + _ACCOUNTS_AT_ONCE]
-            spare = [new_id() for _ in range(_ACCOUNTS_AT_ONCE)]
-            found = await db.one(_EXPIRE, {"lock": some, "wait": False, "charge_id": spare})
-            assert found is not None
-            total += found["freed"] + found["charged"]
-            if found["charged"] < len(spare):  # else there may be more of the same accounts
+            closed, is_done = await _expire(db, some)
+            total += closed
+            if is_done:
                 passed_by.update(some)
     return total
+
+
+async def _expire(db: Database, accounts: list[uuid.UUID]) -> tuple[int, bool]:
+    """How many holds of theirs were closed, and whether those were all. One that cannot be charged keeps back no other account."""
+    spare = [new_id() for _ in range(_ACCOUNTS_AT_ONCE)]
+    try:
+        found = await db.one(_EXPIRE, {"lock": accounts, "wait": False, "charge_id": spare})
+    except (InvalidField, psycopg.Error) as error:
+        if len(accounts) == 1:
+            log.error("meter.hold_not_expired", account_id=str(accounts[0]), reason=str(error).partition("\n")[0])
+            return 0, True
+        each = [await _expire(db, [account_id]) for account_id in accounts]
+        return sum(closed for closed, _ in each), all(is_done for _, is_done in each)
+    assert found is not None
+    return found["freed"] + found["charged"], found["charged"] < len(spare)
 
 
 async def _accounts_with_expired_holds(db: Database) -> list[uuid.UUID]:
