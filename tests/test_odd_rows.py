@@ -262,13 +262,10 @@ async def test_an_account_is_not_taken_for_locked_when_its_waiting_calls_were_st
 ) -> None:
     (owner,) = plant(owner_conn, [1_000], [{}])
     batches = Batches(db)
-    decide = batches.decider(FUNCTIONS["meter_release"])
+    decide, params = batches.decider(FUNCTIONS["meter_release"]), {"account_id": owner.account_id}
     with owner_conn.transaction():
         owner_conn.execute("SELECT 1 FROM account FOR UPDATE")
-        calls = [
-            asyncio.create_task(decide({"account_id": owner.account_id, "hold_id": uuid.uuid4()}))  # type: ignore[arg-type]
-            for _ in range(5)
-        ]
+        calls = [asyncio.ensure_future(decide(params | {"hold_id": uuid.uuid4()})) for _ in range(5)]
         await asyncio.sleep(0.2)
         assert list(batches._apart) == [owner.account_id]
         for task in batches._deciding_apart:
@@ -277,7 +274,7 @@ async def test_an_account_is_not_taken_for_locked_when_its_waiting_calls_were_st
             answers = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in answers} == {DatabaseUnavailable}
     assert batches._apart == {}
-    assert await decide({"account_id": owner.account_id, "hold_id": uuid.uuid4()}) is None
+    assert await decide(params | {"hold_id": uuid.uuid4()}) is None
 
 
 async def test_each_refusal_of_the_functions_is_one_of_ours(db: Database, owner_conn: psycopg.Connection[Any]) -> None:
