@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
@@ -16,7 +17,7 @@ from app.keys.verify import KeyOwner
 from app.metering.batch import Batches
 from app.metering.functions import FUNCTIONS
 from app.metering.holds import Ask, Charged, Held, Work, expire_holds
-from tests.test_batches import ACTS, SERVICE, function, meter, plant
+from tests.test_batches import ACTS, PEPPER, SERVICE, function, meter, plant
 
 MOST_NUSD = 2**63 - 1
 
@@ -274,7 +275,7 @@ async def test_an_account_is_not_taken_for_locked_when_its_waiting_calls_were_st
             answers = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in answers} == {DatabaseUnavailable}
     assert batches._apart == {}
-    assert await decide(params | {"hold_id": uuid.uuid4()}) is None
+    assert (await decide(params | {"hold_id": uuid.uuid4()}) or {})["state"] is None
 
 
 async def test_each_refusal_of_the_functions_is_one_of_ours(db: Database, owner_conn: psycopg.Connection[Any]) -> None:
@@ -298,3 +299,18 @@ async def test_each_refusal_of_the_functions_is_one_of_ours(db: Database, owner_
     assert owner_conn.execute("SELECT posted_nusd FROM account").fetchone() == (-10,)
     owner_conn.execute("UPDATE hold SET expires_at = now() - interval '1 second' WHERE state = 'open'")
     await expire_holds(db)
+
+
+async def test_a_hold_that_is_not_there_is_told_in_the_batch_that_asked_for_it(
+    db: Database, owner_conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is locked waits apart: calls of the account that came later would overtake those that came first."""
+    (owner,) = plant(owner_conn, [1_000], [{}])
+    asking = meter(db)
+    held = await asking.authorize(SERVICE, owner, Ask("r", 10, None, None))
+    gone = msgspec.structs.replace(asking.opened(SERVICE, held.hold_id), hold_id=uuid.uuid4())
+    monkeypatch.setattr(Database, "many", None)  # nothing is asked but in batches
+    calls = [asking.release(SERVICE, gone), asking.extend(SERVICE, gone.sealed(PEPPER, SERVICE), 60, 0)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    monkeypatch.undo()
+    assert [type(answer).__name__ for answer in answers] == ["HoldNotFound"] * 2

@@ -27,7 +27,7 @@ from app.kernel.errors import DatabaseUnavailable
 from app.metering.functions import Function
 
 Decider: TypeAlias = Callable[[Params], Awaitable[Row | None]]
-"""Decides one call: the row that its function returns for it, None where there is no such account or hold."""
+"""Decides one call: the row that its function returns for it, None where there is no such account."""
 
 _MOST_IN_A_BATCH: Final = 500
 _MOST_WAITING: Final = 5_000

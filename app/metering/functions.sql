@@ -327,7 +327,7 @@ END $$;
 
 
 -- release: frees what is held for calls that were not made. Locks the accounts. A hold that captured something is left alone:
--- that money is spent. No row where there is no such hold.
+-- that money is spent. No state where there is no such hold.
 CREATE OR REPLACE FUNCTION meter_release(
     p_lock uuid[], p_wait boolean, p_account_id uuid[], p_hold_id uuid[]
 ) RETURNS TABLE (item bigint, state text, captured_nusd bigint, posted_nusd bigint, held_nusd bigint) LANGUAGE plpgsql
@@ -344,7 +344,7 @@ BEGIN
                CASE WHEN h.state = 'open' AND h.captured_nusd = 0 THEN h.amount_nusd END AS freed_nusd
         FROM unnest(p_account_id, p_hold_id) WITH ORDINALITY u (account_id, hold_id, item)
         JOIN account a ON a.id = u.account_id
-        JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
+        LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
         WHERE v_all OR u.account_id = ANY (v_locked)
     ),
     hold_after AS (
@@ -367,7 +367,7 @@ END $$;
 
 
 -- extend: keeps open holds for ttl_seconds from now at least, and lets them grow to captured_nusd, what their calls have cost
--- so far: that money is spent, whether or not there is more. Locks the accounts. No row where there is no such hold.
+-- so far: that money is spent, whether or not there is more. Locks the accounts. No state where there is no such hold.
 CREATE OR REPLACE FUNCTION meter_extend(
     p_lock uuid[], p_wait boolean, p_account_id uuid[], p_hold_id uuid[], p_ttl_seconds bigint[], p_captured_nusd bigint[]
 ) RETURNS TABLE (
@@ -388,7 +388,7 @@ BEGIN
         FROM unnest(p_account_id, p_hold_id, p_ttl_seconds, p_captured_nusd)
              WITH ORDINALITY u (account_id, hold_id, ttl_seconds, captured_nusd, item)
         JOIN account a ON a.id = u.account_id
-        JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
+        LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
         WHERE v_all OR u.account_id = ANY (v_locked)
     ),
     hold_after AS (

@@ -283,7 +283,7 @@ class Meter:
         """
         ticket = self.opened(service, hold) if isinstance(hold, str) else hold
         found = await self._release({"account_id": ticket.account_id, "hold_id": ticket.hold_id})
-        if found is None:
+        if found is None or found["state"] is None:
             raise HoldNotFound
         if found["state"] == "settled":
             raise HoldClosed(
@@ -308,7 +308,7 @@ class Meter:
             "account_id": ticket.account_id, "hold_id": ticket.hold_id, "ttl_seconds": ttl_seconds,
             "captured_nusd": captured_nusd,
         })  # fmt: skip
-        if found is None:
+        if found is None or found["state"] is None:
             raise HoldNotFound
         if found["state"] != "open":
             raise _closed(found["state"])
