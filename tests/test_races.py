@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+import httpx
 import psycopg
 import pytest
 
@@ -24,6 +25,7 @@ from app.ledger.charge import ChargeId
 from app.metering.functions import FUNCTIONS
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.metering.refund import Refunded, refund
+from tests.program import installation
 
 PEPPER: Final = Pepper(b"a pepper for tests, of 32 bytes and more")
 SERVICE: Final = "proxy"
@@ -354,3 +356,88 @@ async def test_two_hundred_of_every_pair_of_verbs_leave_no_failure_and_no_charge
 ) -> None:
     async with processes(clean, batches) as sides:
         await show(sides, owner_conn, 200)
+
+
+# --- two processes of the program, over HTTP --------------------------------------------------------------
+
+ON_THE_WIRE: Final = ("authorize", "charge", "settle", "release", "extend", "capture", "refund", "PATCH")
+
+
+@dataclass(slots=True)
+class Wire:
+    """A customer's proxy and their owner, over as many connections as are wanted, so that both processes answer."""
+
+    client: httpx.AsyncClient
+    demo: dict[str, str]
+    key_id: str
+
+    async def ask(self, verb: str, request_id: str, hold_id: str, charge_id: str) -> httpx.Response:
+        key = {"request_id": request_id, "api_key": self.demo["api_key"]}
+        if verb == "PATCH":
+            owner = {"x-credit-id": self.demo["credit_id"]}
+            return await self.client.patch(f"/keys/{self.key_id}", headers=owner, json={"usage_limit_usd": 1000})
+        path, body = {
+            "authorize": ("authorize", key | {"max_cost_usd": "0.0001"}),
+            "charge": ("charge", key | {"cost_usd": "0.00005"}),
+            "settle": ("settle", {"hold_id": hold_id, "cost_usd": "0.00005"}),
+            "release": ("release", {"hold_id": hold_id}),
+            "extend": ("extend", {"hold_id": hold_id}),
+            "capture": ("extend", {"hold_id": hold_id, "captured_usd": "0.0003"}),
+            "refund": ("refund", {"charge_id": charge_id}),
+        }[verb]
+        headers = {"Authorization": f"Bearer {self.demo['service_token']}"}
+        return await self.client.post(f"/v1/meter/{path}", headers=headers, json=body)
+
+    async def race(self, pair: tuple[str, str], request_id: str) -> list[tuple[str, httpx.Response]]:
+        hold_id = charge_id = ""
+        if not set(pair) <= {"authorize", "charge", "PATCH"}:
+            hold_id = (await self.ask("authorize", request_id, "", "")).json()["hold_id"]
+        if "refund" in pair:
+            charge_id = (await self.ask("settle", request_id, hold_id, "")).json()["charge_id"]
+        answers = await asyncio.gather(*(self.ask(verb, request_id, hold_id, charge_id) for verb in pair))
+        told = [answer.json() for answer in answers]
+        held = hold_id or next((each["hold_id"] for each in told if "hold_id" in each), "")
+        closing = [("settle", await self.ask("settle", request_id, held, ""))] if held else []
+        return [*zip(pair, answers, strict=True), *closing]
+
+
+@pytest.mark.long
+async def test_two_processes_of_the_program_answer_every_pair_without_a_failure_and_charge_once() -> None:
+    with installation(WORKERS="2") as program:
+        await asyncio.to_thread(program.run)
+        demo = await asyncio.to_thread(program.answer, "demo")
+        pairs = list(itertools.combinations_with_replacement(ON_THE_WIRE, 2))
+        async with httpx.AsyncClient(base_url=demo["base_url"], timeout=20, trust_env=False) as client:
+            keys = await client.get("/keys", headers={"x-credit-id": demo["credit_id"]})
+            wire = Wire(client, demo, keys.json()["data"][0]["_id"])
+            counted, reused = Counter[str](), 0
+            for turn in range(3):
+                races = await asyncio.gather(*(wire.race(pair, f"r{turn}.{n}") for n, pair in enumerate(pairs)))
+                for pair, race in zip(pairs, races, strict=True):
+                    counted.update(f"{verb} {answer.status_code}" for verb, answer in race)
+                    assert all(answer.status_code in (200, 409) for _, answer in race), [
+                        answer.text for _, answer in race
+                    ]
+                    assert all(
+                        answer.status_code == 200 for verb, answer in race if verb in ("settle", "refund", "PATCH")
+                    )
+                    charges = {
+                        answer.json()["charge_id"]
+                        for verb, answer in race
+                        if verb in ("settle", "charge") and answer.status_code == 200
+                    }
+                    assert len(charges) <= 1, [answer.text for _, answer in race]
+                    reused += pair == ("authorize", "charge") and [answer.status_code for _, answer in race[:2]].count(
+                        409
+                    )
+        assert reused == 3, "one of authorize and charge is refused, each time"
+        assert len(program.children("http")) == 2
+        assert program.sql("SELECT count(*) FROM hold WHERE state = 'open'") == [(0,)]
+        assert program.sql(
+            "SELECT count(*) FROM (SELECT request_id FROM usage GROUP BY 1 HAVING count(*) > 1) twice"
+        ) == [(0,)]
+        report = await asyncio.to_thread(program.answer, "audit")
+        assert report["findings"] == []
+        print(f"\n{3 * len(pairs)} races through two processes: {dict(sorted(counted.items()))}", end="")
+        assert "Traceback" not in program.printed + program.logged
+        assert program.interrupt() == 0
