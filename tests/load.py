@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpx
 
 METHODS: Final = ("btc-lightning", "btc", "ltc")
+CAPTURED: Final = "0.02"
 COSTS: Final = tuple(Decimal(nusd) / 10**9 for nusd in (1, 45_000, 123_457, 1_000_000))
 
 
@@ -65,12 +66,12 @@ class Load:
 
     async def _worker(self, client: httpx.AsyncClient, stop: asyncio.Event, choice: random.Random) -> None:
         while not stop.is_set():
-            act = choice.choices(("charge", "settle", "key", "topup"), (50, 35, 8, 7))[0]
+            act = choice.choices(("charge", "settle", "capture", "release", "key", "topup"), (40, 25, 10, 10, 8, 7))[0]
             cost = choice.choice(COSTS)
             if act == "charge":
                 await self._charge(client, cost)
-            elif act == "settle":
-                await self._authorize_and_settle(client, cost)
+            elif act in ("settle", "capture", "release"):
+                await self._authorize_and(act, client, cost)
             elif act == "key":
                 await self._once(client, "key", "/keys", {"name": f"k{next(self._numbers)}-{uuid.uuid4().hex[:8]}"})
             else:
@@ -82,13 +83,22 @@ class Load:
         body = {"request_id": call_id, "api_key": self.demo["api_key"], "cost_usd": f"{cost:f}"}
         await self._new(client, Call("charge", call_id, "/v1/meter/charge", body, cost))
 
-    async def _authorize_and_settle(self, client: httpx.AsyncClient, cost: Decimal) -> None:
+    async def _authorize_and(self, act: str, client: httpx.AsyncClient, cost: Decimal) -> None:
+        """A hold that is settled, at once or after a capture beyond it, or released."""
         call_id = self._new_id()
         body = {"request_id": call_id, "api_key": self.demo["api_key"], "max_cost_usd": "0.01"}
         held = await self._new(client, Call("authorize", call_id, "/v1/meter/authorize", body))
-        if held is not None:
-            body = {"hold_id": held["hold_id"], "cost_usd": f"{cost:f}"}
-            await self._new(client, Call("settle", call_id, "/v1/meter/settle", body, cost))
+        if held is None:
+            return
+        hold = {"hold_id": held["hold_id"]}
+        if act == "release":
+            await self._new(client, Call("release", call_id, "/v1/meter/release", hold))
+            return
+        if act == "capture":
+            body = hold | {"captured_usd": CAPTURED}
+            if await self._new(client, Call("capture", call_id, "/v1/meter/extend", body)) is None:
+                return
+        await self._new(client, Call("settle", call_id, "/v1/meter/settle", hold | {"cost_usd": f"{cost:f}"}, cost))
 
     async def _once(self, client: httpx.AsyncClient, kind: str, path: str, body: dict[str, Any]) -> None:
         await self._new(client, Call(kind, self._new_id(), path, body))

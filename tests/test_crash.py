@@ -109,6 +109,10 @@ def is_there(program: Program, call: Call) -> bool:
                 assert str(ChargeId(*found[0])) == call.answer["charge_id"]
         case "authorize":
             found = program.sql("SELECT id FROM hold WHERE request_id = %s", call.id)
+        case "release":
+            found = program.sql("SELECT id FROM hold WHERE request_id = %s AND state = 'released'", call.id)
+        case "capture":
+            found = program.sql("SELECT id FROM hold WHERE request_id = %s AND captured_nusd = 20000000", call.id)
         case "key":
             found = program.sql("SELECT id FROM api_key WHERE name = %s", call.body["name"])
             if found and call.answer:
