@@ -5,7 +5,7 @@ import itertools
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -325,36 +325,41 @@ async def show(sides: Sequence[Side], conn: psycopg.Connection[Any], count: int)
 
 
 @asynccontextmanager
-async def processes(url: str, batches: Sequence[bool]) -> AsyncIterator[list[Side]]:
-    """As many as there are `batches`: whether each gathers its calls."""
+async def processes(url: str, setup: Sequence[Mapping[str, bool]]) -> AsyncIterator[list[Side]]:
+    """As many as there are in `setup`, each with what its meter is told."""
     async with AsyncExitStack() as stack:
         sides = []
-        for batch in batches:
+        for told in setup:
             db = Database(url, pool_size=10)
             await db.open()
             stack.push_async_callback(db.close)
-            sides.append(Side(Meter(db, PEPPER, hold_sync_commit=True, batch=batch), db))
+            sides.append(Side(Meter(db, PEPPER, **{**TOGETHER, **told}), db))
         yield sides
 
 
-SETUPS: Final = {"a process": (True,), "two processes": (True, True), "one by one": (False, False)}
+TOGETHER: Final = {"batch": True, "hold_sync_commit": True}
+SETUPS: Final[dict[str, Sequence[Mapping[str, bool]]]] = {
+    "a process": [{}], "two processes": [{}, {}], "one by one": [{"batch": False}] * 2
+}  # fmt: skip
+TWO_LANES: Final[Sequence[Mapping[str, bool]]] = [{"hold_sync_commit": False}]
+"""Holds have batches of their own then, beside those of all other verbs."""
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batches", SETUPS.values(), ids=SETUPS)
+@pytest.mark.parametrize("setup", [*SETUPS.values(), TWO_LANES], ids=[*SETUPS, "two batches of a process"])
 async def test_every_pair_of_verbs_at_once_leaves_no_failure_and_no_charge_twice_or_lost(
-    clean: str, owner_conn: psycopg.Connection[Any], batches: Sequence[bool]
+    clean: str, owner_conn: psycopg.Connection[Any], setup: Sequence[Mapping[str, bool]]
 ) -> None:
-    async with processes(clean, batches) as sides:
+    async with processes(clean, setup) as sides:
         await show(sides, owner_conn, 6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", SETUPS.values(), ids=SETUPS)
+@pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
 async def test_two_hundred_of_every_pair_of_verbs_leave_no_failure_and_no_charge_twice_or_lost(
-    clean: str, owner_conn: psycopg.Connection[Any], batches: Sequence[bool]
+    clean: str, owner_conn: psycopg.Connection[Any], setup: Sequence[Mapping[str, bool]]
 ) -> None:
-    async with processes(clean, batches) as sides:
+    async with processes(clean, setup) as sides:
         await show(sides, owner_conn, 200)
 
 
