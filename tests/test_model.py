@@ -66,8 +66,9 @@ class Stream:
         self.meter: Meter = meter(db)
         self.owners = plant(conn, BALANCES, KEYS)
         self.accounts = [Account([key_like(each) for each in KEYS]) for _ in BALANCES]
-        for account, balance in zip(self.accounts, BALANCES, strict=True):
-            account.post("adjustment", "planted", balance)
+        for account in self.accounts:
+            [(_, reference, balance, _)] = self.entries(account)
+            account.post("adjustment", reference, balance)
         self.tickets: list[tuple[str, Account, Ticket]] = []
         self.charges: list[tuple[str, Account, str]] = []
         self.low: Counter[uuid.UUID] = Counter()
@@ -182,7 +183,12 @@ class Stream:
         owner, account, _ = self.somebody()
         missing = self.choice.choice((0, 100, 2_000, 20_000)) - account.posted
         if missing > 0:
-            reference = f"{len(account.entries)}"
+            act_id = uuid.UUID(int=self.choice.getrandbits(128))
+            reference = f"act/{act_id}"
+            self.conn.execute(
+                "INSERT INTO admin_log (id, admin, act, subject, amount_nusd) VALUES (%s, 'test', 'account.adjust', %s, %s)",
+                [act_id, str(owner.account_id), missing],
+            )
             await self.db.transaction(
                 lambda session: post(session, owner.account_id, EntryKind.ADJUSTMENT, reference, "adjustment", missing)
             )

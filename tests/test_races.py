@@ -58,10 +58,11 @@ class Race:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A process that asks: its meter, and its database."""
+    """A process that asks: its meter, and its database; and that database as its owner sees it."""
 
     meter: Meter
     db: Database
+    owner: Database
 
 
 # --- the verbs, and what they may meet ------------------------------------------------------------------
@@ -120,8 +121,8 @@ def revoke_key(side: Side, race: Race, _: int) -> Awaitable[Any]:
 
 
 def freeze(side: Side, race: Race, _: int) -> Awaitable[Any]:
-    """As an operator does it."""
-    return side.db.one(
+    """As the database's owner does it: the service may not."""
+    return side.owner.one(
         "UPDATE account SET status = 'frozen' WHERE id = %(id)s RETURNING status", {"id": race.owner.account_id}
     )
 
@@ -235,8 +236,13 @@ def plant(conn: psycopg.Connection[Any], count: int) -> list[KeyOwner]:
     )
     conn.execute(
         """INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd)
-           SELECT unnest(%s::uuid[]), 1, 'adjustment', 'planted', 'adjustment', %s, %s""",
-        [accounts, BALANCE_NUSD, BALANCE_NUSD],
+           SELECT a, 1, 'adjustment', 'act/' || a, 'adjustment', %s, %s FROM unnest(%s::uuid[]) a""",
+        [BALANCE_NUSD, BALANCE_NUSD, accounts],
+    )
+    conn.execute(
+        """INSERT INTO admin_log (id, admin, act, subject, amount_nusd)
+           SELECT a, 'test', 'account.adjust', a::text, %s FROM unnest(%s::uuid[]) a""",
+        [BALANCE_NUSD, accounts],
     )
     conn.execute(
         "INSERT INTO api_key (account_id, id, name, preview) SELECT unnest(%s::uuid[]), unnest(%s::uuid[]), 'key', 'sk-'",
@@ -329,11 +335,14 @@ async def processes(url: str, setup: Sequence[Mapping[str, bool]]) -> AsyncItera
     """As many as there are in `setup`, each with what its meter is told."""
     async with AsyncExitStack() as stack:
         sides = []
+        owner = Database(url, pool_size=4, role=None)
+        await owner.open()
+        stack.push_async_callback(owner.close)
         for told in setup:
             db = Database(url, pool_size=10)
             await db.open()
             stack.push_async_callback(db.close)
-            sides.append(Side(Meter(db, PEPPER, **{**TOGETHER, **told}), db))
+            sides.append(Side(Meter(db, PEPPER, **{**TOGETHER, **told}), db, owner))
         yield sides
 
 
