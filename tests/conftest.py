@@ -1,6 +1,7 @@
 """The house that tests live in: a real PostgreSQL migrated by Alembic, a real app, a behaving sandbox."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -48,10 +49,14 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """What a test does with the logs ends with it: the stream that they went to may be closed by then."""
+def process_as_before() -> Iterator[None]:
+    """What a test does with the logs ends with it, the stream that they went to may be closed by then; and who may read
+    what is made from now on."""
     before, least = structlog.get_config(), logs._least
+    mask = os.umask(0o022)
+    os.umask(mask)
     yield
+    os.umask(mask)
     structlog.configure(**before)
     logs._least = least
 
@@ -106,8 +111,10 @@ async def rig(clean: str, settings: Settings, auditor: Database) -> AsyncIterato
     async with httpx.AsyncClient(transport=transport, base_url="http://testserver.local") as client:
         rig = Rig(client, made, clean, auditor)
         yield rig
-        await rig.audit()
-    await made.close()
+        try:
+            await rig.audit()
+        finally:
+            await made.close()
 
 
 @pytest.fixture

@@ -502,7 +502,7 @@ LIES = (
     Lie("negative held money", "figures_keep_their_sign", "UPDATE account SET held_nusd = -1 WHERE id = {account}", ("account.account_held_not_negative",)),
     Lie("a floor above zero", "figures_keep_their_sign", "UPDATE account SET floor_nusd = 1 WHERE id = {account}", ("account.account_floor_not_positive",)),
     Lie("a negative cost", "figures_keep_their_sign", "UPDATE usage SET cost_nusd = -1 WHERE hold_id = {settled}", ("usage.usage_cost_not_negative",)),
-    Lie("a hold of less than nothing", "figures_keep_their_sign", "UPDATE hold SET amount_nusd = -1 WHERE id = {open}", ("hold.hold_amount_not_negative",)),
+    Lie("a hold of less than nothing", "figures_keep_their_sign", "UPDATE hold SET amount_nusd = -1 WHERE id = {open}", ("hold.hold_amount_not_negative", "hold.hold_captured_within_amount")),
     Lie("a call without its entry", "usage_has_its_entry", "UPDATE entry SET reference = 'lost' WHERE account_id = {account} AND kind = 'usage' AND reference = {settled}::text"),
     Lie("an entry of a call that never was", "usage_entry_has_its_call", gift("usage", str(uuid.uuid4()), "revenue:usage", -100)),
     Lie("a call removed", "usage_entry_has_its_call", "DELETE FROM usage WHERE hold_id = {settled}"),

@@ -59,6 +59,7 @@ class Route:
 _WORK: Final = {
     "cost_usd": 0.01, "outcome": "completed", "usage": {"input_tokens": 5}, "usage_estimated": False, "served_model": "m",
     "provider": "p", "features_used": ["web"], "upstream_id": "u", "upstream_model": "u", "provider_cost_usd": 0.01, "latency_ms": 5, "ttft_ms": 2,
+    "attributes": {"quality": "hd"},
 }  # fmt: skip
 _CALL: Final = {"request_id": "$new", "api_key": "$api_key", "endpoint": "/chat", "model": "m", "max_cost_usd": "0.02"}
 _EVENT: Final = {
@@ -124,7 +125,7 @@ ROUTES: Final[Mapping[tuple[str, str], Route]] = {
         "service", {"charge_id": "$charge_id", "amount_usd": 0.01, "reason": "r"}, refuses_unknown_fields=True
     ),
     ("POST", "/v1/meter/release"): Route("service", {"hold_id": "$hold_id", "reason": "r"}, refuses_unknown_fields=True),
-    ("POST", "/v1/meter/charge"): Route("service", {**_CALL, **_WORK, "attributes": {"quality": "hd"}}, refuses_unknown_fields=True),
+    ("POST", "/v1/meter/charge"): Route("service", {**_CALL, **_WORK}, refuses_unknown_fields=True),
     **{
         (method, "/v1/meter/ext-authz" + path): Route("gateway", takes_any_address=True)
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
@@ -133,7 +134,7 @@ ROUTES: Final[Mapping[tuple[str, str], Route]] = {
     ("GET", "/admin/topups"): Route("admin"),
     ("POST", "/admin/topups/{topup_id:str}/reconcile"): Route("admin"),
     ("POST", "/admin/topups/{topup_id:str}/resolve"): Route(
-        "admin", {"action": "credit", "reason": "because", "amount_usd": 1}, refuses_unknown_fields=True, has_effect_once=True
+        "admin", {"action": "credit", "reason": "because", "amount_usd": 1, "finding_id": None}, refuses_unknown_fields=True, has_effect_once=True
     ),
 }  # fmt: skip
 WITH_BODY: Final = [key for key, route in ROUTES.items() if route.body is not None]

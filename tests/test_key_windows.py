@@ -23,6 +23,7 @@ async def test_a_new_day_starts_a_new_window_with_the_first_charge(rig: Rig) -> 
     assert (await rig.authorize(key["api_key"], "0.1"))["error"]["code"] == "key_limit_exceeded"
     rig.sql("UPDATE api_key SET window_start = window_start - interval '1 day'")
     rig.sql("UPDATE usage SET window_start = window_start - interval '1 day'")
+    rig.sql("UPDATE hold SET window_start = window_start - interval '1 day'")
     assert (await shown(rig, customer, key))["current_period_usage_usd"] == 0  # seen at once, before any charge
     assert (await rig.authorize(key["api_key"], "0.1"))["decision"] == "allow"
 
@@ -45,6 +46,7 @@ async def test_charges_at_the_boundary_count_in_exactly_one_window(rig: Rig) -> 
     # The boundary passes: what is recorded moves a day back, and the same ten arrive together.
     rig.sql("UPDATE api_key SET window_start = window_start - interval '1 day'")
     rig.sql("UPDATE usage SET window_start = window_start - interval '1 day'")
+    rig.sql("UPDATE hold SET window_start = window_start - interval '1 day'")
     answers = await asyncio.gather(*(rig.meter("charge", request_id=f"after{i}", **body) for i in range(10)))
     assert sum(answer.json()["decision"] == "allow" for answer in answers) == 4
     after = await shown(rig, customer, key)

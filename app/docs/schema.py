@@ -12,9 +12,10 @@ from app.docs.words import FIELDS, NULL_IN_ANSWERS, TOGETHER, WITHIN, Json
 from app.kernel.errors import AppError
 from app.kernel.money import MAX_NUSD, MAX_REPORTED_LENGTH, NUSD_PER_USD
 
+_UUID: Final = "^([0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$"
 _KINDS: Final[dict[type[mi.Type], Json]] = {
     mi.StrType: {"type": "string"}, mi.IntType: {"type": "integer"}, mi.FloatType: {"type": "number"},
-    mi.BoolType: {"type": "boolean"}, mi.NoneType: {"type": "null"}, mi.UUIDType: {"type": "string", "format": "uuid"},
+    mi.BoolType: {"type": "boolean"}, mi.NoneType: {"type": "null"}, mi.UUIDType: {"type": "string", "format": "uuid", "pattern": _UUID},
     mi.DateTimeType: {"type": "string", "format": "date-time"}, mi.DateType: {"type": "string", "format": "date"},
 }  # fmt: skip
 _LIMITS: Final = {

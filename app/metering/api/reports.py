@@ -185,12 +185,12 @@ async def _owner(event: CloudEvent, verifier: Verifier) -> KeyOwner:
     """Whose key the event names. Raises InvalidField and InvalidApiKey."""
     told, subject = event.data.api_key_hash, event.subject or ""
     if told is not None and _SHA256_HEX.fullmatch(subject) and subject.lower() != told.lower():
-        raise InvalidField("api_key_hash and the event's subject name two keys", param="data.api_key_hash")
+        raise InvalidField("api_key_hash and the event's subject name two keys", param="api_key_hash")
     sha256_hex = told or subject
     if not _SHA256_HEX.fullmatch(sha256_hex):
         raise InvalidField(
             "give hold_id, or the SHA-256 of the API key as api_key_hash or as the event's subject",
-            param="data.api_key_hash",
+            param="api_key_hash",
         )
     owner = await verifier.owner_of(secret=None, sha256=bytes.fromhex(sha256_hex))
     if owner is None:
