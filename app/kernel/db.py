@@ -337,3 +337,15 @@ async def row(session: AsyncSession, statement: str, **params: Any) -> Row | Non
     found = await rows(session, statement, **params)
     assert len(found) <= 1
     return found[0] if found else None
+
+
+async def in_portions(db: Database, statement: str, at_once: int) -> int:
+    """Run a statement that returns a row for each of `:at_once` rows at most, until it finds fewer, a transaction each time.
+
+    Returns how many in all.
+    """
+    total, count = 0, at_once
+    while count == at_once:
+        count = len(await db.transaction(lambda session: rows(session, statement, at_once=at_once)))
+        total += count
+    return total

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Row, row, rows
+from app.kernel.db import Database, in_portions, row
 from app.kernel.errors import IdempotencyInProgress, IdempotencyKeyReuse, RateLimitExceeded
 from app.kernel.ratelimit import add, counted
 from app.kernel.security import Pepper, Sealer, UnsealError
@@ -173,20 +173,11 @@ class Once:
 
 async def forget_old_answers(db: Database, at_once: int = 5000) -> int:
     """Delete answers older than two days, in portions; callers are promised one. Returns how many."""
-    count = at_once
-    total = 0
-    while count == at_once:
-        gone = await db.transaction(lambda session: _forget_some(session, at_once))
-        count, total = len(gone), total + len(gone)
-    return total
-
-
-async def _forget_some(session: AsyncSession, at_once: int) -> list[Row]:
-    return await rows(
-        session,
+    return await in_portions(
+        db,
         """DELETE FROM idempotency WHERE scope_key IN (
                SELECT scope_key FROM idempotency WHERE created_at < now() - interval '2 days'
                ORDER BY created_at LIMIT :at_once)
            RETURNING 1 AS gone""",
-        at_once=at_once,
+        at_once,
     )

@@ -2,9 +2,7 @@
 
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from app.kernel.db import Database, Row, rows
+from app.kernel.db import Database, in_portions
 
 KEPT_DAYS: Final = 35
 """Longer than a month, so that what a proxy reports late, or asks about again, still meets its hold."""
@@ -16,20 +14,11 @@ async def forget_closed_holds(db: Database, at_once: int = 5000) -> int:
     A settled one stays guarded by its entry: whatever comes later under its request_id is a repeat, or refused as another
     request. After a released or expired one its request_id may be authorized anew.
     """
-    count = at_once
-    total = 0
-    while count == at_once:
-        gone = await db.transaction(lambda session: _forget_some(session, at_once))
-        count, total = len(gone), total + len(gone)
-    return total
-
-
-async def _forget_some(session: AsyncSession, at_once: int) -> list[Row]:
-    return await rows(
-        session,
+    return await in_portions(
+        db,
         f"""DELETE FROM hold WHERE (account_id, id) IN (
                 SELECT account_id, id FROM hold WHERE closed_at < now() - interval '{KEPT_DAYS} days'
                 ORDER BY closed_at LIMIT :at_once)
             RETURNING 1 AS gone""",
-        at_once=at_once,
+        at_once,
     )

@@ -4,7 +4,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Row, row, rows
+from app.kernel.db import Database, Row, in_portions, row, rows
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.logs import log
 from app.topups.credit import TopupRef, credit_if_paid
@@ -78,23 +78,14 @@ async def forget_old_bodies(db: Database, at_once: int = 5000) -> int:
 
     Returns how many.
     """
-    count = at_once
-    total = 0
-    while count == at_once:
-        found = await db.transaction(lambda session: _empty_some(session, at_once))
-        count, total = len(found), total + len(found)
-    return total
-
-
-async def _empty_some(session: AsyncSession, at_once: int) -> list[Row]:
-    return await rows(
-        session,
+    return await in_portions(
+        db,
         f"""UPDATE webhook_delivery SET raw_body = '' WHERE (backend, delivery_id, type) IN (
                 SELECT backend, delivery_id, type FROM webhook_delivery
                 WHERE octet_length(raw_body) > 0 AND received_at < now() - interval '{_BODY_DAYS} days'
                 ORDER BY received_at LIMIT :at_once)
             RETURNING 1 AS emptied""",
-        at_once=at_once,
+        at_once,
     )
 
 
