@@ -22,6 +22,7 @@ from app.kernel.db import Database
 from app.kernel.embedded import EmbeddedError
 from app.kernel.errors import AppError
 from app.kernel.logs import where_it_broke
+from app.kernel.money import usd_text
 from app.kernel.security import OnExpiry, Resealed
 from app.kernel.settings import Settings, SettingsError, load, private_write
 from app.keys import issue as keys
@@ -208,6 +209,11 @@ def _audit(settings: Settings, args: argparse.Namespace) -> int:
         return 0 if report.is_clean else 1
     for finding in report.findings:
         _say(f"{finding.check}: {finding.subject}: recorded {finding.recorded}, recomputed {finding.recomputed}")
+    for each in report.told:
+        _say(
+            f"{each.model}: {each.calls} calls of the last day cost ${usd_text(each.told_nusd)} as their proxies said,"
+            f" ${usd_text(each.catalogue_nusd)} by the catalogue"
+        )
     found = "nothing differs" if report.is_clean else f"{len(report.findings)} figures differ"
     _say(f"{report.checks} checks over {report.accounts} accounts and {report.entries} entries: {found}.")
     return 0 if report.is_clean else 1

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.admin.tokens import create_token
+from app.audit import audit
 from app.keys.verify import KeyOwner
 from app.metering.compared import compared, ratios
 from app.metering.holds import Ask, expire_holds, hold_id_for
@@ -360,6 +361,7 @@ async def test_a_cost_that_is_told_is_kept_beside_what_the_catalogue_asks(shop: 
     assert (found.model, found.calls, found.told_nusd, found.catalogue_nusd, found.permille) == (
         "gpt-4o-mini", 1, 420_000, 210_000, 2000
     )  # fmt: skip
+    assert (await audit(shop.house.db)).told == (found,), "the audit tells both"
     why = exact(await shop.client.get(f"/activity/{done['charge_id']}/explain", headers=customer.owner))
     assert [line["name"] for line in why["lines"]] == ["given"]
     metrics = b"".join(part.encode() for part in [str(list(each.samples)) for each in compared.collect()])

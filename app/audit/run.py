@@ -19,6 +19,7 @@ from app.audit.topups import TOPUPS
 from app.audit.usage import USAGE
 from app.kernel.db import Database, row, rows
 from app.kernel.money import usd_text
+from app.metering.compared import Ratio, ratios
 
 FINDINGS_PER_CHECK: Final = 100
 
@@ -43,12 +44,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an audit found, and how much it looked at."""
+    """What an audit found, and how much it looked at. `told` are costs of the last day that proxies said, by model, beside
+    the catalogue's: a figure may be right in the books and wrong all the same."""
 
     findings: tuple[Finding, ...]
     checks: int
     accounts: int
     entries: int
+    told: tuple[Ratio, ...] = ()
 
     @property
     def is_clean(self) -> bool:
@@ -74,7 +77,8 @@ async def _audit(session: AsyncSession, secrets: Secrets | None) -> Report:
         session, "SELECT (SELECT count(*) FROM account) AS accounts, (SELECT count(*) FROM entry) AS entries"
     )
     assert size is not None
-    return Report(tuple(findings), len(CHECKS) + len(proofs), size["accounts"], size["entries"])
+    told = tuple(await ratios(session))
+    return Report(tuple(findings), len(CHECKS) + len(proofs), size["accounts"], size["entries"], told)
 
 
 async def _findings(session: AsyncSession, check: Check) -> list[Finding]:
