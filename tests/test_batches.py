@@ -643,6 +643,34 @@ async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Databas
     await asyncio.gather(*calls, return_exceptions=True)
 
 
+async def test_many_calls_of_one_caller_wait_all_or_none(db: Database) -> None:
+    decide = Batches(db).decider(function())
+    params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()}
+    waiting = [asyncio.create_task(decide.many([params] * 500)) for _ in range(9)]
+    waiting.append(asyncio.create_task(decide.many([params] * 400)))
+    await asyncio.sleep(0)
+    with pytest.raises(DatabaseUnavailable):
+        await decide.many([params] * 101)
+    waiting.append(asyncio.create_task(decide.many([params] * 100)))
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_what_is_wrong_with_one_of_many_calls_hurts_no_other(db: Database, together: bool) -> None:
+    decide = Batches(db, together=together).decider(FUNCTIONS["meter_extend"])
+    params: list[Params] = [
+        {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "ttl_seconds": 1, "captured_nusd": captured}
+        for captured in (0, 0, "none", 0)
+    ]
+    answers = await decide.many([*params, params[0]])
+    assert [type(each).__name__ for each in answers] == ["NoneType", "NoneType", "InvalidTextRepresentation", "NoneType", "NoneType"]  # fmt: skip
+    assert await decide.many([]) == []
+
+
 def through(lane: type[Lane]) -> Batches:
     """Batches that ask no database."""
     db = Database("postgresql://nobody@127.0.0.1:1/none")

@@ -16,7 +16,8 @@ class ChargeId:
     usage_id: uuid.UUID
 
     def __str__(self) -> str:
-        return base64.urlsafe_b64encode(self.account_id.bytes + self.usage_id.bytes).decode().rstrip("=")
+        pair = self.account_id.int << 128 | self.usage_id.int
+        return base64.urlsafe_b64encode(pair.to_bytes(32)).decode()[:-1]  # 32 bytes always need one "="
 
     @classmethod
     def read(cls, text: str) -> "ChargeId":

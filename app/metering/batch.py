@@ -26,8 +26,8 @@ from app.kernel.db import Database, Params, Row
 from app.kernel.errors import DatabaseUnavailable
 from app.metering.functions import Function
 
-Decider: TypeAlias = Callable[[Params], Awaitable[Row | None]]
-"""Decides one call: the row that its function returns for it, None where there is no such account."""
+Answer: TypeAlias = Row | BaseException | None
+"""The row that the verb's function returns for a call, None where there is no such account; or what went wrong."""
 
 _MOST_IN_A_BATCH: Final = 500
 _MOST_WAITING: Final = 5_000
@@ -35,31 +35,45 @@ _WORTH_SPLITTING: Final = 24
 _LONGEST_WAIT_SECONDS: Final = 5
 
 
-class _Call(msgspec.Struct, frozen=True, eq=False):
+class _Asked:
+    """Calls that were asked about at once, by one who waits until each of them has its answer."""
+
+    __slots__ = ("answered", "answers", "missing", "since")
+
+    def __init__(self, count: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.answers: list[Answer] = [None] * count
+        self.answered: asyncio.Future[None] = loop.create_future()
+        self.missing, self.since = count, loop.time()
+
+
+class _Call(msgspec.Struct, eq=False):
     """A call that waits for its answer."""
 
     params: Params
-    answer: asyncio.Future[Row | None]
-    since: float
+    asked: _Asked
+    place: int
+    is_answered: bool = False
 
-    @classmethod
-    def of(cls, params: Params) -> "_Call":
-        loop = asyncio.get_running_loop()
-        return cls(params, loop.create_future(), loop.time())
+    @property
+    def is_over(self) -> bool:
+        """It has its answer, or nobody waits for it any more."""
+        return self.is_answered or self.asked.answered.done()
 
-    def succeed(self, found: Row | None) -> None:
-        if not self.answer.done():  # its caller may have gone
-            self.answer.set_result(found)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-            self.answer.exception()  # seen: asyncio would complain where its caller has gone
+    def answer(self, answer: Answer) -> None:
+        """The first answer stays."""
+        if self.is_answered:
+            return
+        asked, self.is_answered = self.asked, True
+        asked.answers[self.place] = answer
+        asked.missing -= 1
+        if asked.missing == 0 and not asked.answered.done():  # its caller may have gone
+            asked.answered.set_result(None)
 
     @property
     def is_late(self) -> bool:
         """Whether it has waited for so long that its caller had better ask again."""
-        return self.since < asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
+        return self.asked.since < asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
 
 
 class _Verb:
@@ -109,26 +123,35 @@ class Batches:
         self._apart: dict[uuid.UUID, deque[tuple[_Verb, _Call]]] = {}
         self._deciding_apart: set[asyncio.Task[None]] = set()
 
-    def decider(self, function: Function) -> Decider:
+    def decider(self, function: Function) -> "Decider":
         """Decides the calls of a verb by its function. In a batch the verbs follow each other as they came to be known."""
         verb = _Verb(len(self._verbs), function)
         self._verbs.append(verb)
-        return partial(self._decide, verb)
+        return Decider(partial(self._decide, verb))
 
-    async def _decide(self, verb: _Verb, params: Params) -> Row | None:
-        """Raises DatabaseUnavailable also for a call that could not be sent within seconds."""
-        call = _Call.of(params)
+    async def _decide(self, verb: _Verb, params: Sequence[Params]) -> list[Answer]:
+        asked = _Asked(len(params))
+        calls = [_Call(each, asked, place) for place, each in enumerate(params)]
         if not self._together:
-            await self._ask(verb, [call])
-        elif params["account_id"] in self._apart:
-            self._wait_apart(verb, call)
+            await asyncio.gather(*(self._ask(verb, [call]) for call in calls))
         else:
-            if len(verb.waiting) >= _MOST_WAITING:
+            self._let_wait(verb, calls)
+        await asked.answered
+        return asked.answers
+
+    def _let_wait(self, verb: _Verb, calls: list[_Call]) -> None:
+        """Raises DatabaseUnavailable where too many do already; none of these waits then."""
+        free = [call for call in calls if call.params["account_id"] not in self._apart]
+        if free:
+            if len(verb.waiting) + len(free) > _MOST_WAITING:
                 raise DatabaseUnavailable(retry_after_seconds=1)
-            verb.waiting.append(call)
+            verb.waiting.extend(free)
             if self._deciding is None or self._deciding.done():
                 self._deciding = asyncio.create_task(self._decide_all())
-        return await call.answer
+        if len(free) < len(calls):
+            for call in calls:
+                if call.params["account_id"] in self._apart:
+                    self._wait_apart(verb, call)
 
     async def _decide_all(self) -> None:
         try:
@@ -160,7 +183,7 @@ class Batches:
                 raise
             except Exception as error:  # noqa: BLE001 - it is the callers' to see, and the next batch is not to blame
                 for call in _calls(batches):
-                    call.fail(error)
+                    call.answer(error)
 
     async def _decide_batches(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
         params: dict[str, Any] = {}
@@ -189,12 +212,12 @@ class Batches:
         for row in found:
             place = row[0]
             answer = dict(zip(names[place], row[starts[place] :], strict=False))
-            batches[place][1][answer["item"] - 1].succeed(answer)
+            batches[place][1][answer["item"] - 1].answer(answer)
             answered[place] += 1
         for (verb, batch), count in zip(batches, answered, strict=True):
             if count < len(batch):
                 for call in batch:
-                    if not call.answer.done():
+                    if not call.is_over:
                         self._wait_apart(verb, call)
 
     # --- accounts apart: those that are locked, or whose calls could not be decided with the others' ----
@@ -207,16 +230,16 @@ class Batches:
             _fail(batch)
         except Exception as error:  # noqa: BLE001 - it is its caller's
             if len(batch) == 1:
-                batch[0].fail(error)
+                batch[0].answer(error)
             else:
                 for call in batch:
                     if not call.is_late:
                         await self._ask(verb, [call])
         else:
             for row in found:
-                batch[row["item"] - 1].succeed(row)
+                batch[row["item"] - 1].answer(row)
             for call in batch:
-                call.succeed(None)
+                call.answer(None)
         finally:
             _fail(batch)  # late or cancelled; otherwise each has its answer
 
@@ -251,6 +274,27 @@ class Batches:
             _fail(call for _, call in queue)
 
 
+class Decider:
+    """Decides the calls of one verb."""
+
+    def __init__(self, decide: Callable[[Sequence[Params]], Awaitable[list[Answer]]]) -> None:
+        self._decide = decide
+
+    async def __call__(self, params: Params) -> Row | None:
+        """Raises what went wrong: DatabaseUnavailable also for a call that could not be sent within seconds."""
+        [answer] = await self._decide([params])
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def many(self, params: Sequence[Params]) -> list[Answer]:
+        """Of one caller, at the price of one wait for all; none is touched by what goes wrong with another.
+
+        Raises DatabaseUnavailable where too many wait already, for any of them to be decided.
+        """
+        return await self._decide(params) if params else []
+
+
 def _next_batch(waiting: deque[_Call], share: float) -> list[_Call]:
     """The calls that came first, leaving out those nobody waits for any more, and repeats for the next time.
 
@@ -266,7 +310,7 @@ def _next_batch(waiting: deque[_Call], share: float) -> list[_Call]:
             _fail([call])
         elif identity in batch:
             repeats.append(call)
-        elif not call.answer.done():
+        elif not call.is_over:
             batch[identity] = call
     waiting.extendleft(reversed(repeats))
     return list(batch.values())
@@ -300,7 +344,8 @@ def _statement(verbs: Sequence[_Verb]) -> LiteralString:
 
 def _fail(calls: Iterable[_Call]) -> None:
     for call in calls:
-        call.fail(DatabaseUnavailable(retry_after_seconds=1))
+        if not call.is_answered:
+            call.answer(DatabaseUnavailable(retry_after_seconds=1))
 
 
 # --- parameters ---------------------------------------------------------------------------------------

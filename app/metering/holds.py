@@ -1,16 +1,17 @@
 """Authorize, settle, release, charge: money set aside for a call, and taken once for what it cost."""
 
+import asyncio
 import hashlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, cast
 
 import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
-from app.kernel.db import Database, Row, new_id
+from app.kernel.db import Database, Params, Row, new_id
 from app.kernel.errors import (
     AccountFrozen,
     AppError,
@@ -30,7 +31,7 @@ from app.kernel.logs import log
 from app.kernel.money import usd, usd_text
 from app.kernel.security import OnExpiry, Pepper
 from app.keys.verify import KeyOwner
-from app.metering.batch import Batches
+from app.metering.batch import Answer, Batches
 from app.metering.functions import FUNCTIONS
 from app.metering.ticket import HoldTicket
 
@@ -159,6 +160,13 @@ class Charged(msgspec.Struct, frozen=True):
     lines: Mapping[str, Any] | None
 
 
+class Used(msgspec.Struct, frozen=True):
+    """A call that was made and is yet to be charged: its work, and what functions.sql is told."""
+
+    work: Work
+    params: Params
+
+
 def hold_id_for(service: str, request_id: str) -> uuid.UUID:
     """The one id a (service, request_id) can ever have, a UUIDv5: the primary key then keeps it unique for ever."""
     digest = _IN_HOLD_NAMESPACE.copy()
@@ -250,31 +258,47 @@ class Meter:
         Raises HoldNotFound for a hold_id that is not this service's.
         """
         ticket = self.opened(service, hold) if isinstance(hold, str) else hold
-        return await self._settled(work, {
+        return _or_raise(*await self.take([self.used(service, ticket, work)]))
+
+    def used(self, service: str, ticket: HoldTicket, work: Work, fingerprint: bytes | None = None) -> Used:
+        """What `take` charges. A call that nothing was held for has a fingerprint: another one under its id is refused."""
+        return Used(work, work.params() | {
             "account_id": ticket.account_id, "key_id": ticket.key_id, "hold_id": ticket.hold_id, "service": service,
-            "request_id": ticket.request_id, "request_hash": None, "window_start": ticket.window_start, "model": ticket.model,
+            "request_id": ticket.request_id, "request_hash": fingerprint, "window_start": ticket.window_start, "model": ticket.model,
             "endpoint": ticket.endpoint, "needed_nusd": None, "names": None,
         })  # fmt: skip
 
-    async def report(self, service: str, owner: KeyOwner, ask: Ask, work: Work) -> Charged:
-        """Charge a call that nothing was held for, whatever is left: it was made. The same report again gets its answer.
+    async def take(self, used: Sequence[Used]) -> list[Charged | AppError]:
+        """Charge calls that were made, whatever is left, and say of each what was charged, or why nothing was: HoldNotFound
+        where there is no such account, RequestIdReuse. The same call again gets its answer.
 
-        Raises RequestIdReuse for another call under the same id, HoldNotFound where there is no such account.
+        Raises what went wrong for a fault of ours, once all are answered: asked again, each is charged once.
         """
-        return await self._settled(work, {
-            "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id_for(service, ask.request_id), "service": service,
-            "request_id": ask.request_id, "request_hash": ask.fingerprint("report", owner, work), "window_start": None,
-            "model": ask.model, "endpoint": ask.endpoint, "needed_nusd": None, "names": None,
-        })  # fmt: skip
+        found = await self._settle.many([each.params for each in used])
+        for each in found:
+            if isinstance(each, BaseException) and not _is_refusal(each):
+                raise each
+        taken = [self._taken(row, each) for row, each in zip(found, used, strict=True)]
+        again = [place for place, each in enumerate(taken) if each is None]
+        told = await asyncio.gather(*(self._earlier(used[place].params) for place in again)) if again else ()
+        for place, charged in zip(again, told, strict=True):
+            taken[place] = charged
+        return cast("list[Charged | AppError]", taken)
 
-    async def _settled(self, work: Work, call: dict[str, Any]) -> Charged:
-        params = work.params() | call
-        found = await self._settle(params)
+    def _taken(self, found: Answer, used: Used) -> Charged | AppError | None:
+        """None for what was charged before."""
         if found is None:
-            raise HoldNotFound
-        if found["verdict"] == "reuse":
-            raise RequestIdReuse
-        return await self._charged(found, params, work)
+            return HoldNotFound()
+        if isinstance(found, AppError):
+            return found
+        assert isinstance(found, dict)
+        match found["verdict"]:
+            case "reuse":
+                return RequestIdReuse()
+            case "repeat":
+                return None
+            case _:
+                return self._charged(found, used.params, used.work)
 
     async def release(self, service: str, hold: HoldTicket | str) -> Row:
         """Give the money back: the call was not made. Harmless when the hold had expired or was released.
@@ -329,16 +353,26 @@ class Meter:
             raise InvalidApiKey
         if found["verdict"] not in ("charged", "repeat"):
             raise _refusal(found, ask.amount_nusd, ask.model)
-        return await self._charged(found, params, work)
-
-    async def _charged(self, found: Row, params: Mapping[str, Any], work: Work) -> Charged:
         if found["verdict"] == "repeat":
-            earlier = await self._db.one(_EARLIER_CHARGE, {name: params[name] for name in ("account_id", "hold_id")})
-            assert earlier is not None, "an entry is never removed"
-            return _told_again(earlier)
+            return await self._earlier(params)
+        return self._charged(found, params, work)
+
+    def _charged(self, found: Row, params: Params, work: Work) -> Charged:
         if found["is_low"]:
             self.on_low(params["account_id"])
-        return _told_again(found | {"lines": work.lines})
+        return Charged(
+            found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"],
+            work.lines,
+        )  # fmt: skip
+
+    async def _earlier(self, params: Params) -> Charged:
+        """What the call was charged before."""
+        found = await self._db.one(_EARLIER_CHARGE, {name: params[name] for name in ("account_id", "hold_id")})
+        assert found is not None, "an entry is never removed"
+        return Charged(
+            found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"],
+            found["lines"],
+        )  # fmt: skip
 
 
 _HOLD: Final[LiteralString] = """
@@ -408,11 +442,14 @@ SELECT DISTINCT account_id FROM hold WHERE state = 'open' AND expires_at < now()
 """
 
 
-def _told_again(found: Row) -> Charged:
-    return Charged(
-        found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"],
-        found["lines"],
-    )  # fmt: skip
+def _is_refusal(error: BaseException) -> bool:
+    return isinstance(error, AppError) and error.status < 500
+
+
+def _or_raise(taken: Charged | AppError) -> Charged:
+    if isinstance(taken, AppError):
+        raise taken
+    return taken
 
 
 def _refusal(found: Row, amount_nusd: int, model: str | None) -> AppError:

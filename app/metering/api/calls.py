@@ -433,7 +433,7 @@ class MeterController(Controller):
         that is not: 409 `hold_closed`."""
         estimated = _estimated(data)
         try:
-            owner = await _owner(verifier, data.api_key, data.api_key_hash)
+            owner = await owner_of(verifier, data.api_key, data.api_key_hash)
             _check_asked(data)
             limits = await _limits_once(service, data, estimated, owner, pricer, meter)
             ask = _ask(data, limits, await pricer.names(data.model), service)
@@ -453,7 +453,7 @@ class MeterController(Controller):
     ) -> VerifiedView | Denied:
         """The verdict that an authorize for nothing would get, without a hold. What is allowed now may be refused then."""
         try:
-            owner = await _owner(verifier, data.api_key, data.api_key_hash)
+            owner = await owner_of(verifier, data.api_key, data.api_key_hash)
             _check_word(data.model, "model")
             found = await meter.verify(owner, data.model, await pricer.names(data.model))
         except AppError as error:
@@ -485,7 +485,7 @@ class MeterController(Controller):
     ) -> Released:
         """Frees the hold; a repeat frees nothing more. After a settle: 409 `hold_closed`; after a capture: 409
         `hold_captured`."""
-        found = await meter.release(service.name, await _ticket(service, verifier, meter, data))
+        found = await meter.release(service.name, await ticket_of(service, verifier, meter, data))
         return Released(usd(found["posted_nusd"]), usd(found["held_nusd"]))
 
     @post("/extend", status_code=200, summary="The call takes longer")
@@ -516,7 +516,7 @@ class MeterController(Controller):
         request_id again answers the same charge."""
         must_tell_what_it_cost(data)
         try:
-            owner = await _owner(verifier, data.api_key, data.api_key_hash)
+            owner = await owner_of(verifier, data.api_key, data.api_key_hash)
             _check_word(data.model, "model")
             attributes = data.attributes.said() if data.attributes else None
             work = await _work_once(service, data, attributes, owner, pricer, meter)
@@ -552,10 +552,12 @@ async def settled(
     service: Service, verifier: Verifier, meter: Meter, pricer: Pricer, data: SettleRequest
 ) -> ChargeView:
     """Settle one call. Raises HoldNotFound, and InvalidField for work that cannot be told the price of."""
-    return await charged_for(service, meter, pricer, await _ticket(service, verifier, meter, data), data)
+    ticket = await ticket_of(service, verifier, meter, data)
+    work = await priced_work(pricer, ticket, data)
+    return ChargeView.of(await meter.settle(service.name, ticket, work), ticket.account_id)
 
 
-async def _ticket(
+async def ticket_of(
     service: Service, verifier: Verifier, meter: Meter, data: SettleRequest | ReleaseRequest
 ) -> HoldTicket:
     """The hold that is meant. Raises HoldNotFound, InvalidApiKey, and InvalidField where it is told in no way or in two."""
@@ -566,14 +568,8 @@ async def _ticket(
             raise InvalidField("hold_id says whose hold it is: give no key with it", param="api_key")
         return meter.opened(service.name, data.hold_id)
     assert data.request_id is not None
-    owner = await _owner(verifier, data.api_key, data.api_key_hash)
+    owner = await owner_of(verifier, data.api_key, data.api_key_hash)
     return await meter.found(service.name, owner, data.request_id)
-
-
-async def charged_for(service: Service, meter: Meter, pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> ChargeView:
-    """Charge work that was done under a ticket, at the prices that it was authorized by."""
-    work = await priced_work(pricer, ticket, data)
-    return ChargeView.of(await meter.settle(service.name, ticket, work), ticket.account_id)
 
 
 async def priced_work(pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> Work:
@@ -590,7 +586,7 @@ def _verdict(error: AppError) -> Denied:
     return Denied.of(error)
 
 
-async def _owner(verifier: Verifier, secret: str | None, sha256_hex: str | None) -> KeyOwner:
+async def owner_of(verifier: Verifier, secret: str | None, sha256_hex: str | None) -> KeyOwner:
     if (secret is None) == (sha256_hex is None):
         raise InvalidField("give either api_key or api_key_hash", param="api_key")
     sha256 = bytes.fromhex(sha256_hex) if sha256_hex is not None else None

@@ -6,15 +6,17 @@ Each item has its own verdict, so that one bad item never keeps the others back;
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from litestar import Controller, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from app.kernel.errors import AppError, InvalidApiKey, InvalidField, ModelNotPriced
+from app.kernel.errors import AppError, InvalidField, ModelNotPriced
 from app.kernel.reading import read
 from app.kernel.security import Service
 from app.keys.verify import KeyOwner, Verifier
@@ -24,12 +26,12 @@ from app.metering.api.calls import (
     Sha256Hex,
     Word,
     WorkDone,
-    charged_for,
+    owner_of,
     priced_work,
-    settled,
+    ticket_of,
     told,
 )
-from app.metering.holds import Ask, Meter, hold_id_for
+from app.metering.holds import Ask, Charged, Meter, Used, hold_id_for
 from app.metering.priced import Pricer
 from app.metering.ticket import HoldTicket
 
@@ -112,11 +114,18 @@ class ReportsController(Controller):
         data: JSONBody[SettleBatchRequest],
     ) -> Verdicts:
         """For a proxy that spooled what it could not settle at once. Each item is settled as if it had come alone."""
+        items = await _each(_settle, data.settles)
+        lost = [item for item in items if isinstance(item, SettleRequest) and item.hold_id is None]
+        looked_up = iter(await _at_once(partial(ticket_of, service, verifier, meter), lost))
 
-        async def settle(raw: msgspec.Raw) -> Verdict:
-            return Verdict(200, charge=await settled(service, verifier, meter, pricer, read(raw, SettleRequest)))
+        async def used(item: SettleRequest) -> Used:
+            ticket = next(looked_up) if item.hold_id is None else await ticket_of(service, verifier, meter, item)
+            if isinstance(ticket, AppError):
+                raise ticket
+            return meter.used(service.name, ticket, await priced_work(pricer, ticket, item))
 
-        return Verdicts.of(await _each(data.settles, settle))
+        charged = await _charged(meter, await _each(used, items))
+        return Verdicts.of([_verdict(each) for each in charged])
 
     @post("/events", status_code=200, summary="Usage as CloudEvents")
     async def events(
@@ -131,58 +140,99 @@ class ReportsController(Controller):
         nothing was held for (`api_key_hash`, or the event's `subject`) is charged too, whatever is left: it was used, and is
         flagged `no_hold`. The same `source` and `id` again answers the same charge. A single event that is refused is refused
         as a request."""
+        is_batch = bytes(data).lstrip().startswith(b"[")
+        raws = read(data, list[msgspec.Raw]) if is_batch else [data]
+        if not 1 <= len(raws) <= MAX_ITEMS:
+            raise InvalidField(f"a batch has 1 to {MAX_ITEMS} events, got {len(raws)}")
+        events = await _each(_event, raws)
+        keys = list({event.key for event in events if isinstance(event, _Event) and event.key is not None})
+        owners = dict(zip(keys, await _at_once(partial(owner_of, verifier, None), keys), strict=True))
+        moment = await pricer.moment() if keys else None
 
-        async def record(raw: msgspec.Raw) -> Verdict:
-            event = read(raw, CloudEvent)
+        async def used(event: _Event) -> Used:
+            owner = None if event.key is None else owners[event.key]
+            if isinstance(owner, AppError):
+                raise owner
             try:
-                return Verdict(200, event.id, await _recorded(event, service, verifier, meter, pricer))
-            except (InvalidField, ModelNotPriced) as error:  # charged_for knows nothing of what is around the data
+                if owner is None:
+                    return await _held_for(event.told.data, service, meter, pricer)
+                assert moment is not None
+                return await _unheld(event.told, owner, moment, service, meter, pricer)
+            except (InvalidField, ModelNotPriced) as error:  # priced_work knows nothing of what is around the data
                 raise type(error)(error.message, param=error.param and f"data.{error.param}") from None
 
-        if not bytes(data).lstrip().startswith(b"["):
-            return Verdicts.of([await record(data)])
-        events = read(data, list[msgspec.Raw])
-        if not 1 <= len(events) <= MAX_ITEMS:
-            raise InvalidField(f"a batch has 1 to {MAX_ITEMS} events, got {len(events)}")
-        return Verdicts.of(await _each(events, record))
+        charged = await _charged(meter, await _each(used, events))
+        if not is_batch and isinstance(charged[0], AppError):
+            raise charged[0]
+        return Verdicts.of([_verdict(each, event) for each, event in zip(charged, events, strict=True)])
 
 
-async def _each(items: Sequence[msgspec.Raw], charge: Callable[[msgspec.Raw], Awaitable[Verdict]]) -> list[Verdict]:
-    """All at once, so that they are decided together. A failure of ours is the whole request's: it may be sent again."""
+# --- each item by itself --------------------------------------------------------------------------------
+#
+# One caller waits for all, so that a task for each would be for nothing, and take as long as all else does: they are made
+# ready one after the other, and charged at once. What is wrong with one is kept in its place.
 
-    async def verdict(raw: msgspec.Raw) -> Verdict:
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+async def _each(work: Callable[[_T], Awaitable[_U]], items: Iterable[_T | AppError]) -> list[_U | AppError]:
+    """What `work` makes of each. A failure of ours is the whole request's: it may be sent again."""
+    made: list[_U | AppError] = []
+    for item in items:
         try:
-            return await charge(raw)
+            made.append(item if isinstance(item, AppError) else await work(item))
         except AppError as error:
             if error.status >= 500:
                 raise
-            return Verdict(error.status, error=error.wire())
-
-    return list(await asyncio.gather(*(verdict(raw) for raw in items)))
-
-
-async def _recorded(
-    event: CloudEvent, service: Service, verifier: Verifier, meter: Meter, pricer: Pricer
-) -> ChargeView:
-    """Charge an event's call: under its hold, or by its key where nothing was held."""
-    data = event.data
-    said = data.attributes.said() if data.attributes else {}
-    if data.hold_id is not None:
-        return await charged_for(service, meter, pricer, meter.opened(service.name, data.hold_id), data)
-    owner = await _owner(event, verifier)
-    request_id = "event:" + hashlib.sha256(f"{event.source}\x00{event.id}".encode()).hexdigest()
-    price_version, now = await pricer.moment()
-    unheld = HoldTicket(
-        owner.account_id, owner.key_id, hold_id_for(service.name, request_id), request_id, None, now, None, price_version,
-        data.model, data.endpoint, said,
-    )  # fmt: skip
-    work = await priced_work(pricer, unheld, data)
-    ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint, asked=told(data, said))
-    return ChargeView.of(await meter.report(service.name, owner, ask, work), owner.account_id)
+            made.append(error)
+    return made
 
 
-async def _owner(event: CloudEvent, verifier: Verifier) -> KeyOwner:
-    """Whose key the event names. Raises InvalidField and InvalidApiKey."""
+async def _at_once(work: Callable[[_T], Awaitable[_U]], items: Sequence[_T]) -> list[_U | AppError]:
+    """The same for what the database is asked for."""
+    return [made for [made] in await asyncio.gather(*(_each(work, [item]) for item in items))] if items else []
+
+
+async def _charged(meter: Meter, used: Sequence[Used | AppError]) -> list[ChargeView | AppError]:
+    due = [each for each in used if isinstance(each, Used)]
+    taken = iter(await meter.take(due))
+    charged: list[ChargeView | AppError] = []
+    for each in used:
+        found = each if isinstance(each, AppError) else next(taken)
+        if isinstance(each, Used) and isinstance(found, Charged):
+            charged.append(ChargeView.of(found, each.params["account_id"]))
+        else:
+            assert isinstance(found, AppError)
+            charged.append(found)
+    return charged
+
+
+def _verdict(charged: ChargeView | AppError, event: "_Event | AppError | None" = None) -> Verdict:
+    if isinstance(charged, AppError):
+        return Verdict(charged.status, error=charged.wire())
+    return Verdict(200, event.told.id if isinstance(event, _Event) else None, charged)
+
+
+async def _settle(raw: msgspec.Raw) -> SettleRequest:
+    item: SettleRequest = read(raw, SettleRequest)
+    return item
+
+
+class _Event(msgspec.Struct, frozen=True):
+    """An event, and the SHA-256 of the key that it names; None under a hold."""
+
+    told: CloudEvent
+    key: str | None
+
+
+async def _event(raw: msgspec.Raw) -> _Event:
+    told: CloudEvent = read(raw, CloudEvent)
+    return _Event(told, _key(told) if told.data.hold_id is None else None)
+
+
+def _key(event: CloudEvent) -> str:
+    """Raises InvalidField."""
     told, subject = event.data.api_key_hash, event.subject or ""
     if told is not None and _SHA256_HEX.fullmatch(subject) and subject.lower() != told.lower():
         raise InvalidField("api_key_hash and the event's subject name two keys", param="api_key_hash")
@@ -192,7 +242,31 @@ async def _owner(event: CloudEvent, verifier: Verifier) -> KeyOwner:
             "give hold_id, or the SHA-256 of the API key as api_key_hash or as the event's subject",
             param="api_key_hash",
         )
-    owner = await verifier.owner_of(secret=None, sha256=bytes.fromhex(sha256_hex))
-    if owner is None:
-        raise InvalidApiKey
-    return owner
+    return sha256_hex.lower()
+
+
+async def _held_for(data: UsageData, service: Service, meter: Meter, pricer: Pricer) -> Used:
+    assert data.hold_id is not None
+    ticket = meter.opened(service.name, data.hold_id)
+    return meter.used(service.name, ticket, await priced_work(pricer, ticket, data))
+
+
+async def _unheld(
+    event: CloudEvent,
+    owner: KeyOwner,
+    moment: tuple[int | None, datetime],
+    service: Service,
+    meter: Meter,
+    pricer: Pricer,
+) -> Used:
+    """A call that nothing was held for, by the prices of now."""
+    data, (price_version, now) = event.data, moment
+    said = data.attributes.said() if data.attributes else {}
+    request_id = "event:" + hashlib.sha256(f"{event.source}\x00{event.id}".encode()).hexdigest()
+    ticket = HoldTicket(
+        owner.account_id, owner.key_id, hold_id_for(service.name, request_id), request_id, None, now, None, price_version,
+        data.model, data.endpoint, said,
+    )  # fmt: skip
+    work = await priced_work(pricer, ticket, data)
+    ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint, asked=told(data, said))
+    return meter.used(service.name, ticket, work, ask.fingerprint("report", owner, work))
