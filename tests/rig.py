@@ -18,7 +18,10 @@ from httpx import AsyncClient, Response
 from app.admin.tokens import create_token
 from app.audit import Secrets, audit
 from app.kernel.db import Database
-from app.kernel.errors import InvalidSignature
+from app.kernel.errors import AppError, InvalidSignature
+from app.keys.verify import KeyOwner
+from app.metering.holds import Ask, Charged, Meter, Work, hold_id_for
+from app.metering.ticket import HoldTicket
 from app.topups.credit import check_due
 from app.topups.gateway import (
     AdditionalStatus,
@@ -272,3 +275,15 @@ class Rig:
         with psycopg.connect(self.database_url, autocommit=True) as conn:
             cursor = conn.execute(statement.encode(), params)
             return cursor.fetchall() if cursor.description else []
+
+
+async def reported(meter: Meter, service: str, owner: KeyOwner, ask: Ask, work: Work) -> Charged:
+    """What an event does: charge a call that nothing was held for."""
+    now, hold_id = datetime.now(UTC), hold_id_for(service, ask.request_id)
+    ticket = HoldTicket(
+        owner.account_id, owner.key_id, hold_id, ask.request_id, None, now, None, None, ask.model, ask.endpoint
+    )
+    [charged] = await meter.take([meter.used(service, ticket, work, ask.fingerprint("report", owner, work))])
+    if isinstance(charged, AppError):
+        raise charged
+    return charged

@@ -25,6 +25,7 @@ from app.ledger.tables import EntryKind
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.metering.refund import Refunded, refund
 from tests.model import Account, Charge, Hold, Key, Refusal, Ticket
+from tests.rig import reported
 from tests.test_batches import ACTS, BALANCES, LONG_AGO, SERVICE, _in_waves, meter, plant
 
 KEYS: Final[list[dict[str, Any]]] = [
@@ -134,7 +135,7 @@ class Stream:
         (owner, account, key), work = self.somebody(), self.work()
         ask = Ask(self.request_id(), work.cost_nusd, self.choice.choice((None, "m")), None)
         return Told(
-            RANKS["report"], account, ask.request_id, lambda: self.meter.report(SERVICE, owner, ask, work),
+            RANKS["report"], account, ask.request_id, lambda: reported(self.meter, SERVICE, owner, ask, work),
             lambda: account.report(key, ask, work, datetime.now(UTC)), f"report {ask} {work}",
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from app.keys.verify import KeyOwner
 from app.metering.batch import Batches
 from app.metering.functions import FUNCTIONS
 from app.metering.holds import Ask, Charged, Held, Work, expire_holds
+from tests.rig import reported
 from tests.test_batches import ACTS, PEPPER, SERVICE, function, meter, plant
 
 MOST_NUSD = 2**63 - 1
@@ -69,7 +70,7 @@ async def test_a_charge_whose_hold_was_removed_after_its_time_is_never_made_agai
     settled = await asking.settle(SERVICE, held.hold_id, Work(100))
     owner_conn.execute("DELETE FROM hold WHERE state <> 'open'")
     for again in (
-        asking.charge(SERVICE, owner, ask, Work(100)), asking.report(SERVICE, owner, ask, Work(100)),
+        asking.charge(SERVICE, owner, ask, Work(100)), reported(asking, SERVICE, owner, ask, Work(100)),
         asking.authorize(SERVICE, owner, ask), asking.authorize(SERVICE, owner, Ask("h", 100, None, None)),
     ):  # fmt: skip
         with pytest.raises(RequestIdReuse):
@@ -290,8 +291,8 @@ async def test_each_refusal_of_the_functions_is_one_of_ours(db: Database, owner_
         asking.extend(SERVICE, held.hold_id, 60, MOST_NUSD),
         asking.authorize(SERVICE, owner, Ask("d", 1, None, None)),
         asking.settle(SERVICE, held.hold_id, Work(MOST_NUSD)),
-        asking.report(SERVICE, owner, Ask("e", 0, None, None), Work(MOST_NUSD)),
-        asking.report(SERVICE, owner, Ask("f", 0, None, None), Work(MOST_NUSD)),
+        reported(asking, SERVICE, owner, Ask("e", 0, None, None), Work(MOST_NUSD)),
+        reported(asking, SERVICE, owner, Ask("f", 0, None, None), Work(MOST_NUSD)),
         asking.authorize(SERVICE, owner, Ask("g", 0, None, None)),
     ):
         refused = (await asyncio.gather(call, return_exceptions=True))[0]

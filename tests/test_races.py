@@ -26,6 +26,7 @@ from app.metering.functions import FUNCTIONS
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.metering.refund import Refunded, refund
 from tests.program import installation
+from tests.rig import reported
 
 PEPPER: Final = Pepper(b"a pepper for tests, of 32 bytes and more")
 SERVICE: Final = "proxy"
@@ -82,7 +83,7 @@ def charge(side: Side, race: Race, place: int) -> Awaitable[Any]:
 
 def event(side: Side, race: Race, place: int) -> Awaitable[Any]:
     cost_nusd = COST_NUSD + place * race.differs
-    return side.meter.report(SERVICE, race.owner, Ask("r", cost_nusd, None, None), Work(cost_nusd))
+    return reported(side.meter, SERVICE, race.owner, Ask("r", cost_nusd, None, None), Work(cost_nusd))
 
 
 def settle(side: Side, race: Race, place: int) -> Awaitable[Any]:

@@ -235,12 +235,12 @@ def _key(event: CloudEvent) -> str:
     """Raises InvalidField."""
     told, subject = event.data.api_key_hash, event.subject or ""
     if told is not None and _SHA256_HEX.fullmatch(subject) and subject.lower() != told.lower():
-        raise InvalidField("api_key_hash and the event's subject name two keys", param="api_key_hash")
+        raise InvalidField("api_key_hash and the event's subject name two keys", param="data.api_key_hash")
     sha256_hex = told or subject
     if not _SHA256_HEX.fullmatch(sha256_hex):
         raise InvalidField(
             "give hold_id, or the SHA-256 of the API key as api_key_hash or as the event's subject",
-            param="api_key_hash",
+            param="data.api_key_hash",
         )
     return sha256_hex.lower()
 
