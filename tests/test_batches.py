@@ -176,6 +176,7 @@ class Stream:
         calls = [((rank, call[0]), call[1]) for rank, call in made if call is not None]
         order = list(_in_waves(calls))
         single = [await outcome(calls[place][1](self.sides[0], 0)) for place in order]
+        await idle()
         answers = await asyncio.gather(*(outcome(call(self.sides[1], 1)) for _, call in calls))
         batched = [answers[place] for place in order]
         for place, one, other in zip(order, single, batched, strict=True):
@@ -251,6 +252,12 @@ class Stream:
             pick((None, 5)), pick((None, 2**31 - 1)), pick((None, {"input_tokens": 3})), pick((None, 7)), pick((None, lines)),
             pick((None, "usage_estimated")),
         )  # fmt: skip
+
+
+async def idle() -> None:
+    """Until no batches are at work: calls that come while they give their connection back are not taken all at once."""
+    while any(task.get_coro().__qualname__ == "Batches._decide_all" for task in asyncio.all_tasks()):  # type: ignore[union-attr]
+        await asyncio.sleep(0)
 
 
 def _in_waves(calls: list[Any]) -> Iterable[int]:

@@ -26,7 +26,7 @@ from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.metering.refund import Refunded, refund
 from tests.model import Account, Charge, Hold, Key, Refusal, Ticket
 from tests.rig import reported
-from tests.test_batches import ACTS, BALANCES, LONG_AGO, SERVICE, _in_waves, meter, plant
+from tests.test_batches import ACTS, BALANCES, LONG_AGO, SERVICE, _in_waves, idle, meter, plant
 
 KEYS: Final[list[dict[str, Any]]] = [
     {}, {"limit_nusd": 900}, {"limit_nusd": 500, "reset_period": "day"}, {"limit_nusd": 700, "reset_period": "week"},
@@ -92,6 +92,7 @@ class Stream:
         verbs = self.choice.choice([tuple(RANKS), tuple(RANKS), *((verb,) for verb in RANKS)])
         made = [getattr(self, self.choice.choice(verbs))() for _ in range(self.choice.randrange(1, 24))]
         calls: list[Told] = [call for call in made if call is not None]
+        await idle()
         answers = await asyncio.gather(*(call.make() for call in calls), return_exceptions=True)
         identities = [((call.rank, id(call.account), call.request_id), None) for call in calls]
         for place in _in_waves(identities):
