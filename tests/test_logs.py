@@ -1,6 +1,7 @@
 """Whoever has something to say in a process of ours, a library or Python itself, says it through the allow-list."""
 
 import json
+import logging
 import subprocess
 import sys
 from typing import Any
@@ -85,6 +86,7 @@ async def test_an_application_that_raises_is_one_event_whoever_serves_it(
         raise ValueError("sesame")
 
     logs.configure("INFO")
+    logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)  # other tests' servers are told to be silent
     async with serving(LIMITS, app) as served:
         caller = await served.connect(HEAD + b"Connection: close\r\n\r\n")
         assert b"500" in await caller.answer()

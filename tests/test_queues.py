@@ -86,12 +86,12 @@ async def test_a_caller_who_leaves_gives_the_turn_back() -> None:
 async def test_150_topups_of_one_customer_at_once_keep_no_other_waiting(rig: Rig) -> None:
     many, other = await rig.customer(), await rig.customer()
     rig.btcpay.seconds = 0.5
-    body = {"amount": 20, "currency": "USD"}
 
-    async def make(headers: dict[str, str]) -> httpx.Response:
+    async def make(headers: dict[str, str], amount: int = 20) -> httpx.Response:
+        body = {"amount": amount, "currency": "USD"}  # the same wish again would be answered by the first one's invoice
         return await rig.client.post("/topup/create/btc", headers=headers, json=body)
 
-    crowd = [asyncio.create_task(make(many.key)) for _ in range(150)]
+    crowd = [asyncio.create_task(make(many.key, 20 + number)) for number in range(150)]
     await asyncio.sleep(0.2)
     began = time.monotonic()
     assert (await make(other.key)).status_code == 201

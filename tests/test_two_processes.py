@@ -42,7 +42,9 @@ async def a_version(db: Database, price_pusd: int, model: str = "m") -> int:
 
 
 async def make_active(db: Database, version_id: int, notice_seconds: float = rules.NOTICE_SECONDS) -> None:
-    await db.transaction(lambda session: activate(session, version_id, allow_drops=True, notice_seconds=notice_seconds))
+    await db.transaction(
+        lambda session: activate(session, version_id, allow_drops=True, allow_leaps=True, notice_seconds=notice_seconds)
+    )
 
 
 async def ask(rig: Rig, customer: Customer, model: str = "m", **more: Any) -> Any:

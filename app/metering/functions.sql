@@ -439,7 +439,7 @@ BEGIN
     FROM (SELECT * FROM hold
           WHERE account_id = ANY (v_locked) AND state = 'open' AND expires_at < now()
                 AND (on_expiry = 'hold' OR (on_expiry = 'captured' AND captured_nusd > 0))
-          LIMIT cardinality(p_charge_id)) h;
+          ORDER BY expires_at, id LIMIT cardinality(p_charge_id)) h;
     charged := coalesce(cardinality(v_hold_id), 0);
     IF charged > 0 THEN
         PERFORM FROM meter_charge(v_locked, true, v_account_id, v_key_id, v_hold_id, v_service, v_request_id, NULL, NULL, NULL, NULL,
