@@ -1,17 +1,14 @@
 """Whoever has something to say in a process of ours, a library or Python itself, says it through the allow-list."""
 
 import json
-import logging
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from app.kernel import logs
 from app.kernel.logs import ALLOWED_FIELDS
 from tests.program import ROOT
-from tests.test_connections import HEAD, LIMITS, serving
 
 SPEAKERS = {
     "a library's warning": "logging.getLogger('psycopg.pool').warning('sesame %s', 'sesame')",
@@ -77,18 +74,22 @@ logs.configure('INFO'); logs.catch_all()
     assert event["where"]
 
 
-async def test_an_application_that_raises_is_one_event_whoever_serves_it(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """As the sandbox, in its child, is served."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        raise ValueError("sesame")
-
-    logs.configure("INFO")
-    logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)  # other tests' servers are told to be silent
+def test_an_application_that_raises_is_one_event_whoever_serves_it() -> None:
+    """As the sandbox, in its child, is served; in a process of its own, as libraries' loggers are the process's."""
+    program = """
+import asyncio
+from app.kernel import logs
+from tests.test_connections import HEAD, LIMITS, serving
+logs.configure('INFO'); logs.catch_all()
+async def app(scope, receive, send): raise ValueError('sesame')
+async def main():
     async with serving(LIMITS, app) as served:
-        caller = await served.connect(HEAD + b"Connection: close\r\n\r\n")
-        assert b"500" in await caller.answer()
-    (event,) = lines(capsys.readouterr().err)
+        caller = await served.connect(HEAD + b'Connection: close\\r\\n\\r\\n')
+        assert b'500' in await caller.answer()
+asyncio.run(main())"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    (event,) = lines(done.stderr)
     assert (event["event"], event["where"], event["exc_type"]) == ("library.error", "uvicorn.error", "ValueError")
