@@ -31,7 +31,7 @@ from tests.rig import reported
 PEPPER: Final = Pepper(b"a pepper for tests, of 32 bytes and more")
 SERVICE: Final = "proxy"
 HELD_NUSD, CAPTURED_NUSD, COST_NUSD, BALANCE_NUSD = 1_000, 3_000, 500, 10**9
-AT_ONCE: Final = 80
+AT_ONCE: Final = 40
 
 
 @dataclass(slots=True)

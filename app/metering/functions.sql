@@ -10,6 +10,9 @@
 -- A call alone is an array of one. No call (account_id, hold_id) stands twice in one array of calls. An account that somebody
 -- else keeps locked is passed by, unless p_wait: its items get no row, and are asked again. No row either where there is no account.
 --
+-- What is only written down is taken from its array at the item's place, as PL/pgSQL keeps arrays unfolded; carried from step to
+-- step it would cost a tenth of the time.
+--
 -- `migrate` installs this file whenever it differs from what is installed. The settings of each function: without the generic
 -- plan every call would be planned anew, which costs more than running it; the tables may be of any size then, and only
 -- look-ups by index are right at all of them.
@@ -104,7 +107,7 @@ BEGIN
                coalesce(h.window_start, meter_window(k)), h.expires_at, coalesce(h.created_at, u.made_at),
                coalesce(h.amount_nusd, u.amount_nusd), CASE WHEN h.id IS NULL THEN u.price_version ELSE h.price_version END,
                CASE WHEN h.state = 'open' AND h.expires_at <= now() THEN 'expired' ELSE h.state END,
-               u.account_id, a.ctid, u.min_nusd, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
+               u.account_id, a.ctid, u.min_nusd, array_position(p_key_id, u.key_id)
         FROM unnest(p_account_id, p_key_id, p_hold_id, p_request_hash, p_amount_nusd, p_min_nusd, p_names, p_price_version, p_made_at)
              WITH ORDINALITY u (account_id, key_id, hold_id, request_hash, amount_nusd, min_nusd, names, price_version, made_at, item)
         JOIN account a ON a.id = u.account_id
@@ -140,10 +143,7 @@ BEGIN
     END LOOP;
 
     WITH granted AS MATERIALIZED (
-        SELECT * FROM unnest(p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, v_granted_nusd, p_model, p_endpoint,
-                             p_price_version, p_attributes, p_made_at, p_ttl_seconds, p_on_expiry, v_windows, v_places)
-             u (account_id, key_id, hold_id, service, request_id, request_hash, amount_nusd, model, endpoint, price_version, attributes,
-                made_at, ttl_seconds, on_expiry, window_start, place)
+        SELECT * FROM unnest(p_account_id, p_key_id, v_granted_nusd, v_places) WITH ORDINALITY u (account_id, key_id, amount_nusd, place, item)
         WHERE u.amount_nusd IS NOT NULL
     ),
     key_after AS (
@@ -157,9 +157,10 @@ BEGIN
     )
     INSERT INTO hold (account_id, id, service, request_id, request_hash, key_id, window_start, amount_nusd, on_expiry, model, endpoint,
                       price_version, attributes, created_at, expires_at)
-    SELECT g.account_id, g.hold_id, g.service, g.request_id, g.request_hash, g.key_id, g.window_start, g.amount_nusd, g.on_expiry, g.model,
-           g.endpoint, g.price_version, g.attributes, g.made_at, now() + make_interval(secs => g.ttl_seconds)
-    FROM granted g;
+    SELECT account_id, p_hold_id[item], p_service[item], p_request_id[item], p_request_hash[item], key_id, v_windows[item], amount_nusd,
+           p_on_expiry[item], p_model[item], p_endpoint[item], p_price_version[item], p_attributes[item], p_made_at[item],
+           now() + make_interval(secs => p_ttl_seconds[item])
+    FROM granted;
 END $$;
 
 
@@ -202,7 +203,7 @@ BEGIN
             SELECT u.item, CASE WHEN h.is_there OR e.is_there THEN 'known' ELSE meter_refusal(k, a.status, u.names) END,
                    a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k), k.held_nusd,
                    date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval,
-                   u.account_id, dense_rank() OVER (ORDER BY u.account_id, u.key_id)
+                   u.account_id, array_position(p_key_id, u.key_id)
             FROM unnest(p_account_id, p_key_id, p_hold_id, p_names) WITH ORDINALITY u (account_id, key_id, hold_id, names, item)
             JOIN account a ON a.id = u.account_id
             LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
@@ -246,12 +247,8 @@ BEGIN
                h.ctid AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
                CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.is_there AND u.request_hash IS NOT NULL) THEN 'reuse'
                     WHEN e.is_there THEN 'repeat' ELSE 'charged' END AS verdict
-        FROM unnest(p_account_id, p_key_id, p_hold_id, p_service, p_request_id, p_request_hash, p_window_start, p_charge_id, p_cost_nusd,
-                    p_at_least_hold, p_outcome, p_model, p_served_model, p_provider, p_endpoint, p_upstream_id, p_upstream_model,
-                    p_provider_cost_nusd, p_latency_ms, p_ttft_ms, p_units, p_price_version, p_lines, p_flags, v_admitted)
-             WITH ORDINALITY u (account_id, told_key_id, hold_id, service, request_id, request_hash, ticket_window_start, charge_id,
-                                told_nusd, at_least_hold, outcome, model, served_model, provider, endpoint, upstream_id,
-                                upstream_model, provider_cost_nusd, latency_ms, ttft_ms, units, price_version, lines, told_flags,
+        FROM unnest(p_account_id, p_key_id, p_hold_id, p_request_hash, p_window_start, p_charge_id, p_cost_nusd, p_at_least_hold, v_admitted)
+             WITH ORDINALITY u (account_id, told_key_id, hold_id, request_hash, ticket_window_start, charge_id, told_nusd, at_least_hold,
                                 is_admitted, item)
         JOIN account a ON a.id = u.account_id
         LEFT JOIN LATERAL (SELECT h.*, h.ctid FROM hold h WHERE h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1) h ON true
@@ -263,37 +260,35 @@ BEGIN
         ) e ON true
         WHERE (v_all OR u.account_id = ANY (v_locked)) AND u.is_admitted IS DISTINCT FROM false
     ),
-    due AS MATERIALIZED (
-        SELECT u.*, CASE WHEN u.state = 'open' THEN u.amount_nusd ELSE 0 END AS freed_nusd,
+    charged AS MATERIALIZED (
+        SELECT u.*, f.freed_nusd,
                coalesce(u.hold_window_start, u.ticket_window_start, u.key_window_start) AS window_start,
                concat_ws(',', CASE WHEN u.hold_place IS NULL AND u.ticket_window_start IS NULL AND u.is_admitted IS NULL THEN 'no_hold'
                                    WHEN u.hold_place IS NULL AND u.is_admitted IS NULL THEN 'hold_missing'
                                    WHEN u.state <> 'open' THEN 'late' END,
-                         CASE WHEN u.cost_nusd > u.amount_nusd THEN 'above_hold' END, u.told_flags) AS flags
-        FROM asked u WHERE u.verdict = 'charged'
-    ),
-    charged AS MATERIALIZED (
-        SELECT d.*, (d.posted_nusd - sum(d.cost_nusd) OVER earlier)::bigint AS balance_after_nusd,
-               (d.held_nusd - sum(d.freed_nusd) OVER earlier)::bigint AS held_after_nusd,
-               d.entry_count + row_number() OVER earlier AS entry_id
-        FROM due d
-        WINDOW earlier AS (PARTITION BY d.place ORDER BY d.item ROWS UNBOUNDED PRECEDING)
+                         CASE WHEN u.cost_nusd > u.amount_nusd THEN 'above_hold' END, p_flags[u.item]) AS flags,
+               (u.posted_nusd - sum(u.cost_nusd) OVER earlier)::bigint AS balance_after_nusd,
+               (u.held_nusd - sum(f.freed_nusd) OVER earlier)::bigint AS held_after_nusd,
+               u.entry_count + row_number() OVER earlier AS entry_id
+        FROM asked u, LATERAL (SELECT CASE WHEN u.state = 'open' THEN u.amount_nusd ELSE 0 END AS freed_nusd) f
+        WHERE u.verdict = 'charged'
+        WINDOW earlier AS (PARTITION BY u.place ORDER BY u.item ROWS UNBOUNDED PRECEDING)
     ),
     hold_after AS (
-        UPDATE hold h SET state = 'settled', closed_at = now() FROM due d WHERE h.ctid = d.hold_place
+        UPDATE hold h SET state = 'settled', closed_at = now() FROM charged c WHERE h.ctid = c.hold_place
     ),
     held AS (
         INSERT INTO hold (account_id, id, service, request_id, request_hash, key_id, window_start, amount_nusd, state, model, endpoint,
                           price_version, expires_at, closed_at)
-        SELECT account_id, hold_id, service, request_id, request_hash, key_id, window_start, 0, 'settled', model, endpoint,
-               price_version, now(), now()
-        FROM due WHERE request_hash IS NOT NULL
+        SELECT account_id, hold_id, p_service[item], p_request_id[item], request_hash, key_id, window_start, 0, 'settled', p_model[item],
+               p_endpoint[item], p_price_version[item], now(), now()
+        FROM charged WHERE request_hash IS NOT NULL
     ),
     account_after AS (
         UPDATE account a SET posted_nusd = a.posted_nusd - d.cost_nusd, held_nusd = a.held_nusd - d.freed_nusd,
                entry_count = a.entry_count + d.count, updated_at = now()
         FROM (SELECT place, sum(cost_nusd)::bigint AS cost_nusd, sum(freed_nusd)::bigint AS freed_nusd, count(*) AS count
-              FROM due GROUP BY 1) d
+              FROM charged GROUP BY 1) d
         WHERE a.ctid = d.place
     ),
     key_after AS (
@@ -301,7 +296,7 @@ BEGIN
                window_start = meter_window(k), window_usage_nusd = meter_spent(k) + d.window_cost_nusd
         FROM (SELECT account_id, key_id, sum(freed_nusd)::bigint AS freed_nusd, sum(cost_nusd)::bigint AS cost_nusd,
                      coalesce(sum(cost_nusd) FILTER (WHERE window_start = key_window_start), 0)::bigint AS window_cost_nusd
-              FROM due GROUP BY 1, 2) d
+              FROM charged GROUP BY 1, 2) d
         WHERE k.account_id = d.account_id AND k.id = d.key_id
     ),
     posted AS (
@@ -312,9 +307,10 @@ BEGIN
         INSERT INTO usage (account_id, id, hold_id, service, request_id, key_id, window_start, model, served_model, provider, endpoint,
                            outcome, upstream_id, upstream_model, cost_nusd, provider_cost_nusd, balance_after_nusd, held_after_nusd,
                            latency_ms, ttft_ms, units, price_version, lines, flags)
-        SELECT account_id, charge_id, hold_id, service, request_id, key_id, window_start, model, served_model, provider, endpoint,
-               outcome, upstream_id, upstream_model, cost_nusd, provider_cost_nusd, balance_after_nusd, held_after_nusd,
-               latency_ms, ttft_ms, units, price_version, lines, flags
+        SELECT account_id, charge_id, hold_id, p_service[item], p_request_id[item], key_id, window_start, p_model[item], p_served_model[item],
+               p_provider[item], p_endpoint[item], p_outcome[item], p_upstream_id[item], p_upstream_model[item], cost_nusd,
+               p_provider_cost_nusd[item], balance_after_nusd, held_after_nusd, p_latency_ms[item], p_ttft_ms[item], p_units[item],
+               p_price_version[item], p_lines[item], flags
         FROM charged
     )
     SELECT item, verdict, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::timestamptz,
