@@ -129,7 +129,7 @@ _LOADS: Final = (
 
 def _report(found: Found, worker_mib: float) -> None:
     tpcb = found[_TPCB]
-    per_second, cost_us = _middle(tpcb, _per_second), _middle(tpcb, lambda run: run.postgres_us)
+    per_second, cost_us = _middle(tpcb, _per_second), _middle(tpcb, _postgres_us)
     print(
         f"\nTPC-B (pgbench -M prepared, {CONNECTIONS} clients, scale {CONNECTIONS}) = 1.0: {per_second:,.0f} per second,"
     )
@@ -142,8 +142,8 @@ def _report(found: Found, worker_mib: float) -> None:
         ratios = [_per_second(run) / _per_second(base) for run, base in zip(runs, tpcb, strict=False)]
         print(
             f"{name:26}{median(ratios):6.2f}  {_spread(ratios):>10} {_middle(runs, _per_second):11,.0f} {_middle(runs, _p50):7.1f}"
-            f" {_middle(runs, _p99):7.1f} {_middle(runs, lambda run: run.postgres_us):12,.0f}"
-            f" {_middle(runs, lambda run: run.worker_us):10,.0f} {sum(run.measured.failed for run in runs):7}"
+            f" {_middle(runs, _p99):7.1f} {_middle(runs, _postgres_us):12,.0f}"
+            f" {_middle(runs, _worker_us):10,.0f} {sum(run.measured.failed for run in runs):7}"
         )
     print(f"\n{'':26}{'p50 ms':>8} {'p99 ms':>8}")
     for name in [*(each.name for each in _LOADS if each.name.startswith("authorize, ")), *_alone(found)]:
@@ -155,13 +155,18 @@ def _report(found: Found, worker_mib: float) -> None:
 
 def _compare(here: Found, against: Found, here_mib: float, against_mib: float) -> None:
     """Medians of both, and what the rounds' ratios were: above 1 this tree does more a second, or takes longer."""
-    print(f"\nhere : against, in turn{'':14}{'per second':>21} {'ratio':>6}  {'min-max':>10} {'p50 ms':>15} {'ratio':>6}  {'min-max':>10}")  # fmt: skip
+    print(
+        f"\nhere : against, in turn{'':14}{'per second':>21} {'ratio':>6}  {'min-max':>10} {'p50 ms':>15} {'ratio':>6}  {'min-max':>10}"
+        f" {'postgres us':>15} {'worker us':>15}"
+    )
     for name in against:
         faster, longer = _ratios(here[name], against[name], _per_second), _ratios(here[name], against[name], _p50)
         print(
             f"{name:37}{_middle(here[name], _per_second):9,.0f} : {_middle(against[name], _per_second):9,.0f}"
             f" {median(faster):6.2f}  {_spread(faster):>10} {_middle(here[name], _p50):6.2f} : {_middle(against[name], _p50):6.2f}"
             f" {median(longer):6.2f}  {_spread(longer):>10}"
+            f" {_middle(here[name], _postgres_us):6,.0f} : {_middle(against[name], _postgres_us):6,.0f}"
+            f" {_middle(here[name], _worker_us):6,.0f} : {_middle(against[name], _worker_us):6,.0f}"
         )
     print(f"memory of a worker, MiB{'':14}{here_mib:9,.0f} : {against_mib:9,.0f} {here_mib / against_mib:6.2f}")
 
@@ -185,6 +190,14 @@ def _spread(values: list[float], places: int = 2) -> str:
 
 def _per_second(run: Run) -> float:
     return run.measured.per_second
+
+
+def _postgres_us(run: Run) -> float:
+    return run.postgres_us
+
+
+def _worker_us(run: Run) -> float:
+    return run.worker_us
 
 
 def _p50(run: Run) -> float:
