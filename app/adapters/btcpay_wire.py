@@ -290,6 +290,7 @@ def to_invoice(wire: InvoiceWire, methods: Sequence[MethodWire]) -> Invoice:
         raise NotOurs("BTCPay answered rubbish: paymentMethods, which should be exactly one of ours")
     method = methods[0]
     fee = method.payment_method_fee if bytes(method.payment_method_fee) else method.network_fee
+    total = _amount(method.amount, "paymentMethods.amount")
     return Invoice(
         id=wire.id,
         order_id=wire.order_id,
@@ -305,10 +306,10 @@ def to_invoice(wire: InvoiceWire, methods: Sequence[MethodWire]) -> Invoice:
         destination=method.destination or "",
         payment_link=method.payment_link or "",
         rate=_rate(method.rate, "paymentMethods.rate"),
-        total=_amount(method.amount, "paymentMethods.amount"),
+        total=total,
         due=_decimal(method.due, "paymentMethods.due"),
         paid=_amount(method.payment_method_paid, "paymentMethods.paymentMethodPaid"),
-        fee=_amount(fee, "paymentMethods.paymentMethodFee"),
+        fee=_fee(fee, total, "paymentMethods.paymentMethodFee"),
         payments=_payments(method.payments),
     )
 
@@ -381,6 +382,18 @@ def _positive(raw: Raw, field: str) -> Decimal:
     return value
 
 
+def _fee(raw: Raw, within: Decimal, field: str) -> Decimal:
+    """The fee within a sum; negative where a node that takes whole sats only had the price rounded down.
+
+    It is then what the payer was spared, and counts as paid: value - fee is the price. One that is more than the sum
+    itself is no rounding. Source: BTCPayServer LightningLikePaymentHandler.cs (the tweak fee).
+    """
+    value = _decimal(raw, field)
+    if value < 0 and -value >= within:
+        raise rubbish(field)
+    return value
+
+
 def _rate(raw: Raw, field: str) -> Decimal:
     return reading.rate("BTCPay", raw, field)
 
@@ -389,16 +402,18 @@ def _payments(wires: Sequence[_PaymentWire]) -> tuple[Payment, ...]:
     """The payments; the same id twice is refused, since it would be credited twice."""
     if len({wire.id for wire in wires}) != len(wires):
         raise rubbish("paymentMethods.payments.id")
-    return tuple(
-        Payment(
-            id=wire.id,
-            value=_amount(wire.value, "paymentMethods.payments.value"),
-            fee=_amount(wire.fee, "paymentMethods.payments.fee"),
-            status=wire.status,
-            received_at=_utc(wire.received_date),
-            destination=wire.destination or "",
-        )
-        for wire in wires
+    return tuple(map(_payment, wires))
+
+
+def _payment(wire: _PaymentWire) -> Payment:
+    value = _amount(wire.value, "paymentMethods.payments.value")
+    return Payment(
+        id=wire.id,
+        value=value,
+        fee=_fee(wire.fee, value, "paymentMethods.payments.fee"),
+        status=wire.status,
+        received_at=_utc(wire.received_date),
+        destination=wire.destination or "",
     )
 
 

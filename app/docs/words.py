@@ -493,7 +493,7 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "TopupView.expires_at": ("Until when it can be paid, Unix seconds.", 1769861700),
     "CurrentKeyView.expires_at": ("When the key stops working; null for never.", "2027-01-01T00:00:00Z"),
     "expires_at": ("When the hold is freed by itself.", "2026-01-31T12:15:00Z"),
-    "fee": ("The network fee that was part of it, in the coin.", 0),
+    "fee": ("The network fee that was part of it, in the coin; below 0 what rounding to whole sats spared.", 0),
     "fees": ("What a feature costs for one request, USD.", None),
     "flags": (
         "What is unusual about the charge: no_hold (none was made for an event's key), hold_missing, late, above_hold,"
@@ -556,7 +556,7 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "PriceLine.name": ("The unit that is counted, or the feature the fee is for.", "input"),
     "name": ("1 to 25 characters, unique among the account's keys. Needed when a key is made.", "my-app"),
     "net_usd": ("What is left of the charge after a refund, USD.", 0.00018),
-    "network_fee": ("Part of what is due, in the coin.", 0),
+    "network_fee": ("Part of what is due, in the coin; below 0 where a node rounded the price down to whole sats.", 0),
     "next_cursor": ("Where the next page begins; null after the last.", None),
     "nwc_url": (
         "The wallet's connection. Holds a secret; it is sealed, and never shown again.",

@@ -138,12 +138,21 @@ class Backend:
             problems.append(f"{method.id}: {BELOW_DUST}")
             return None
         if method.is_lightning:
-            return replace(prompt, destination=self._bolt11(invoice, amount).bolt11)
+            return self._lightning(invoice, prompt, amount)
         try:
             return replace(prompt, destination=await self.chains[method.id].new_address())
         except OSError as error:
             problems.append(f"{method.id}: Full node not available ({error})")
             return None
+
+    def _lightning(self, invoice: Invoice, prompt: Prompt, amount: Decimal) -> Prompt:
+        """The prompt with a BOLT11 over what is due. What its node rounded is a fee, negative where that was down.
+
+        Source: LightningLikePaymentHandler.cs (the tweak fee), v2.4.1.
+        """
+        payable = self.node.payable(amount) if amount > 0 else amount
+        tweaked = replace(prompt, fee=prompt.fee + payable - amount)
+        return replace(tweaked, destination=self._bolt11(invoice, payable).bolt11)
 
     def _bolt11(self, invoice: Invoice, amount: Decimal) -> Request:
         """A BOLT11 for this many whole bitcoins that lasts as long as the invoice."""
@@ -216,7 +225,7 @@ class Backend:
         prompt = invoice.prompt("BTC-LN")
         if prompt is None or invoice.status is not Status.NEW:
             return invoice
-        renewed = replace(prompt, destination=self._bolt11(invoice, asked(invoice, prompt).due).bolt11)
+        renewed = self._lightning(invoice, prompt, asked(invoice, prompt).due)
         prompts = tuple(renewed if other is prompt else other for other in invoice.prompts)
         return self._apply(Change(replace(invoice, prompts=prompts)))
 

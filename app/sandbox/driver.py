@@ -15,6 +15,7 @@ from .behaviour import ordered
 from .errors import Invalid, NotFound
 from .given import Call, Id, TheBackend, TheOutage, TheWallet
 from .invoices import Invoice
+from .lightning import Rounding
 from .methods import Method, find_method
 from .outage import Mode, Outage
 from .wallet import view
@@ -116,6 +117,16 @@ async def pay_bolt11(request: Call, backend: TheBackend) -> dict[str, Any]:
     }
 
 
+@post("/lightning/rounding", status_code=200)
+async def round_lightning(request: Call, backend: TheBackend, outage: TheOutage) -> dict[str, Any]:
+    """{"rounding": off, or down or up to whole sats as Blink's and Strike's nodes do}; new invoices alone take notice."""
+    wanted = read_object(await request.body()).get("rounding")
+    if wanted not in list(Rounding):
+        raise Invalid(("rounding", f"{wanted!r} is none of {', '.join(Rounding)}"))
+    backend.node.round_to(Rounding(wanted))
+    return _world(backend, outage)
+
+
 @get("/lightning/{text:str}")
 async def look_up_bolt11(text: Id, backend: TheBackend) -> dict[str, Any]:
     """What the node knows of a BOLT11 of its own; the preimage once it is paid."""
@@ -166,6 +177,7 @@ def _world(backend: Backend, outage: Outage) -> dict[str, Any]:
         "clockAheadSeconds": backend.clock.ahead_seconds,
         "rates": {pair: None if rate is None else plain(rate) for pair, rate in backend.rates.pairs.items()},
         "down": {"mode": outage.mode, "methods": sorted(outage.methods), "seconds": outage.seconds},
+        "rounding": backend.node.rounding.value,
         "waitingEvents": backend.post.waiting,
         "losingEvents": backend.post.is_losing_everything,
     }
@@ -233,6 +245,7 @@ router = Router(
         mark,
         redeliver,
         pay_bolt11,
+        round_lightning,
         look_up_bolt11,
         get_wallet,
         change_wallet,

@@ -2,7 +2,8 @@
 
 import hashlib
 import secrets
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from enum import StrEnum
 
 import bolt11
 from bolt11.models.features import Feature, FeatureExtra, Features, FeatureState
@@ -13,11 +14,23 @@ from msgspec.structs import replace
 from .store import Store
 
 MSAT_PER_BTC = 100_000_000_000
+MSAT_PER_SAT = 1000
 FINAL_CLTV_BLOCKS = 18
 REQUIRED: dict[Feature | FeatureExtra, FeatureState] = {
     Feature.var_onion_optin: FeatureState.required,
     Feature.payment_secret: FeatureState.required,
 }
+
+
+class Rounding(StrEnum):
+    """What the node makes of an amount that is no whole sat."""
+
+    OFF = "off"
+    """asks for the msat, as lnd and Core Lightning do"""
+    DOWN = "down"
+    """asks for the sat below, but for one at least, as Blink and Strike do"""
+    UP = "up"
+    """asks for the sat above"""
 
 
 class Request(Struct, frozen=True):
@@ -45,6 +58,20 @@ class LightningNode:
             key = secrets.token_hex(32)
             store.put("node", "key", key)
         self._key = key
+        self.rounding = store.get("node", "rounding", Rounding) or Rounding.OFF
+
+    def round_to(self, rounding: Rounding) -> None:
+        """From now on, and after a restart too."""
+        self.rounding = rounding
+        self.store.put("node", "rounding", rounding)
+
+    def payable(self, amount: Decimal) -> Decimal:
+        """What the node will ask for where this many whole bitcoins are due."""
+        if self.rounding is Rounding.OFF:
+            return amount
+        how = ROUND_FLOOR if self.rounding is Rounding.DOWN else ROUND_CEILING
+        sats = (amount * MSAT_PER_BTC / MSAT_PER_SAT).to_integral_value(how)
+        return max(sats, Decimal(1)) * MSAT_PER_SAT / MSAT_PER_BTC
 
     def request(self, invoice_id: str, amount_msat: int | None, description: str, now: int, expires_at: int) -> Request:
         """Issue and remember a BOLT11 for this BTCPay invoice; `now` and `expires_at` in unix seconds."""

@@ -12,7 +12,7 @@ LIQUID_ASSET = "5ac9f65c0efcc4775e0baec4ec03abdde22473cd3cf33c0419ca290e0751b225
 class Method(Struct, frozen=True):
     """A way to pay. Fees and dust are in whole coins.
 
-    `decimals` is the coin's precision in asked amounts (Lightning: 1 satoshi). `first_fee` is added to what is asked
+    `decimals` is the coin's precision in asked amounts (Lightning: 1 millisatoshi). `first_fee` is added to what is asked
     from the first payment on, `next_fee` once a payment did not suffice (BTCPay's `MultiplePaymentsOnly`).
     `confirmations` overrides the invoice's speed policy.
     """
@@ -38,7 +38,7 @@ SATOSHI = Decimal("0.00000001")
 METHODS = {
     method.id: method
     for method in (
-        Method("BTC-LN", "BTC", "Bitcoin Lightning", "lightning"),
+        Method("BTC-LN", "BTC", "Bitcoin Lightning", "lightning", 11),
         Method("BTC-CHAIN", "BTC", "Bitcoin", "bitcoin", 8, "bcrt", Decimal(0), 100 * SATOSHI, 294 * SATOSHI),
         Method("LTC-CHAIN", "LTC", "Litecoin", "litecoin", 8, "rltc", Decimal(0), 1000 * SATOSHI, 294 * SATOSHI),
         Method("LBTC-CHAIN", "LBTC", "Liquid Bitcoin", "liquidnetwork", 8, "ert", Decimal(0), 10 * SATOSHI, SATOSHI),

@@ -40,7 +40,10 @@ class PaymentStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """One payment that the backend saw: `value` and `fee` in whole coins (1 BTC, 1 XMR)."""
+    """One payment that the backend saw: `value` and `fee` in whole coins (1 BTC, 1 XMR).
+
+    Its worth is value - fee. A negative fee is what rounding the invoice down to whole sats spared the payer.
+    """
 
     id: str
     value: Decimal

@@ -29,6 +29,7 @@ from app.topups.gateway import (
     NewInvoice,
     PaymentStatus,
 )
+from app.topups.owed import owed
 from tests.adapters.fake_greenfield import (
     API_KEY,
     BASE_URL,
@@ -300,6 +301,19 @@ def test_old_and_new_spellings_of_payment_methods_mean_the_same(spelling: str, o
     assert our_method(spelling) == ours
 
 
+async def test_a_price_that_its_node_rounded_down_has_a_negative_fee_and_is_worth_the_price(
+    btcpay: FakeGreenfield,
+) -> None:
+    payment = a_payment("hash", value="0.00015384", fee="-0.00000000616")
+    method = a_method(amount="0.00015384", paymentMethodFee="-0.00000000616", rate="65000", payments=[payment])
+    btcpay.add(an_invoice(status="Settled", amount="10.00"), method)
+    invoice = await a_gateway(btcpay).fetch("Inv1")
+    assert invoice is not None
+    assert (invoice.total, invoice.fee) == (Decimal("0.00015384"), Decimal("-0.00000000616"))
+    assert invoice.payments[0].fee == Decimal("-0.00000000616")
+    assert owed(invoice, None, None, {}).credit_nusd == 10_000_000_000
+
+
 async def test_the_additional_status_that_only_the_swagger_knows_is_none(btcpay: FakeGreenfield) -> None:
     btcpay.add(an_invoice(status="Invalid", additionalStatus="Invalid"), a_method())
     invoice = await a_gateway(btcpay).fetch("Inv1")
@@ -378,7 +392,8 @@ METHOD_RUBBISH: list[tuple[Any, str]] = [
     ([a_method(payments=[a_payment(status="Complete")])], "status"),
     ([a_method(payments=[a_payment(receivedDate=None)])], "receivedDate"),
     ([a_method(payments=[a_payment("")])], "payments.*id"),
-    ([a_method(payments=[a_payment(fee="-0.1")])], "payments.fee"),
+    ([a_method(payments=[a_payment(value="0.5", fee="-0.5")])], "payments.fee"),
+    ([a_method(amount="0.5", paymentMethodFee="-0.5")], "paymentMethodFee"),
     ([a_method(payments=[a_payment("same"), a_payment("same")])], "payments.id"),
 ]
 

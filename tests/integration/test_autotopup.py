@@ -85,6 +85,10 @@ async def is_refilled(street: Street, customer: Customer) -> None:
     await street.until_state(customer, "settled")
 
 
+def sign(amount: Decimal) -> int:
+    return (amount > 0) - (amount < 0)
+
+
 async def nothing_more_happens(street: Street, customer: Customer) -> None:
     """Whatever the jobs still do, the balance stays, and the wallet is not asked again."""
     balance, asked = await street.balance(customer), await street.asked_to_pay()
@@ -155,6 +159,19 @@ async def test_neither_answers_nor_logs_hold_the_wallets_secret(
     assert "autotopup.settled" in logged.out + logged.err
     assert secret not in repr(shown) + logged.out + logged.err
     assert secret not in repr(street.sql("SELECT * FROM nwc_connection"))
+
+
+@pytest.mark.parametrize("rounding", ["down", "up", "off"])
+async def test_a_node_that_takes_whole_sats_only_is_paid_by_hand_and_by_the_wallet_and_credited_the_price(
+    street: Street, rounding: str
+) -> None:
+    await street.drive("lightning/rounding", rounding=rounding)
+    customer = await street.customer()  # topped up by hand: $5, which is no whole number of sats
+    await street.connect(customer)
+    await street.spend(customer)
+    await is_refilled(street, customer)
+    for topup in (await street.service.get("/topups", headers=customer.owner)).json()["data"]:
+        assert sign(Decimal(str(topup["network_fee"]))) == {"down": -1, "up": 1, "off": 0}[rounding]
 
 
 # --- it refuses -------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ async def test_a_lightning_payment_settles_at_once(shop: Shop) -> None:
     invoice = await shop.create("BTC-LN")
     after = await shop.drive(invoice["id"], "pay")
     assert status(after) == ("Settled", "None")
-    assert paid(after) == [("0.00015385", "Settled")]
-    assert (after["paidAmount"], after["paymentMethods"][0]["due"]) == ("10.00", "0.00000000")
+    assert paid(after) == [("0.00015384616", "Settled")]  # to the msat, as BTCPay 2.x asks
+    assert (after["paidAmount"], after["paymentMethods"][0]["due"]) == ("10.00", "0.00000000000")
     payment = after["paymentMethods"][0]["payments"][0]
     assert payment["id"] == bolt11.decode(payment["destination"]).payment_hash
 
@@ -39,10 +39,39 @@ async def test_a_partial_lightning_payment_is_followed_by_another_bolt11_over_th
     (prompt,) = after["paymentMethods"]
     assert status(after) == ("New", "PaidPartial")
     assert prompt["destination"] != before["destination"]
-    assert bolt11.decode(prompt["destination"]).amount_msat == Decimal(prompt["due"]) * 10**11 == 10_385_000
+    assert bolt11.decode(prompt["destination"]).amount_msat == Decimal(prompt["due"]) * 10**11 == 10_384_616
     done = await shop.drive(invoice["id"], "pay")
     assert status(done) == ("Settled", "None")
-    assert [value for value, _ in paid(done)] == ["0.00005", "0.00010385"]
+    assert [value for value, _ in paid(done)] == ["0.00005", "0.00010384616"]
+
+
+@pytest.mark.parametrize(
+    ("rounding", "asked", "fee"), [("down", "0.00015384", "-0.00000000616"), ("up", "0.00015385", "0.00000000384")]
+)
+async def test_a_node_of_whole_sats_makes_the_rest_a_fee_which_is_negative_where_it_rounds_down(
+    shop: Shop, rounding: str, asked: str, fee: str
+) -> None:
+    assert (await shop.world("lightning/rounding", rounding=rounding))["rounding"] == rounding
+    invoice = await shop.create("BTC-LN")
+    (prompt,) = await shop.methods(invoice["id"])
+    assert (Decimal(prompt["amount"]), Decimal(prompt["paymentMethodFee"])) == (Decimal(asked), Decimal(fee))
+    assert bolt11.decode(prompt["destination"]).amount_msat == Decimal(asked) * 10**11
+    after = await shop.drive(invoice["id"], "pay")
+    assert status(after) == ("Settled", "None")
+    (payment,) = after["paymentMethods"][0]["payments"]
+    assert (Decimal(payment["value"]), Decimal(payment["fee"])) == (Decimal(asked), Decimal(fee))
+
+
+async def test_a_node_of_whole_sats_rounds_each_further_bolt11_too_and_asks_for_one_sat_at_least(shop: Shop) -> None:
+    await shop.world("lightning/rounding", rounding="down")
+    invoice = await shop.create("BTC-LN")
+    after = await shop.drive(invoice["id"], "pay", amount="0.00005")
+    assert bolt11.decode(after["paymentMethods"][0]["destination"]).amount_msat == 10_384_000
+    assert status(await shop.drive(invoice["id"], "pay")) == ("Settled", "None")
+    (tiny,) = await shop.methods((await shop.create("BTC-LN", "0.0001"))["id"])
+    assert bolt11.decode(tiny["destination"]).amount_msat == 1000
+    answer = await shop.client.post("/sandbox/lightning/rounding", json={"rounding": "sideways"})
+    assert answer.status_code == 422
 
 
 async def test_paying_twice_is_two_payments(shop: Shop) -> None:
@@ -67,7 +96,7 @@ async def test_a_wallet_pays_a_bolt11_and_gets_its_preimage(shop: Shop) -> None:
     assert hashlib.sha256(bytes.fromhex(receipt["preimage"])).hexdigest() == receipt["payment_hash"]
     assert receipt["invoice"]["status"] == "Settled"
     known = (await shop.client.get(f"/sandbox/lightning/{text}")).json()
-    assert (known["paid_msat"], known["preimage"]) == (15_385_000, receipt["preimage"])
+    assert (known["paid_msat"], known["preimage"]) == (15_384_616, receipt["preimage"])
     again = await shop.client.post("/sandbox/lightning/pay", json={"bolt11": text})
     assert (again.status_code, again.json()["message"]) == (409, "invoice already paid")
 
@@ -154,8 +183,8 @@ async def test_one_of_several_methods_pays_the_whole_invoice(shop: Shop) -> None
     after = await shop.drive(id, "pay", paymentMethodId="LTC")
     by_method = {prompt["paymentMethodId"]: prompt for prompt in after["paymentMethods"]}
     assert by_method["LTC-CHAIN"]["paymentMethodPaid"] == "0.12500000"
-    assert by_method["BTC-LN"]["paymentMethodPaid"] == "0.00000000"
-    assert Decimal(by_method["BTC-LN"]["totalPaid"]) == Decimal("0.00015385")
+    assert by_method["BTC-LN"]["paymentMethodPaid"] == "0.00000000000"
+    assert Decimal(by_method["BTC-LN"]["totalPaid"]) == Decimal("0.00015384616")
     assert by_method["BTC-LN"]["payments"] == []
 
 

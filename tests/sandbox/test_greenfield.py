@@ -92,7 +92,7 @@ async def test_a_bolt11_is_signed_and_asks_for_the_amount_until_the_invoice_expi
     (prompt,) = await shop.methods(invoice["id"])
     decoded = bolt11.decode(prompt["destination"])
     assert decoded.is_regtest()
-    assert decoded.amount_msat == Decimal(prompt["amount"]) * 100_000_000_000 == 15_385_000
+    assert decoded.amount_msat == Decimal(prompt["amount"]) * 100_000_000_000 == 15_384_616
     assert decoded.expiry_time == invoice["expirationTime"] == invoice["createdTime"] + 1200
     assert decoded.signature is not None
 

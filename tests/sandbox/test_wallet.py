@@ -29,7 +29,7 @@ SCHEMES = [Scheme.NIP44, Scheme.NIP04]
 
 
 async def an_invoice(shop: Shop, amount: str = "5") -> tuple[str, str]:
-    """A new invoice's id, and its BOLT11; $5 are 7693 sat at the sandbox's rate."""
+    """A new invoice's id, and its BOLT11; $5 are 7,692,308 msat at the sandbox's rate."""
     id = (await shop.create("BTC-LN", amount))["id"]
     return id, (await shop.methods(id))[0]["destination"]
 
@@ -130,8 +130,8 @@ async def test_another_librarys_client_connects_pays_and_looks_up(port: Shop, en
     paid = await client.pay_invoice(to_pay(bolt11))
     seen = await client.lookup_invoice(to_look_up(bolt11))
     assert paid.preimage == seen.preimage
-    assert (seen.state, seen.amount) == (nostr_sdk.TransactionState.SETTLED, 7_693_000)
-    assert (await client.get_balance()).balance == 2_000_000_000 - 7_693_000
+    assert (seen.state, seen.amount) == (nostr_sdk.TransactionState.SETTLED, 7_692_308)
+    assert (await client.get_balance()).balance == 2_000_000_000 - 7_692_308
     assert (await port.get(id))["status"] == "Settled"
     spoken = {request["encryption"] for request in (await wallet(port))["requests"]}
     assert spoken == {"nip44_v2" if encryption in ("both", "nip44_v2") else "nip04"}
@@ -142,7 +142,7 @@ async def test_the_wallet_shows_its_payments_and_requests_but_no_preimage(port: 
     await (await sdk(port)).pay_invoice(to_pay(bolt11))
     shown = await wallet(port)
     (payment,), (request,) = shown["payments"], shown["requests"]
-    assert (payment["invoice_id"], payment["amount_msat"], payment["request_id"]) == (id, 7_693_000, request["id"])
+    assert (payment["invoice_id"], payment["amount_msat"], payment["request_id"]) == (id, 7_692_308, request["id"])
     assert (request["method"], request["outcome"], request["repeats"]) == ("pay_invoice", "answered", 0)
     assert "preimage" not in payment
 
@@ -200,18 +200,18 @@ async def test_it_pays_no_more_than_it_has_and_than_its_budget(port: Shop) -> No
     asker = Asker((await wallet(port))["uri"])
     id, bolt11 = await an_invoice(port)
     for limits, expected in (
-        ({"balance_msat": 7_692_999}, "INSUFFICIENT_BALANCE"),
-        ({"balance_msat": 8_000_000, "budget_msat": 7_692_999}, "QUOTA_EXCEEDED"),
+        ({"balance_msat": 7_692_307}, "INSUFFICIENT_BALANCE"),
+        ({"balance_msat": 8_000_000, "budget_msat": 7_692_307}, "QUOTA_EXCEEDED"),
     ):
         await port.world("wallet", **limits)
         (answer,) = await asker.ask(asker.request("pay_invoice", invoice=bolt11))
         assert code(answer) == expected
     assert await paid_times(port, id) == 0
-    await port.world("wallet", budget_msat=7_693_000)
+    await port.world("wallet", budget_msat=7_692_308)
     (answer,) = await asker.ask(asker.request("pay_invoice", invoice=bolt11))
     assert proves(answer, bolt11)
     shown = await wallet(port)
-    assert (shown["balance_msat"], shown["budget_msat"]) == (307_000, 0)
+    assert (shown["balance_msat"], shown["budget_msat"]) == (307_692, 0)
 
 
 async def test_a_bolt11_is_paid_once_also_by_two_requests_at_once(port: Shop) -> None:
