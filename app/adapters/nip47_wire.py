@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
 
+import bech32
 import msgspec
 
 from app.adapters import nip44
@@ -84,10 +85,9 @@ def parse_uri(uri: str, *, allow_private: bool) -> WalletUri:
     Raises WalletSilent for a relay that is none for us: the very answer that one gets which cannot be reached.
     """
     key, fields = _split(uri)
-    secret = _only(fields.get("secret", []))
-    if not _KEY.fullmatch(key) or secret is None or not _KEY.fullmatch(secret):
+    pubkey, secret = _read_key(key, "npub"), _read_key(_only(fields.get("secret", [])) or "", "nsec")
+    if pubkey is None or secret is None:
         raise _not_a_uri()
-    pubkey, secret = key.lower(), secret.lower()
     try:
         shared_x(secret, pubkey)  # keys that are not on the curve would fail at the first request only
     except ValueError:
@@ -113,6 +113,18 @@ def _split(uri: str) -> tuple[str, dict[str, list[str]]]:
         name, _, value = item.partition("=")
         fields.setdefault(name, []).append(unquote(value))
     return key.removesuffix("/"), fields
+
+
+def _read_key(text: str, kind: str) -> str | None:
+    """A key's 32 bytes as lower-case hex, from hex or from NIP-19's npub or nsec; None if it is no such key.
+
+    Each kind in its own place only: whoever puts a secret where the public key goes has pasted the wrong text.
+    """
+    if _KEY.fullmatch(text):
+        return text.lower()
+    prefix, words = bech32.bech32_decode(text)
+    data = bech32.convertbits(words, 5, 8, False) if prefix == kind and words else None
+    return bytes(data).hex() if data and len(data) == 32 else None
 
 
 def _relays(texts: Sequence[str], *, allow_private: bool) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from litestar.params import FromQuery, JSONBody
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.autotopup import connect as connections
-from app.autotopup.attempts import list_attempts
+from app.autotopup.attempts import list_attempts, standing
 from app.autotopup.connect import Wish
-from app.autotopup.rules import PAUSES, REASONS
+from app.autotopup.rules import PAUSES, REASONS, next_attempt_at
 from app.autotopup.run import LIGHTNING
 from app.autotopup.wallet import Wallets, hosts
 from app.autotopup.watch import Watcher
@@ -87,11 +87,12 @@ class ConnectionView(msgspec.Struct, frozen=True):
     encryption: str
     lud16: str | None
     warnings: list[str]
+    next_attempt_at: datetime | None
     last_attempt: AttemptView | None
     created_at: datetime
 
     @classmethod
-    def of(cls, connection: Row, last: Row | None, *, is_on: bool) -> "ConnectionView":
+    def of(cls, connection: Row, last: Row | None, next_at: datetime | None, *, is_on: bool) -> "ConnectionView":
         enabled = is_on and connection["pause"] is None
         return cls(
             enabled=enabled,
@@ -105,6 +106,7 @@ class ConnectionView(msgspec.Struct, frozen=True):
             encryption=connection["encryption"],
             lud16=connection["lud16"],
             warnings=[] if connection["can_look_up"] else [_CANNOT_LOOK_UP],
+            next_attempt_at=next_at if enabled else None,
             last_attempt=AttemptView.of(last) if last else None,
             created_at=connection["created_at"],
         )
@@ -177,7 +179,11 @@ class AutoTopupController(Controller):
     async def read_connection(
         self, owner: NamedDependency[Caller], db: NamedDependency[Database], settings: NamedDependency[Settings]
     ) -> ConnectionAnswer:
-        """`data` is null when no wallet is connected; `pause_reason` says what would make it go on."""
+        """`data` is null when no wallet is connected; `pause_reason` says what would make it go on.
+
+        `next_attempt_at` is when the next attempt may begin, should the balance be below the threshold then: a minute
+        after one that was not paid, later after refusals and where a cap of the day is reached. Null: as soon as it is.
+        """
 
         async def work(session: AsyncSession) -> ConnectionAnswer:
             connection = await connections.find(session, owner.account_id)
@@ -210,8 +216,10 @@ class AutoTopupController(Controller):
 
 
 async def _view(session: AsyncSession, connection: Row, settings: Settings) -> ConnectionView:
-    last = await list_attempts(session, connection["account_id"], 1, None)
-    return ConnectionView.of(connection, last[0] if last else None, is_on=settings.nwc_auto_topup)
+    account_id, now = connection["account_id"], datetime.now(UTC)
+    last = await list_attempts(session, account_id, 1, None)
+    next_at = next_attempt_at(connection, await standing(session, account_id, now), now)
+    return ConnectionView.of(connection, last[0] if last else None, next_at, is_on=settings.nwc_auto_topup)
 
 
 def _wish(data: ConnectRequest) -> Wish:

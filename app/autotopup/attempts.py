@@ -37,7 +37,8 @@ async def standing(session: AsyncSession, account_id: uuid.UUID, now: datetime) 
     """The account's balance, and what its attempts of the last 24 hours hold of its caps."""
     found = await row(
         session,
-        f"""SELECT a.posted_nusd, a.status, bool_or(n.{_IS_OPEN}) AS has_open, max(n.created_at) AS last_at,
+        f"""SELECT a.posted_nusd, a.status, bool_or(n.{_IS_OPEN}) AS has_open,
+                   max(n.created_at) FILTER (WHERE n.state <> 'settled') AS unpaid_at,
                    min(n.created_at) FILTER (WHERE n.created_at > :day) AS oldest_at,
                    count(n.id) FILTER (WHERE n.created_at > :day) AS attempts,
                    coalesce(sum(n.amount_nusd) FILTER (WHERE n.created_at > :day AND n.state IN ({states_sql(HOLDS_CAP)})), 0)
@@ -50,7 +51,7 @@ async def standing(session: AsyncSession, account_id: uuid.UUID, now: datetime) 
     assert found is not None
     return Standing(
         balance_nusd=found["posted_nusd"], is_active=found["status"] == "active", has_open=bool(found["has_open"]),
-        last_at=found["last_at"], oldest_at=found["oldest_at"], attempts=found["attempts"], spent_nusd=found["spent_nusd"],
+        unpaid_at=found["unpaid_at"], oldest_at=found["oldest_at"], attempts=found["attempts"], spent_nusd=found["spent_nusd"],
     )  # fmt: skip
 
 

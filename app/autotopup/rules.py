@@ -43,6 +43,7 @@ MOVES: Final[Mapping[State, frozenset[State]]] = {
 """What may follow what. SETTLED follows anything: the payment backend decides, and a payment may be late."""
 
 MIN_INTERVAL: Final = timedelta(seconds=60)
+"""Between an attempt that was not paid and the next; after a payment that was not enough, the next begins at once."""
 DAY: Final = timedelta(hours=24)
 MAX_ATTEMPTS_A_DAY: Final = 48
 MIN_INVOICE_LEFT: Final = timedelta(seconds=120)
@@ -103,11 +104,16 @@ REASONS: Final[Mapping[str, str]] = {
     "off": "Auto top-up was switched off by the operator before the wallet was asked.",
     "frozen": "The account was frozen before the wallet was asked.",
     "backend": "No invoice could be made.",
-    "invoice": "The invoice was not what had been asked for, so it was not sent to the wallet.",
+    "unreadable": "The invoice could not be read as a Lightning invoice (BOLT11), so it was not sent to the wallet.",
+    "network": "The invoice was for another Lightning network than this service's, so it was not sent to the wallet.",
+    "amount": "The invoice was not for exactly the amount that had been asked for, so it was not sent to the wallet.",
+    "used": "The invoice had the payment hash of an earlier one, so it was not sent to the wallet.",
     "too_late": "There was too little time left to pay the invoice.",
     "taken": "The invoice was paid, or closed, before the wallet was asked.",
 }
 """Why an attempt ended without its wallet's payment, as its owner reads it."""
+WRONG_INVOICE: Final = frozenset({"unreadable", "network", "amount", "used"})
+"""The backend's invoice failed this check: ours, or the operator's, to look into."""
 _CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,39}", re.ASCII)
 
 
@@ -121,7 +127,8 @@ class Standing:
     balance_nusd: int
     is_active: bool
     has_open: bool
-    last_at: datetime | None
+    unpaid_at: datetime | None
+    """When the last attempt began that was not paid."""
     oldest_at: datetime | None
     attempts: int
     spent_nusd: int
@@ -142,8 +149,8 @@ def earliest(connection: Mapping[str, Any], standing: Standing, now: datetime) -
     moments = [now]
     if connection["not_before"] is not None:
         moments.append(connection["not_before"])
-    if standing.last_at is not None:
-        moments.append(standing.last_at + MIN_INTERVAL)
+    if standing.unpaid_at is not None:
+        moments.append(standing.unpaid_at + MIN_INTERVAL)
     cap_nusd = connection["max_per_day_nusd"]
     is_over = cap_nusd is not None and standing.spent_nusd + connection["topup_amount_nusd"] > cap_nusd
     if is_over or standing.attempts >= MAX_ATTEMPTS_A_DAY:
@@ -151,13 +158,23 @@ def earliest(connection: Mapping[str, Any], standing: Standing, now: datetime) -
     return max(moments)
 
 
+def next_attempt_at(connection: Mapping[str, Any], standing: Standing, now: datetime) -> datetime | None:
+    """When the next attempt may begin, whatever the balance is; None if nothing but the balance, or an open one, is waited for."""
+    if standing.has_open or not standing.is_active:
+        return None
+    at = earliest(connection, standing, now)
+    return at if at > now else None
+
+
 # --- may the wallet be asked? -----------------------------------------------------------------------
 
 
 def invoice_fault(invoice: LightningInvoice, due_msat: int, network: str, now: datetime) -> str | None:
     """Why this invoice must not be paid, one of REASONS; None if it asks for exactly what was asked for."""
-    if invoice.network != network or invoice.amount_msat != due_msat or due_msat <= 0:
-        return "invoice"
+    if invoice.network != network:
+        return "network"
+    if invoice.amount_msat != due_msat or due_msat <= 0:
+        return "amount"
     return "too_late" if invoice.expires_at - now < MIN_INVOICE_LEFT else None
 
 

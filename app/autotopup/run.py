@@ -4,8 +4,10 @@ No step holds a transaction while it talks to the world, and a request to pay is
 crash leaves behind as SENT is looked into, never sent again. What was paid is decided by the payment backend alone.
 """
 
+import asyncio
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +31,9 @@ from app.topups.gateway import GatewayError, Gateways
 from app.topups.methods import METHODS
 
 LIGHTNING: Final = METHODS["btc-lightning"]
+_FIRST_LOOK_SECONDS: Final = 0.5
+_LOOK_SECONDS: Final = 2.0
+"""How often to look whether the payment that a wallet was asked for has been credited, while its answer is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +104,12 @@ class AutoTopup:
         except TakenOver:
             return None
 
-    async def drive(self, ref: AttemptRef) -> None:
-        """Take an attempt on until it has to wait for something; the clock comes back to it."""
+    async def drive(self, ref: AttemptRef) -> bool:
+        """Take an attempt on until it has to wait for something; the clock comes back to it. Whether it settled now."""
         while (attempt := await self.advance(ref)) is not None:
             if attempt["next_at"] is None or attempt["next_at"] > self._now():
-                return
+                return bool(attempt["state"] == State.SETTLED)
+        return False
 
     async def due(self) -> list[AttemptRef]:
         """Attempts to be driven on now."""
@@ -164,10 +170,12 @@ class AutoTopup:
         try:
             invoice = self._wallets.read_invoice(topup["destination"] or "")
         except ValueError:
-            return await self._refuse_invoice(attempt, "invoice")
-        fault = rules.invoice_fault(invoice, topup["total_coin_units"] or 0, self._network, self._now())
+            return await self._refuse_invoice(attempt, "unreadable", "it is no BOLT11 that can be read")
+        due_msat = topup["total_coin_units"] or 0
+        fault = rules.invoice_fault(invoice, due_msat, self._network, self._now())
         if fault is not None:
-            return await self._refuse_invoice(attempt, fault)
+            found = f"{invoice.network}, {invoice.amount_msat} msat; expected {self._network}, {due_msat} msat"
+            return await self._refuse_invoice(attempt, fault, found)
         return await self._take_invoice(attempt, topup, invoice)
 
     async def _topup_for(self, attempt: Row) -> Row:
@@ -181,12 +189,13 @@ class AutoTopup:
         gateway = self._gateways.of_method(LIGHTNING.id)
         return await create_topup(self._db, gateway, caller, wish, attempt["topup_id"], finish)
 
-    async def _refuse_invoice(self, attempt: Row, fault: str) -> Row:
+    async def _refuse_invoice(self, attempt: Row, fault: str, found: str) -> Row:
         """An invoice that is not what we asked for is ours to look into, and no wallet is asked to pay it."""
-        if fault == "invoice":
+        if fault in rules.WRONG_INVOICE:
             log.error(
-                "autotopup.wrong_invoice", account_id=str(attempt["account_id"]), topup_id=str(attempt["topup_id"])
-            )
+                "autotopup.wrong_invoice", account_id=str(attempt["account_id"]), topup_id=str(attempt["topup_id"]),
+                code=fault, error=found,
+            )  # fmt: skip
         return await self._give_up(attempt, fault)
 
     async def _take_invoice(self, attempt: Row, topup: Row, invoice: LightningInvoice) -> Row:
@@ -198,7 +207,7 @@ class AutoTopup:
         except IntegrityError as error:  # an earlier attempt had this payment hash: its payment would be taken for ours
             if "nwc_attempt_payment_once" not in str(error.orig):
                 raise
-            return await self._refuse_invoice(attempt, "invoice")
+            return await self._refuse_invoice(attempt, "used", "its payment hash is an earlier attempt's")
 
     # --- INVOICED: the request ---
 
@@ -261,8 +270,31 @@ class AutoTopup:
         sent = await self._db.transaction(work)
         if isinstance(sent, str):
             return await self._give_up(attempt, sent)
-        reply = await self._wallets.pay(connection, request, attempt["payment_hash"])
-        return await self._hear(sent, reply)
+        paying = asyncio.create_task(self._wallets.pay(connection, request, attempt["payment_hash"]))
+        is_over = asyncio.Event()
+        credited = asyncio.create_task(self._until_credited(attempt, is_over))
+        try:
+            await asyncio.wait((paying, credited), return_when=asyncio.FIRST_COMPLETED)
+            if paying.done():
+                return await self._hear(sent, paying.result())
+            return await self._settle(sent)
+        finally:
+            is_over.set()  # not cancelled: that could come in the middle of a transaction
+            paying.cancel()
+            await asyncio.gather(paying, credited, return_exceptions=True)
+
+    async def _until_credited(self, attempt: Row, is_over: asyncio.Event) -> None:
+        """Returns when the top-up is credited, whoever asked the backend: then no answer is worth waiting for."""
+        account_id, topup_id, seconds = attempt["account_id"], attempt["topup_id"], _FIRST_LOOK_SECONDS
+        while not is_over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(is_over.wait(), seconds)
+                return
+            seconds = min(seconds * 1.5, _LOOK_SECONDS)
+            with suppress(DatabaseUnavailable):
+                topup = await self._db.transaction(lambda session: _topup(session, account_id, topup_id))
+                if topup is not None and topup["credited_nusd"] > 0:
+                    return
 
     async def _obstacle(self, session: AsyncSession, attempt: Row) -> str | None:
         """Why the wallet must not be asked now, one of REASONS. Locks the connection: nobody removes it before we commit."""
@@ -410,7 +442,7 @@ class AutoTopup:
                 await connect.note_refusal(session, connection, None, now)
             elif reason == "unreached":
                 await connect.note_silence(session, connection, attempt["sent_at"] or attempt["created_at"], now)
-            elif reason in ("backend", "invoice"):
+            elif reason == "backend" or reason in rules.WRONG_INVOICE:
                 await connect.wait(session, connection, now + rules.OUR_TROUBLE)
             return moved
 

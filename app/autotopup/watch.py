@@ -46,7 +46,7 @@ class Watcher:
     async def look_for_due(self) -> None:
         """The clock's look at attempts that wait for their next step. Does not wait until they are done."""
         for ref in await self._autotopup.due():
-            self._start(ref.account_id, self._autotopup.drive, ref)
+            self._start(ref.account_id, self._go_on, ref)
 
     async def idle(self) -> None:
         """Wait until nothing is being done."""
@@ -72,12 +72,17 @@ class Watcher:
         self._tasks[account_id] = task
         task.add_done_callback(lambda _: self._tasks.pop(account_id, None))
 
+    async def _go_on(self, ref: AttemptRef) -> None:
+        if await self._autotopup.drive(ref):
+            await self._attend(ref.account_id)
+
     async def _attend(self, account_id: uuid.UUID) -> None:
-        """Begin an attempt if one may begin, and drive it as far as it goes now."""
+        """Begin an attempt if one may begin, and drive it as far as it goes now; the next, if one was not enough."""
         begun = await self._autotopup.begin(account_id)
-        if begun.ref is not None:
-            await self._autotopup.drive(begun.ref)
-            return
+        while begun.ref is not None:
+            if not await self._autotopup.drive(begun.ref):
+                return
+            begun = await self._autotopup.begin(account_id)
         if begun.is_enough:
             return
         if len(self._quiet_until) >= _REMEMBERED:

@@ -567,6 +567,10 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "outcome": ("How the call ended.", "completed"),
     "output_count": ("Tokens written.", 300),
     "output_cost_usd": ("For output, USD.", None),
+    "next_attempt_at": (
+        "When the next attempt may begin, if the balance is below the threshold then. Null: as soon as it is.",
+        "2026-01-31T12:01:00Z",
+    ),
     "output_tokens": ("Tokens written.", 300),
     "owned_by": ("The provider that serves a call which names none.", "openai"),
     "pause_reason": ("Why it does not top up now, and what would help.", None),

@@ -45,9 +45,13 @@ class Invoice:
 
 
 def an_invoice(
-    amount_msat: int | None = 25_000_000, network: str = "bcrt", expiry_seconds: int = 900, at: datetime | None = None
+    amount_msat: int | None = 25_000_000,
+    network: str = "bcrt",
+    expiry_seconds: int = 900,
+    at: datetime | None = None,
+    without: str | None = None,
 ) -> Invoice:
-    """Signed with a new key, over what a Lightning node puts into an invoice."""
+    """Signed with a new key, over what a Lightning node puts into an invoice, but for the field that is left out."""
     preimage = secrets.token_hex(32)
     tags = Tags()
     tags.add(TagChar.payment_hash, hashlib.sha256(bytes.fromhex(preimage)).hexdigest())
@@ -60,10 +64,12 @@ def an_invoice(
         Feature.payment_secret: FeatureState.required,
     }
     tags.add(TagChar.features, Features.from_feature_list(required))
+    if without is not None:
+        tags.tags = [tag for tag in tags.tags if tag.char is not TagChar[without]]
     amount = None if amount_msat is None else MilliSatoshi(amount_msat)
     date = int((at or datetime.now(UTC)).timestamp())
     unsigned = Bolt11(currency=network, amount_msat=amount, date=date, tags=tags)
-    return Invoice(bolt11.encode(unsigned, secrets.token_hex(32)), preimage)
+    return Invoice(bolt11.encode(unsigned, secrets.token_hex(32), ignore_exceptions=without is not None), preimage)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,16 @@ def test_the_adapter_is_what_the_domain_asks_for() -> None:
 
 PUBKEY = sdk.Keys.generate().public_key().to_hex()
 SECRET = sdk.Keys.generate().secret_key().to_hex()
+NPUB = sdk.PublicKey.parse(PUBKEY).to_bech32()
+NSEC = sdk.SecretKey.parse(SECRET).to_bech32()
 RELAY = "wss://relay.example.com"
+
+
+def masked(uri: str) -> str:
+    """The same in each process, unlike the keys in it."""
+    for key, name in ((PUBKEY, "P"), (SECRET, "S"), (NPUB, "N"), (NSEC, "X")):
+        uri = uri.replace(key, name).replace(key[:-1], name.lower()).replace(key[:-2], name.lower())
+    return uri
 
 
 def parse(uri: str) -> WalletUri:
@@ -140,6 +149,9 @@ def parse(uri: str) -> WalletUri:
          WalletUri(PUBKEY, (RELAY,), SECRET, "me+sats@example.com")),
         (f"nostr+walletconnect://{PUBKEY}?relay={RELAY}&secret={SECRET}&lud16=<script>", WalletUri(PUBKEY, (RELAY,), SECRET)),
         (f"nostr+walletconnect://{PUBKEY}?relay={RELAY}&secret={SECRET}&name=Hub&icon", WalletUri(PUBKEY, (RELAY,), SECRET)),
+        (f"nostr+walletconnect://{NPUB}?relay={RELAY}&secret={NSEC}", WalletUri(PUBKEY, (RELAY,), SECRET)),
+        (f"nostr+walletconnect://{NPUB.upper()}/?relay={RELAY}&secret={SECRET}", WalletUri(PUBKEY, (RELAY,), SECRET)),
+        (f"nostr+walletconnect://{PUBKEY}?relay={RELAY}&secret={NSEC}", WalletUri(PUBKEY, (RELAY,), SECRET)),
     ],
 )  # fmt: skip
 def test_a_connection_string_is_read_in_every_form_that_wallets_give_it(uri: str, expected: WalletUri) -> None:
@@ -171,14 +183,20 @@ def test_a_connection_string_is_read_in_every_form_that_wallets_give_it(uri: str
         f"nostr+walletconnect://{PUBKEY}?relay={'&relay='.join(f'wss://r{n}.example' for n in range(MAX_RELAYS + 1))}&secret={SECRET}",
         f"nostr+walletconnect://{PUBKEY}?relay={RELAY}&secret={SECRET}&lud16={'a' * 5000}",
         f"nostr+walletconnect://npub1{'q' * 58}?relay={RELAY}&secret={SECRET}",
+        f"nostr+walletconnect://{NSEC}?relay={RELAY}&secret={NSEC}",
+        f"nostr+walletconnect://{NPUB}?relay={RELAY}&secret={NPUB}",
+        f"nostr+walletconnect://{NPUB[:-1]}?relay={RELAY}&secret={NSEC}",
+        f"nostr+walletconnect://{NPUB}?relay={RELAY}&secret={NSEC[:-1]}q",
+        f"nostr+walletconnect://{NPUB}q?relay={RELAY}&secret={NSEC}",
     ],
-    ids=lambda uri: uri.replace(PUBKEY, "P").replace(PUBKEY[:-2], "p").replace(SECRET, "S")[:50],
+    ids=lambda uri: masked(uri)[:50],
 )
 def test_what_is_no_connection_string_is_refused_without_being_repeated(uri: str) -> None:
     with pytest.raises(InvalidField) as refusal:
         parse(uri)
     assert refusal.value.param == "nwc_url"
     assert SECRET not in str(refusal.value)
+    assert NSEC not in str(refusal.value)
     assert PUBKEY not in str(refusal.value)
     assert refusal.value.__cause__ is None
 
@@ -211,6 +229,21 @@ def test_an_invoice_is_read(network: str) -> None:
         found = wallets().read_invoice(text)
         assert (found.network, found.amount_msat, found.payment_hash) == (network, 123_456_789, invoice.payment_hash)
         assert found.expires_at == at + timedelta(minutes=15)
+
+
+@pytest.mark.parametrize("left_out", ["min_final_cltv_expiry", "expire_time", "features", "payment_secret"])
+def test_an_invoice_is_read_without_what_its_node_may_leave_out(left_out: str) -> None:
+    at = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
+    invoice = an_invoice(7_000_000, "bc", at=at, without=left_out)
+    found = wallets().read_invoice(invoice.text)
+    assert (found.network, found.amount_msat, found.payment_hash) == ("bc", 7_000_000, invoice.payment_hash)
+    life = timedelta(hours=1) if left_out == "expire_time" else timedelta(minutes=15)  # BOLT11's own default
+    assert found.expires_at == at + life
+
+
+def test_an_invoice_without_a_payment_hash_is_none() -> None:
+    with pytest.raises(ValueError):
+        wallets().read_invoice(an_invoice(7_000_000, without="payment_hash").text)
 
 
 def test_an_invoice_without_an_amount_has_none() -> None:

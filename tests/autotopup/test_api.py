@@ -3,6 +3,7 @@
 import asyncio
 import json
 import uuid
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -44,7 +45,7 @@ async def test_a_connected_wallet_is_shown_without_its_secret(rig: Rig) -> None:
     assert data == {
         "enabled": True, "state": "active", "pause_reason": None, "threshold_usd": 5, "topup_amount_usd": Decimal("20.5"),
         "max_per_day_usd": 100, "wallet_pubkey": PUBKEY, "relays": ["relay.example.com"], "encryption": "nip44_v2",
-        "lud16": "me@example.com", "warnings": [], "last_attempt": None,
+        "lud16": "me@example.com", "warnings": [], "next_attempt_at": None, "last_attempt": None,
     }  # fmt: skip
     again = (await shown(rig, customer))["data"]
     assert {**again, "created_at": None} == {**data, "created_at": None}
@@ -205,6 +206,30 @@ async def test_a_pause_tells_its_reason_and_connecting_again_ends_it(rig: Rig) -
     assert "Connect it again" in data["pause_reason"]
     assert data["last_attempt"]["reason"] == "The wallet refused to pay."
     assert (await connect(rig, customer))["data"]["state"] == "active"
+
+
+async def test_when_the_next_attempt_may_begin_is_told(rig: Rig) -> None:
+    customer, wallets = await rig.customer(), wallets_of(rig)
+    wallets.acts = ["INSUFFICIENT_BALANCE"]
+    await connect(rig, customer)
+    await rig.house.watcher.idle()
+    data = (await shown(rig, customer))["data"]
+    waits = datetime.fromisoformat(data["next_attempt_at"]) - datetime.fromisoformat(data["last_attempt"]["closed_at"])
+    assert timedelta(minutes=59) < waits <= timedelta(hours=1)
+    rig.sql("UPDATE nwc_connection SET not_before = NULL")
+    data = (await shown(rig, customer))["data"]
+    waits = datetime.fromisoformat(data["next_attempt_at"]) - datetime.fromisoformat(data["last_attempt"]["created_at"])
+    assert waits == timedelta(seconds=60)
+    rig.sql("UPDATE nwc_attempt SET created_at = created_at - interval '61 seconds'")
+    assert (await shown(rig, customer))["data"]["next_attempt_at"] is None
+
+
+async def test_a_paused_wallet_has_no_next_attempt(rig: Rig) -> None:
+    customer, wallets = await rig.customer(), wallets_of(rig)
+    wallets.acts = ["UNAUTHORIZED"]
+    await connect(rig, customer)
+    await rig.house.watcher.idle()
+    assert (await shown(rig, customer))["data"]["next_attempt_at"] is None
 
 
 async def test_a_disconnected_wallet_is_asked_for_nothing_more(rig: Rig) -> None:

@@ -238,10 +238,17 @@ async def test_relays_that_do_not_take_the_request_are_not_the_wallets_silence(s
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"network": "bc"}, {"amount_msat": None}, {"amount_msat": 1}, {"amount_msat": 10**15}, {"expires": 119}]
+    ("wrong", "fault"),
+    [
+        ({"network": "bc"}, "network"),
+        ({"amount_msat": None}, "amount"),
+        ({"amount_msat": 1}, "amount"),
+        ({"amount_msat": 10**15}, "amount"),
+        ({"expires": 119}, "too_late"),
+    ],
 )
-async def test_an_invoice_that_is_not_what_was_asked_for_is_sent_to_no_wallet(
-    street: Street, wrong: dict[str, int | str | None]
+async def test_an_invoice_that_is_not_what_was_asked_for_is_sent_to_no_wallet_and_the_check_is_named(
+    street: Street, wrong: dict[str, int | str | None], fault: str
 ) -> None:
     if "expires" in wrong:
         street.btcpay.spoils = lambda asks: replace(asks, expires_at=street.clock() + timedelta(seconds=119))
@@ -249,7 +256,7 @@ async def test_an_invoice_that_is_not_what_was_asked_for_is_sent_to_no_wallet(
         street.btcpay.spoils = lambda asks: replace(asks, **wrong)  # type: ignore[arg-type]
     await street.connect()
     attempt = await street.attempt("pays")
-    assert (attempt["state"], attempt["reason"]) == ("expired", "too_late" if "expires" in wrong else "invoice")
+    assert (attempt["state"], attempt["reason"]) == ("expired", fault)
     assert not street.wallets.published
 
 
@@ -259,7 +266,7 @@ async def test_an_invoice_that_cannot_be_read_is_sent_to_no_wallet(street: Stree
     street.btcpay.bolt11s.clear()
     street.wallets.read_invoice = _raises  # type: ignore[method-assign]
     await street.autotopup.drive(ref)
-    assert (street.state(), street.last()["reason"]) == ("expired", "invoice")
+    assert (street.state(), street.last()["reason"]) == ("expired", "unreadable")
 
 
 def _raises(bolt11: str) -> LightningInvoice:
@@ -273,7 +280,7 @@ async def test_a_payment_hash_that_was_used_before_is_not_paid_for_again(street:
     street.btcpay.spoils = lambda asks: replace(asks, payment_hash=used)
     street.clock.pass_(hours=2)
     attempt = await street.attempt("pays")
-    assert (attempt["state"], attempt["reason"], sum(street.wallets.published.values())) == ("expired", "invoice", 1)
+    assert (attempt["state"], attempt["reason"], sum(street.wallets.published.values())) == ("expired", "used", 1)
 
 
 async def test_a_backend_that_is_down_is_asked_again_for_the_same_topup(street: Street) -> None:

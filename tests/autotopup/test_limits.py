@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -49,9 +50,42 @@ async def test_nothing_begins_without_a_wallet_or_on_a_frozen_account(street: St
     assert await street.autotopup.low() == []
 
 
-async def test_a_minute_lies_between_two_attempts(street: Street) -> None:
+async def test_a_shortfall_of_several_topups_is_filled_one_after_the_other_without_a_wait(street: Street) -> None:
+    await street.connect(threshold=35, amount=10)
+    watcher = street.watcher()
+    watcher.notice(street.account_id)
+    await watcher.idle()
+    assert street.states() == ["settled"] * 3
+    assert street.balance_usd() == pytest.approx(35.5)
+
+
+async def test_a_shortfall_is_filled_no_further_than_the_cap_of_a_day(street: Street) -> None:
+    await street.connect(threshold=500, amount=10, max_per_day=25)
+    watcher = street.watcher()
+    await watcher.look_for_low()
+    await watcher.idle()
+    assert street.states() == ["settled"] * 2
+    assert street.balance_usd() == pytest.approx(25)
+
+
+async def test_a_shortfall_is_filled_on_by_whoever_finds_the_payment(street: Street) -> None:
+    await street.connect(threshold=15, amount=10)
+    await street.attempt("silent")
+    street.btcpay.pay(next(iter(street.btcpay.invoices)))
+    street.clock.pass_(seconds=6)
+    watcher = street.watcher()
+    await watcher.look_for_due()
+    await watcher.idle()
+    assert street.states() == ["settled"] * 2
+
+
+async def test_a_minute_lies_between_an_attempt_that_was_not_paid_and_the_next(street: Street) -> None:
     await street.connect(threshold=100)
-    assert await begins(street)
+    ref = await street.begin()
+    street.btcpay.spoils = lambda asks: replace(asks, expires_at=street.clock())
+    await street.autotopup.drive(ref)
+    street.btcpay.spoils = lambda asks: asks
+    assert street.states() == ["expired"]
     street.clock.pass_(seconds=59)
     begun = await street.autotopup.begin(street.account_id)
     assert begun.ref is None

@@ -147,7 +147,7 @@ class AutoTopupMachine(RuleBasedStateMachine):
         for ref in await drivers[0].due():
             await asyncio.gather(*(self._mortal(driver.drive(ref)) for driver in drivers))
 
-    async def _mortal(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _mortal(self, work: Coroutine[Any, Any, object]) -> None:
         with contextlib.suppress(Killed):
             await work
 
