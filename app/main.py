@@ -46,6 +46,7 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     database: str = ""
     migrations: str = ""
     payment_backend: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @get("/health/live", tags=["Operations"], summary="Is the process alive?", sync_to_thread=False)
@@ -56,7 +57,10 @@ def live() -> Health:
 
 @get("/health/ready", tags=["Operations"], summary="Can it serve?")
 async def ready(db: NamedDependency[Database], gateways: NamedDependency[Gateways]) -> Response[Health]:
-    """503 without the database or with another schema; a dead payment backend is only `degraded`."""
+    """503 without the database or with another schema; a dead payment backend is only `degraded`.
+
+    `warnings`: what works, though less well than it is set up to, and what would help.
+    """
     try:
         found = await db.transaction(lambda session: row(session, "SELECT version_num FROM alembic_version"))
     except DatabaseUnavailable:
@@ -65,8 +69,11 @@ async def ready(db: NamedDependency[Database], gateways: NamedDependency[Gateway
         return Response(Health("down", database="ok", migrations=f"not at {head()}"), status_code=503)
     payable = await gateways.are_healthy()
     return Response(
-        Health("ok" if payable else "degraded", "ok", "at head", "ok" if payable else "unavailable"), status_code=200
-    )
+        Health(
+            "ok" if payable else "degraded", "ok", "at head", "ok" if payable else "unavailable", tuple(gateways.troubles())
+        ),
+        status_code=200,
+    )  # fmt: skip
 
 
 @get("/metrics", include_in_schema=False, media_type="text/plain", sync_to_thread=False)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 
 from app.adapters.btcpay import BtcpayGateway
 from app.adapters.lnbits import LnbitsGateway, RateSource
@@ -20,6 +21,7 @@ from app.metering.priced import Pricer
 from app.pricing.catalogue import Catalogues
 from app.topups.gateway import Gateways, InvoiceGateway
 from app.topups.methods import METHODS
+from app.topups.receipt import receipt_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,9 @@ def build(
     takers = gateways(settings) if gateway is None else Gateways(dict.fromkeys(METHODS, gateway), health_seconds=0)
     purses = wallets or nwc_wallets(settings)
     autotopup = AutoTopup(
-        db, takers, purses, settings.sealer, network=settings.lightning_network, is_on=settings.nwc_auto_topup
-    )
+        db, takers, purses, settings.sealer, network=settings.lightning_network, is_on=settings.nwc_auto_topup,
+        receipts=partial(receipt_url, settings),
+    )  # fmt: skip
     house = House(
         settings=settings,
         db=db,
@@ -106,6 +109,7 @@ def btcpay(settings: Settings) -> InvoiceGateway:
         api_key=settings.btcpay_api_key,
         store_id=settings.btcpay_store_id,
         webhook_secret=settings.btcpay_webhook_secret,
+        service_name=settings.service_name,
     )
 
 
@@ -116,6 +120,7 @@ def lnbits(settings: Settings) -> InvoiceGateway:
         base_url=settings.lnbits_url,
         invoice_key=settings.lnbits_invoice_key,
         rates=_rates(settings),
+        service_name=settings.service_name,
         webhook_url=f"{settings.public_url}/webhooks/lnbits" if settings.lnbits_webhook else None,
     )
 

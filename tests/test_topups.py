@@ -39,6 +39,13 @@ async def test_each_method_is_credited_for_what_was_paid(rig: Rig, method: str, 
     assert (await status(rig, customer, invoice_id))["status"] == "Settled"
 
 
+async def test_what_works_less_well_than_set_up_is_told_by_the_readiness_check(rig: Rig) -> None:
+    assert "warnings" not in (await rig.client.get("/health/ready")).json()
+    rig.btcpay.troubles = lambda: ("LNbits takes no webhook to us",)  # type: ignore[attr-defined]
+    health = (await rig.client.get("/health/ready")).json()
+    assert (health["status"], health["warnings"]) == ("ok", ["LNbits takes no webhook to us"])
+
+
 async def test_fifty_deliveries_of_one_webhook_at_once_credit_once(rig: Rig) -> None:
     customer = await rig.customer()
     invoice_id = await rig.topup(customer, "5", "btc-lightning")

@@ -57,6 +57,7 @@ class BtcpayGateway:
         api_key: str,
         store_id: str,
         webhook_secret: str,
+        service_name: str = "Satmeter",
         client: httpx.AsyncClient | None = None,
         patience: Patience | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -67,6 +68,7 @@ class BtcpayGateway:
         self._api_key = checked_key(api_key, "BTCPAY_API_KEY")
         self._store_id = _checked_store_id(store_id)
         self._webhook_secret = _checked_secret(webhook_secret).encode()
+        self._service_name = service_name
         self._store_path = f"/api/v1/stores/{store_id}"
         self._now = now
         self._asker = Asker(
@@ -92,7 +94,7 @@ class BtcpayGateway:
         may exist, and `find(new.order_id)` tells. Raises GatewayRefused if BTCPay said no, or made an
         invoice that is not what was asked for or cannot be paid.
         """
-        body = await self._post("/invoices", wire.new_invoice_body(new))
+        body = await self._post("/invoices", wire.new_invoice_body(new, self._service_name))
         made = wire.read_invoice(body, store_id=self._store_id)
         methods = await self._methods_of(made.id)
         reason = wire.why_unpayable(new, made, methods)

@@ -173,21 +173,27 @@ def speed_policy(method: str, amount: Decimal, currency: str) -> str:
     return "MediumSpeed" if threshold is not None and amount < threshold else "LowMediumSpeed"
 
 
-def new_invoice_body(new: NewInvoice) -> bytes:
+def new_invoice_body(new: NewInvoice, service_name: str) -> bytes:
     """The JSON that asks for an invoice. Raises GatewayRefused for a method BTCPay has no name for.
 
     Every checkout field is always said: an operator may have changed the store's defaults, and a tolerance of
-    100 % in there settles every invoice unpaid. Source: Greenfield "Create a new invoice", btcpayserver #6378.
+    100 % in there settles every invoice unpaid. What it is for is told to its buyer: on the checkout page, on BTCPay's own
+    receipt, and on the way back. Source: Greenfield "Create a new invoice", btcpayserver #6378.
     """
     assert new.amount.is_finite(), f"amount {new.amount}"
     assert new.amount > 0, f"amount {new.amount}"
     if new.method not in METHOD_IDS:
         raise GatewayRefused(f"BTCPay has no payment method {new.method!r}; there are {', '.join(METHOD_IDS)}")
+    amount = format(new.amount, "f")
+    bought = f"{service_name}: top-up of {new.price}"
+    receipt = {"receiptData": {"Service": service_name, "Top-up": new.price, "Number": new.order_id}}
     return msgspec.json.encode(
         {
-            "amount": format(new.amount, "f"),
+            "amount": amount,
             "currency": new.currency,
-            "metadata": {"orderId": new.order_id},
+            "metadata": {"orderId": new.order_id, "itemDesc": bought}
+            | receipt
+            | ({"orderUrl": new.receipt_url} if new.receipt_url else {}),
             "checkout": {
                 "paymentMethods": [METHOD_IDS[new.method]],
                 "expirationMinutes": new.expires_in_minutes,
@@ -195,7 +201,8 @@ def new_invoice_body(new: NewInvoice) -> bytes:
                 "speedPolicy": speed_policy(new.method, new.amount, new.currency),
                 "paymentTolerance": 0,
                 "lazyPaymentMethods": False,
-            },
+            }
+            | ({"redirectURL": new.receipt_url} if new.receipt_url else {}),
         }
     )
 

@@ -11,6 +11,7 @@ LNbits' words and what they mean stand in `lnbits_wire.py`.
 import asyncio
 import hashlib
 import hmac
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ import httpx
 from app.adapters import lnbits_wire as wire
 from app.adapters.asking import Answer, Asker, Patience, checked_key, checked_url
 from app.kernel.errors import InvalidSignature
+from app.kernel.logs import log
 from app.topups.gateway import (
     GatewayError,
     GatewayRefused,
@@ -33,6 +35,8 @@ from app.topups.gateway import (
 
 PAGE_PAYMENTS: Final = 200  # a page of 1,000, which is the most, could be larger than an answer may be
 MAX_PAGES: Final = 5000
+WEBHOOK_AGAIN_SECONDS: Final = 600.0
+"""How long invoices are made without a webhook after LNbits refused ours."""
 
 _PAYMENTS: Final = "/api/v1/payments"
 _LISTING: Final = "/api/v1/payments/paginated"
@@ -66,6 +70,7 @@ class LnbitsGateway:
         invoice_key: str,
         rates: RateSource,
         webhook_url: str | None = None,
+        service_name: str = "Satmeter",
         client: httpx.AsyncClient | None = None,
         patience: Patience | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -79,8 +84,10 @@ class LnbitsGateway:
         self._invoice_key = checked_key(invoice_key, "LNBITS_INVOICE_KEY")
         self._webhook_url = checked_url(webhook_url, "the webhook URL") if webhook_url else None
         self._hint_key = hashlib.sha256(b"satmeter lnbits hint\n" + invoice_key.encode()).digest()
-        self._rates = rates
-        self._now = now
+        self._rates, self._service_name = rates, service_name
+        self._now, self._monotonic = now, monotonic
+        self._no_webhook_until = -math.inf
+        self._webhook_trouble: str | None = None
         self._asker = Asker(
             "LNbits",
             self._base_url,
@@ -108,10 +115,7 @@ class LnbitsGateway:
         if new.method != wire.METHOD:
             raise GatewayRefused(f"LNbits has no payment method {new.method!r}; there is {wire.METHOD}")
         rate = await self._price(new.currency)
-        body = wire.new_invoice_body(
-            new, rate, hint_token=self._hint_token(new.order_id), webhook_url=self._webhook_url
-        )
-        made = wire.read_payment(self._wanted(await self._asker.ask("POST", _PAYMENTS, content=body), may_refuse=True))
+        made = await self._made(new, rate)
         reason = wire.why_unpayable(new, rate, made)
         if reason is not None:
             raise GatewayRefused(f"LNbits made invoice {made.payment_hash}, but {reason}")
@@ -183,7 +187,48 @@ class LnbitsGateway:
         await self._asker.close()
         await self._rates.close()
 
+    def troubles(self) -> Sequence[str]:
+        """What works less well than it is set up to, in sentences for the operator."""
+        return (self._webhook_trouble,) if self._webhook_trouble else ()
+
     # Parts of a verb
+
+    async def _made(self, new: NewInvoice, rate: Rate) -> wire.PaymentWire:
+        """The invoice; without a webhook where LNbits' rules refuse ours: payments are then found by asking alone.
+
+        A refusal is final, so asking once more makes no second invoice. Ours is tried again after a while: its
+        operator may have allowed it. Source: lnbits/helpers.py, check_callback_url.
+        """
+        if self._webhook_url is None or self._monotonic() < self._no_webhook_until:
+            return await self._posted(new, rate, None)
+        try:
+            made = await self._posted(new, rate, self._webhook_url)
+        except GatewayRefused as refusal:
+            if not wire.is_about_callback(str(refusal)):
+                raise
+            made = await self._posted(new, rate, None)
+            self._note_refused_webhook(str(refusal))
+            return made
+        self._webhook_trouble = None
+        return made
+
+    async def _posted(self, new: NewInvoice, rate: Rate, webhook_url: str | None) -> wire.PaymentWire:
+        body = wire.new_invoice_body(
+            new,
+            rate,
+            hint_token=self._hint_token(new.order_id),
+            webhook_url=webhook_url,
+            service_name=self._service_name,
+        )
+        return wire.read_payment(self._wanted(await self._asker.ask("POST", _PAYMENTS, content=body), may_refuse=True))
+
+    def _note_refused_webhook(self, refusal: str) -> None:
+        self._no_webhook_until = self._monotonic() + WEBHOOK_AGAIN_SECONDS
+        self._webhook_trouble = (
+            f"LNbits takes no webhook to {self._webhook_url}: invoices are made without one, and payments are found by"
+            " asking. Allow it in LNbits' callback URL rules, or set LNBITS_WEBHOOK=off"
+        )
+        log.warning("lnbits.webhook_refused", backend=self.name, url=self._webhook_url, error=refusal)
 
     async def _price(self, currency: str) -> Rate:
         """Units of `currency` per whole BTC, who said so and when."""

@@ -133,7 +133,13 @@ def sats_of(amount: Decimal, rate: Decimal) -> int:
 
 
 def new_invoice_body(
-    new: NewInvoice, rate: Rate, *, hint_token: str, webhook_url: str | None, expires_in_seconds: int | None = None
+    new: NewInvoice,
+    rate: Rate,
+    *,
+    hint_token: str,
+    webhook_url: str | None,
+    service_name: str = "Satmeter",
+    expires_in_seconds: int | None = None,
 ) -> bytes:
     """The JSON that asks for an invoice. `expires_in_seconds` is for tests that cannot wait for a minute."""
     assert new.amount.is_finite(), f"amount {new.amount}"
@@ -144,7 +150,7 @@ def new_invoice_body(
         "out": False,
         "unit": "sat",
         "amount": sats_of(new.amount, rate.usd),
-        "memo": f"Top-up of {amount} {new.currency}",
+        "memo": f"{service_name}: top-up of {new.price}",
         "expiry": seconds,
         "external_id": new.order_id,
         "extra": {
@@ -296,6 +302,11 @@ def read_problem(body: bytes) -> Problem | None:
         text = "; ".join(f"{'.'.join(map(str, one.loc))}: {one.msg}" for one in problem.detail[:5])
         return Problem(plain(text), problem.status == "failed")
     return Problem(plain(problem.detail), problem.status == "failed")
+
+
+def is_about_callback(text: str) -> bool:
+    """Whether a refusal is about the webhook's address, which LNbits' rules may not allow."""
+    return "callback" in text.lower()
 
 
 def refusal(problem: Problem | None, status: int) -> GatewayRefused:

@@ -24,7 +24,7 @@ from app.kernel.db import Database, Row, row
 from app.kernel.errors import DatabaseUnavailable, PaymentBackendUnavailable, RateLimitExceeded
 from app.kernel.logs import log
 from app.kernel.security import Caller, Kind, Sealer, UnsealError
-from app.topups.create import Wish, create_topup
+from app.topups.create import Receipts, Wish, create_topup
 from app.topups.credit import TopupRef, credit_if_paid
 from app.topups.finding import note_finding
 from app.topups.gateway import GatewayError, Gateways
@@ -58,10 +58,11 @@ class AutoTopup:
         *,
         network: str,
         is_on: bool,
+        receipts: Receipts | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._db, self._gateways, self._wallets, self._sealer = db, gateways, wallets, sealer
-        self._network, self.is_on, self._now = network, is_on, clock
+        self._network, self.is_on, self._receipts, self._now = network, is_on, receipts, clock
 
     async def begin(self, account_id: uuid.UUID) -> Begun:
         """Open an attempt if this account should be topped up now. Safe to call at any time, from anywhere."""
@@ -187,7 +188,7 @@ class AutoTopup:
         caller = Caller(Kind.CREDIT_ID, attempt["account_id"])
         wish = Wish(LIGHTNING, "USD", attempt["amount_nusd"])
         gateway = self._gateways.of_method(LIGHTNING.id)
-        return await create_topup(self._db, gateway, caller, wish, attempt["topup_id"], finish)
+        return await create_topup(self._db, gateway, caller, wish, attempt["topup_id"], finish, receipts=self._receipts)
 
     async def _refuse_invoice(self, attempt: Row, fault: str, found: str) -> Row:
         """An invoice that is not what we asked for is ours to look into, and no wallet is asked to pay it."""

@@ -43,6 +43,7 @@ class Settings:
     host: str
     port: int
     public_url: str
+    service_name: str
     data_dir: Path
     database_url: str | None = field(repr=False)
     database_pool: int
@@ -140,6 +141,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         host=host,
         port=port,
         public_url=_url(read.text("PUBLIC_URL", f"http://{_authority(host)}:{port}"), "PUBLIC_URL"),
+        service_name=_name(read.text("SERVICE_NAME", "Satmeter"), "SERVICE_NAME"),
         data_dir=data_dir,
         database_url=read.text("DATABASE_URL", "") or None,
         database_pool=read.number("DATABASE_POOL", 8, 2, 200),
@@ -346,6 +348,12 @@ def _positive_usd(text: str, name: str) -> str:
         is_positive = False
     if not is_positive:
         raise SettingsError(f"{name}={text!r} is not an amount in USD above 0, such as 0.01")
+    return text
+
+
+def _name(text: str, name: str) -> str:
+    if len(text) > 60 or not text.isprintable():
+        raise SettingsError(f"{name} must have at most 60 characters, all of them printable")
     return text
 
 

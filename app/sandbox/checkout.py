@@ -127,13 +127,17 @@ def _face(invoice: Invoice, prompt: Prompt, left_seconds: int) -> str:
     order = escape(str(invoice.metadata.get("orderId", "")))
     is_open = invoice.status is Status.NEW
     return f"""<section class=card>
-<header><div><h1>{_money(invoice.price, invoice.currency)}</h1><p class=quiet>{order and f"Order {order}"}</p></div>
+<header><div><h1>{_money(invoice.price, invoice.currency)}</h1><p class=quiet>{_bought(invoice) or (order and f"Order {order}")}</p></div>
 <div class=state>{_pill(invoice)}{_countdown(left_seconds) if is_open else ""}</div></header>
 {_tabs(invoice, prompt)}
 {_to_pay(prompt, figures) if is_open else _verdict(invoice)}
 {_payments(invoice)}
 <p class=quiet>1 {prompt.facts.coin} = {_money(prompt.rate, invoice.currency)}, fixed when this invoice was made.</p>
 </section>"""
+
+
+def _bought(invoice: Invoice) -> str:
+    return escape(str(invoice.metadata.get("itemDesc") or ""))
 
 
 def _pill(invoice: Invoice) -> str:

@@ -1,6 +1,7 @@
 """How HTTP asks for top-ups, and how the payment backend tells us that something happened."""
 
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from app.topups.create import Wish, create_topup, list_topups, read_topup
 from app.topups.gateway import Gateways
 from app.topups.inbox import store, topup_of_invoice
 from app.topups.methods import METHODS, Method, checked_amount, method_named
-from app.topups.receipt import Receipt, opened_token, rate_source, read_receipt, receipt_page, receipt_token, usd_rate
+from app.topups.receipt import Receipt, opened_token, rate_source, read_receipt, receipt_page, receipt_url, usd_rate
 
 CLAIMS_PER_HOUR = 60
 ProofText = Annotated[str, msgspec.Meta(min_length=16, max_length=2000, pattern=r"^[0-9A-Za-z]+\Z")]
@@ -109,9 +110,7 @@ class TopupView(msgspec.Struct, frozen=True):
             if method.is_lightning
             else {"address": topup["destination"] or "", "payment_uri": topup["payment_link"] or ""}
         )
-        receipt_url = (
-            f"{settings.public_url}/receipts/{receipt_token(settings.pepper, topup['account_id'], topup['id'])}"
-        )
+        page = receipt_url(settings, topup["account_id"], topup["id"])
         return cls(
             invoice_id=topup["invoice_id"] or "",
             status=str(_OURS_IN_THEIR_WORDS.get(topup["status"], topup["status"])),
@@ -120,7 +119,7 @@ class TopupView(msgspec.Struct, frozen=True):
             currency=topup["currency"],
             created_at=_epoch(topup["created_at"]),
             expires_at=_epoch(topup["expires_at"]),
-            checkout_url=topup["checkout_url"] or receipt_url,  # LNbits has no page to pay on; ours has the QR code
+            checkout_url=topup["checkout_url"] or page,  # LNbits has no page to pay on; ours has the QR code
             payment_method=method.display_name,
             crypto_currency=method.coin,
             crypto_amount_due=number(topup["total_coin_units"] or 0, places),
@@ -132,7 +131,7 @@ class TopupView(msgspec.Struct, frozen=True):
             credited_usd=usd(topup["credited_nusd"]),
             bonus_usd=usd(topup["bonus_nusd"]),
             bonus_percent=topup["bonus_percent"],
-            receipt_url=receipt_url,
+            receipt_url=page,
             **where,
         )
 
@@ -234,6 +233,7 @@ async def create(
             finish,
             _caps(settings),
             joins=named is None,
+            receipts=partial(receipt_url, settings),
         )
     except BaseException:
         await once.abandon()

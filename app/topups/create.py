@@ -30,6 +30,8 @@ from app.topups.gateway import (
 from app.topups.methods import Method
 
 T = TypeVar("T")
+Receipts = Callable[[uuid.UUID, uuid.UUID], str]
+"""The address of a top-up's receipt, by its account and its id."""
 RETRY_AFTER_SECONDS: Final = 5
 AT_ONCE: Final = 8
 """How many top-ups of one account are made at one moment, by one process."""
@@ -70,12 +72,13 @@ async def create_topup(
     caps: Caps | None = None,
     *,
     joins: bool = False,
+    receipts: Receipts | None = None,
 ) -> T:
     """Make a top-up that is ready to be paid; `finish` gets its row in the transaction that completes it.
 
     A repeat comes with the same `topup_id`, which the invoice carries as its order id: so a repeat after
     a lost answer finds the invoice instead of making a second one. With `joins`, the same wish again within a
-    minute is answered by the top-up that waits to be paid.
+    minute is answered by the top-up that waits to be paid. `receipts` gives the page that the backend's sends its payer to.
     Raises PaymentBackendUnavailable; should the invoice have been made all the same, the poller ties it
     to its top-up, and a payment to it is credited. Raises RateLimitExceeded if the account makes too many at
     once, and past the `caps`, where they are given.
@@ -90,12 +93,12 @@ async def create_topup(
                 lambda session: _write(session, gateway.name, caller, topup_id, wish, quote, caps, joins)
             )
         if not place.is_open:
-            return await _make(db, gateway, caller.account_id, wish, place, quote, finish)
+            return await _make(db, gateway, caller.account_id, wish, place, quote, finish, receipts)
     if await _waits(db, gateway, caller.account_id, place.topup_id):
         return await db.transaction(
             partial(_answer, account_id=caller.account_id, topup_id=place.topup_id, finish=finish)
         )
-    return await create_topup(db, gateway, caller, wish, topup_id, finish, caps)
+    return await create_topup(db, gateway, caller, wish, topup_id, finish, caps, receipts=receipts)
 
 
 async def _make(
@@ -106,6 +109,7 @@ async def _make(
     place: _Place,
     quote: Rate | None,
     finish: Callable[[AsyncSession, Row], Awaitable[T]],
+    receipts: Receipts | None,
 ) -> T:
     topup_id = place.topup_id
     try:
@@ -113,7 +117,7 @@ async def _make(
         if invoice is None:
             if not place.is_new:
                 await db.transaction(lambda session: _renew(session, account_id, topup_id, quote))
-            invoice = await gateway.create(_order(topup_id, wish))
+            invoice = await gateway.create(_order(topup_id, wish, receipts(account_id, topup_id) if receipts else None))
     except GatewayRefused as error:
         await db.transaction(lambda session: mark_failed(session, account_id, topup_id))
         log.warning("topup.refused", topup_id=str(topup_id), backend=gateway.name, error=str(error))
@@ -295,7 +299,7 @@ async def _renew(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UU
     )  # fmt: skip
 
 
-def _order(topup_id: uuid.UUID, wish: Wish) -> NewInvoice:
+def _order(topup_id: uuid.UUID, wish: Wish, receipt_url: str | None) -> NewInvoice:
     return NewInvoice(
         order_id=str(topup_id),
         method=wish.method.id,
@@ -303,6 +307,7 @@ def _order(topup_id: uuid.UUID, wish: Wish) -> NewInvoice:
         currency=wish.currency,
         expires_in_minutes=wish.method.expires_in_minutes,
         monitor_minutes=wish.method.monitor_minutes,
+        receipt_url=receipt_url,
     )
 
 

@@ -86,7 +86,8 @@ class Invoice:
 
 @dataclass(frozen=True, slots=True)
 class NewInvoice:
-    """What to ask for. `order_id` is our top-up id, by which a lost answer is found again.
+    """What to ask for. `order_id` is our top-up id, by which a lost answer is found again; `receipt_url` is the page
+    that a payer comes back to.
 
     `method` is ours (btc-lightning, btc, ltc, lbtc, xmr); `currency` USD, BTC, SATS, LTC, LBTC or XMR.
     """
@@ -97,6 +98,12 @@ class NewInvoice:
     currency: str
     expires_in_minutes: int
     monitor_minutes: int
+    receipt_url: str | None = None
+
+    @property
+    def price(self) -> str:
+        """As people write it: `10 USD`, `0.015 BTC`."""
+        return f"{self.amount.normalize():f} {self.currency}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,14 @@ class InvoiceGateway(Protocol):
         """Give back the connections."""
 
 
+@runtime_checkable
+class Troubled(Protocol):
+    """A backend that may work less well than it is set up to."""
+
+    def troubles(self) -> Sequence[str]:
+        """In what, as sentences for the operator; empty if in nothing."""
+
+
 class Gateways:
     """The backends there are: which one makes a method's invoices, and which one made an invoice of old."""
 
@@ -197,6 +212,10 @@ class Gateways:
 
     def named(self, name: str) -> InvoiceGateway | None:
         return self._by_name.get(name)
+
+    def troubles(self) -> list[str]:
+        """What works less well than it is set up to, as this process has met it."""
+        return [trouble for gateway in self if isinstance(gateway, Troubled) for trouble in gateway.troubles()]
 
     async def are_healthy(self) -> bool:
         """Whether every backend is; never raises. However many want to know, they are asked once in some seconds."""

@@ -14,6 +14,7 @@ from app.kernel.db import Row, rows
 from app.kernel.errors import InvoiceNotFound
 from app.kernel.money import COIN_PLACES, CURRENCIES, decimal_text, usd_text
 from app.kernel.security import Pepper, equal
+from app.kernel.settings import Settings
 from app.topups.create import read_topup
 from app.topups.methods import METHODS
 
@@ -34,6 +35,10 @@ def receipt_token(pepper: Pepper, account_id: uuid.UUID, topup_id: uuid.UUID) ->
     """What a receipt's address ends with: lets its bearer read this one receipt, and nothing else."""
     body = account_id.bytes + topup_id.bytes
     return base64.urlsafe_b64encode(body + pepper.tag(b"receipt", body)).decode().rstrip("=")
+
+
+def receipt_url(settings: Settings, account_id: uuid.UUID, topup_id: uuid.UUID) -> str:
+    return f"{settings.public_url}/receipts/{receipt_token(settings.pepper, account_id, topup_id)}"
 
 
 def opened_token(pepper: Pepper, token: str) -> tuple[uuid.UUID, uuid.UUID]:

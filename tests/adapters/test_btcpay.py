@@ -6,6 +6,7 @@ import hmac
 import json
 import logging
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -80,7 +81,8 @@ async def test_it_is_an_invoice_gateway(btcpay: FakeGreenfield) -> None:
 
 
 async def test_create_says_every_checkout_field_and_gives_the_invoice_ready_to_be_paid(btcpay: FakeGreenfield) -> None:
-    invoice = await a_gateway(btcpay).create(LIGHTNING)
+    wanted = replace(LIGHTNING, receipt_url="https://us.example/receipts/r")
+    invoice = await a_gateway(btcpay, service_name="Robot Juice").create(wanted)
 
     post, methods = btcpay.requests
     assert (post.method, post.url.path) == ("POST", f"/api/v1/stores/{STORE}/invoices")
@@ -88,8 +90,14 @@ async def test_create_says_every_checkout_field_and_gives_the_invoice_ready_to_b
     assert json.loads(post.content) == {
         "amount": "5",
         "currency": "USD",
-        "metadata": {"orderId": "order-1"},
+        "metadata": {
+            "orderId": "order-1",
+            "orderUrl": "https://us.example/receipts/r",
+            "itemDesc": "Robot Juice: top-up of 5 USD",
+            "receiptData": {"Service": "Robot Juice", "Top-up": "5 USD", "Number": "order-1"},
+        },
         "checkout": {
+            "redirectURL": "https://us.example/receipts/r",
             "paymentMethods": ["BTC-LN"],
             "expirationMinutes": 15,
             "monitoringMinutes": 1440,

@@ -1,6 +1,7 @@
 """What the LNbits adapter promises, on a fake LNbits without a network."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from app.adapters import lnbits
 from app.adapters.asking import Patience
+from app.adapters.lnbits import WEBHOOK_AGAIN_SECONDS
 from app.adapters.lnbits_wire import sats_of
 from app.adapters.rates import FixedRateSource
 from app.kernel.errors import InvalidSignature
@@ -54,7 +56,7 @@ async def test_create_asks_for_sats_and_leaves_all_we_must_remember_with_lnbits(
     assert (post.url.path, post.headers["x-api-key"]) == ("/api/v1/payments", KEY)
     assert len(asked["extra"].pop("hint_token")) == 32
     assert asked == {
-        "out": False, "unit": "sat", "amount": 7813, "memo": "Top-up of 5 USD", "expiry": 900, "external_id": "order-1",
+        "out": False, "unit": "sat", "amount": 7813, "memo": "Satmeter: top-up of 5 USD", "expiry": 900, "external_id": "order-1",
         "webhook": "https://shop.example/webhooks/lnbits",
         "extra": {
             "tag": "satmeter", "order_id": "order-1", "currency": "USD", "amount": "5", "rate": "64000", "rate_source": "fixed",
@@ -386,6 +388,49 @@ async def test_a_listing_that_cannot_go_on_says_so(fake: FakeLnbits, monkeypatch
 
 
 # Webhooks
+
+
+CALLBACK_REFUSED = {
+    "detail": "Callback URL origin 'http://127.0.0.1:8080' is not allowed. Please check your admin settings."
+}
+OWN_ADDRESS = "http://127.0.0.1:8080/webhooks/lnbits"
+
+
+@pytest.mark.parametrize("status", [400, 520])
+async def test_an_invoice_is_made_without_the_webhook_that_lnbits_refuses_and_the_operator_is_told(
+    fake: FakeLnbits, status: int
+) -> None:
+    clock = Clock()
+    gateway = a_gateway(fake, webhook_url=OWN_ADDRESS, monotonic=clock)
+    fake.next_answers.append(httpx.Response(status, json={**CALLBACK_REFUSED, "status": "failed"}))
+    assert gateway.troubles() == ()
+    await gateway.create(FIVE_USD)
+    sent = [json.loads(request.content) for request in fake.requests if request.method == "POST"]
+    assert ["webhook" in body for body in sent] == [True, False]
+    [trouble] = gateway.troubles()
+    assert OWN_ADDRESS in trouble
+    assert "LNBITS_WEBHOOK=off" in trouble
+
+    await gateway.create(replace(FIVE_USD, order_id="order-2"))  # it is not asked again for a while
+    assert len(fake.payments) == 2
+    assert "webhook" not in json.loads(fake.requests[-1].content)
+    clock.seconds += WEBHOOK_AGAIN_SECONDS
+    await gateway.create(replace(FIVE_USD, order_id="order-3"))
+    assert json.loads(fake.requests[-1].content)["webhook"] == OWN_ADDRESS
+    assert gateway.troubles() == ()
+
+
+async def test_a_refusal_without_a_webhook_is_asked_once_only(fake: FakeLnbits) -> None:
+    gateway = a_gateway(fake, webhook_url=OWN_ADDRESS)
+    fake.next_answers += [httpx.Response(400, json=CALLBACK_REFUSED)] * 2
+    with pytest.raises(GatewayRefused, match="Callback URL"):
+        await gateway.create(FIVE_USD)
+    assert fake.payments == []
+    assert gateway.troubles() == ()
+    fake.next_answers.append(httpx.Response(400, json={"detail": "amount too high"}))
+    with pytest.raises(GatewayRefused, match="too high"):
+        await gateway.create(FIVE_USD)
+    assert len(fake.requests) == 3
 
 
 async def test_a_webhook_is_a_hint_and_both_deliveries_are_the_same_one(fake: FakeLnbits) -> None:

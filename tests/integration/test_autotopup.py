@@ -118,6 +118,25 @@ async def test_a_balance_below_the_threshold_is_refilled_once(either: Street, en
     await nothing_more_happens(either, customer)
 
 
+async def test_the_checkout_names_the_service_and_leads_back_to_the_receipt_by_hand_and_by_itself(
+    street: Street,
+) -> None:
+    customer = await street.customer()
+    await street.connect(customer)
+    await street.spend(customer)
+    await is_refilled(street, customer)
+    invoices = (await street.sandbox.get("/sandbox/invoices")).json()
+    assert [each["metadata"]["itemDesc"] for each in invoices] == [
+        "Satmeter: top-up of 10 USD",
+        "Satmeter: top-up of 5 USD",
+    ]
+    topups = (await street.service.get("/topups", headers=customer.owner)).json()["data"]
+    assert [each["checkout"]["redirectURL"] for each in invoices] == [each["receipt_url"] for each in topups]
+    page = (await street.sandbox.get(f"/i/{invoices[1]['id']}")).text
+    assert "top-up of 5 USD" in page
+    assert topups[1]["receipt_url"] in page
+
+
 async def test_it_goes_on_refilling_but_not_oftener_than_the_cap_of_a_day(street: Street) -> None:
     customer = await street.customer()
     await street.connect(customer, max_per_day_usd=20)

@@ -39,6 +39,7 @@ from app.topups.inbox import process_waiting, store
 from app.topups.methods import METHODS
 from app.topups.owed import owed
 from app.wiring import House, build
+from tests.autotopup.test_lnbits import PayingWallets, topped_up_by_itself
 from tests.integration.real_lnbits import RealLnbits, Receiver, installed, real_lnbits
 from tests.program import free_ports
 
@@ -221,9 +222,16 @@ async def test_the_webhook_comes_unsigned_twice_and_encoded_twice_and_is_a_hint(
 async def test_what_lnbits_refuses_is_refused(server: RealLnbits, gateway: LnbitsGateway) -> None:
     with pytest.raises(GatewayRefused, match="too high"):
         await gateway.create(replace(five_usd(), amount=Decimal(10**9), currency="SATS"))
+
+
+async def test_a_webhook_that_its_rules_refuse_is_left_out_and_the_payment_is_found_by_asking(
+    server: RealLnbits,
+) -> None:
     async with closing(a_gateway(server, webhook_url="http://127.0.0.2/x")) as elsewhere:
-        with pytest.raises(GatewayRefused, match="Callback URL"):
-            await elsewhere.create(five_usd())
+        made = await elsewhere.create(five_usd())
+        assert "http://127.0.0.2/x" in elsewhere.troubles()[0]
+        assert (await server.pay(made.destination)).status_code == 201
+        assert (await fetched(elsewhere, made.id)).status is InvoiceStatus.SETTLED
     async with closing(a_gateway(server, invoice_key="no-such-key")) as stranger:
         with pytest.raises(GatewayUnavailable, match="LNBITS_INVOICE_KEY"):
             await stranger.create(five_usd())
@@ -290,6 +298,22 @@ async def balance_nusd(db: Database, account_id: uuid.UUID) -> int:
     )
     assert found is not None
     return int(found["posted_nusd"])
+
+
+async def test_an_automatic_top_up_is_paid_by_the_customers_wallet(
+    server: RealLnbits, gateway: LnbitsGateway, clean: str, settings: Settings
+) -> None:
+    """Its FakeWallet leaves out of its invoices what BOLT11 lets it leave out."""
+
+    async def pays(bolt11: str) -> None:
+        assert (await server.pay(bolt11)).status_code == 201
+
+    house = build(replace(settings, lightning_network="bc"), clean, gateway=gateway, wallets=PayingWallets(pays))
+    await house.db.open()
+    assert await topped_up_by_itself(house, await an_account(house)) == ["settled"]
+    assert (await audit(house.db)).is_clean
+    await house.watcher.close()
+    await house.db.close()
 
 
 async def test_a_top_up_paid_over_lightning_is_credited_once_with_its_bonus(
