@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from app.main import create_app
 from app.sandbox.btcpay import SandboxConfig, create_sandbox
 from app.topups.credit import check_due
 from app.topups.inbox import process_waiting
+from app.topups.receipt import receipt_url
 from app.wiring import House, build
 from tests.rig import Customer, exact
 
@@ -227,7 +229,7 @@ def _house(settings: Settings, database_url: str, wallets: Made, clock: Clock) -
     house = build(settings, database_url, wallets=wallets(settings))
     autotopup = AutoTopup(
         house.db, house.gateways, house.wallets, settings.sealer, network=settings.lightning_network, is_on=True,
-        clock=clock,
+        clock=clock, receipts=partial(receipt_url, settings),
     )  # fmt: skip
     house = replace(house, autotopup=autotopup, watcher=Watcher(autotopup))
     house.meter.on_low = house.watcher.notice
