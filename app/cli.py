@@ -8,6 +8,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from decimal import ROUND_DOWN, Decimal
 from typing import Any, get_args
 
 import msgspec
@@ -29,12 +30,12 @@ from app.keys import issue as keys
 from app.migrations import MigrationError, head, migrate
 from app.pricing import commands as prices
 from app.run import bring_to_head, database, run, serve
-from app.sandbox.demo import Demo, DemoError, fund_new_account, still_works, wallet_url
+from app.sandbox.demo import Demo, DemoError, balance, fund_new_account, wallet_url
 from app.wiring import House, build
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it did what was asked, 1 when the books differ, 2 when it could not be done."""
+    """Run one command; 0 when it did what was asked, 1 when the books differ, 2 when it could not be done, 130 when interrupted."""
     args = _parser().parse_args(argv)
     logs.configure("INFO")
     logs.catch_all()
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"satmeter: {error.message}", file=sys.stderr)
     except KeyboardInterrupt:
         print("satmeter: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:  # noqa: BLE001 - a door
         print(f"satmeter: a defect of ours: {type(error).__name__} at {where_it_broke(error)}", file=sys.stderr)
     return 2
@@ -110,37 +112,46 @@ def _run(settings: Settings, args: argparse.Namespace) -> int:
     wants_demo = args.demo and settings.uses_sandbox
     log_path = settings.data_dir / "satmeter.log" if wants_demo else None
 
-    def when_ready(url: str) -> None:
+    def when_ready(url: str, is_stopping: Callable[[], bool]) -> None:
         _say(f"\nSatmeter is running at {settings.public_url}   (API: {settings.public_url}/docs)")
         if settings.uses_sandbox:
             _say(f"Sandbox BTCPay, no real money:  {settings.sandbox_url}")
         if log_path is not None:
             _say(f"Logs: {log_path}")
         if wants_demo:
-            _introduce(settings, url)
-        _say("\nCtrl-C stops everything and keeps the data.")
+            _introduce(settings, url, is_stopping)
+        if not is_stopping():
+            _say("\nCtrl-C stops everything and keeps the data.")
 
     run(settings, _say, when_ready=when_ready, log_path=log_path)
     return 0
 
 
-def _introduce(settings: Settings, url: str) -> None:
+def _introduce(settings: Settings, url: str, is_stopping: Callable[[], bool]) -> None:
     """Print the demo account of this machine: the one made before if it still has money, else a new one."""
     path = settings.data_dir / "demo.json"
     try:
         demo = msgspec.json.decode(path.read_bytes(), type=Demo) if path.exists() else None
-        if demo is None or not asyncio.run(still_works(settings.public_url, demo)):
-            demo = asyncio.run(_with_house(settings, url, lambda house: _make_demo(settings, house)))
+        left = asyncio.run(balance(settings.public_url, demo)) if demo is not None else None
+        if demo is None or left is None or left < 1:
+            demo, left = asyncio.run(_with_house(settings, url, lambda house: _make_demo(settings, house))), None
         # One from before there was a wallet has no URL of it; and its relay moves with SANDBOX_PORT.
         demo = msgspec.structs.replace(demo, nwc_url=asyncio.run(wallet_url(settings.sandbox_url)))
         private_write(path, msgspec.json.encode(demo).decode())
     except Exception as error:  # noqa: BLE001 - a door: the service runs on without its demo
+        if is_stopping():
+            return
         _say(f"\nThe demo account could not be made: {error or type(error).__name__}")
         return
-    _say(_introduction(demo))
+    _say(_introduction(demo, left))
 
 
-def _introduction(demo: Demo) -> str:
+def _introduction(demo: Demo, left: Decimal | None = None) -> str:
+    """What to try with it; `left` is what an account of an earlier run still has, in USD."""
+    funds = "topped up with $5 over sandbox Lightning (and the 5 % bonus)"
+    if left is not None:
+        funds = f"of an earlier run, with ${left.quantize(Decimal('0.01'), ROUND_DOWN)} left"
+    spend = max(1, int(left or 0) - 4)
     charge = {
         "request_id": f"try-{uuid.uuid4().hex[:8]}",
         "api_key": demo.api_key,
@@ -150,7 +161,7 @@ def _introduction(demo: Demo) -> str:
     connect = {"nwc_url": demo.nwc_url, "threshold_usd": 5, "topup_amount_usd": 10}
     post_json = "-H 'Content-Type: application/json' -d"
     return f"""
-A demo account, topped up with $5 over sandbox Lightning (and the 5 % bonus):
+A demo account, {funds}:
   credit id      {demo.credit_id}
   API key        {demo.api_key}
   service token  {demo.service_token}
@@ -167,8 +178,8 @@ Open the last one's checkout_url in a browser and press Pay. Or connect the sand
 
   curl -s {demo.base_url}/nwc-auto-topup/connect -H 'x-credit-id: {demo.credit_id}' {post_json} {shlex.quote(json.dumps(connect))}
 
-then charge $1 (the second command, with another request_id, and "cost_usd": 1 instead of the usage), wait some seconds
-and look at the balance: it fell below $5, and the wallet refilled it."""
+then charge ${spend} (the second command, with another request_id, and "cost_usd": {spend} instead of the usage), wait some
+seconds and look at the balance: it fell below $5, and the wallet refilled it."""
 
 
 async def _make_demo(settings: Settings, house: House) -> Demo:

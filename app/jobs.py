@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from apscheduler.executors.asyncio import AsyncIOExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from app.activity.archive import make_partitions
@@ -63,9 +64,17 @@ _CATCH_UP: Final = Job(
 """Once at start: payments that came while we were away, and invoices we never heard of."""
 
 
+class _Executor(AsyncIOExecutor):  # type: ignore[misc] - it has no types
+    """Knows that a job which is cut off when we stop, before it began, did not fail."""
+
+    def _run_job_error(self, job_id: str, exc: BaseException, traceback: Any = None) -> None:
+        if not isinstance(exc, asyncio.CancelledError):
+            super()._run_job_error(job_id, exc, traceback)
+
+
 def schedule(house: House) -> AsyncIOScheduler:
     """Start every job in the running event loop; `shutdown()` on the result stops them."""
-    scheduler = AsyncIOScheduler(timezone="UTC")
+    scheduler = AsyncIOScheduler(timezone="UTC", executors={"default": _Executor()})
     for job in JOBS:
         scheduler.add_job(
             _run, "interval", args=[job, house], seconds=job.every_seconds, id=job.name, max_instances=1, coalesce=True,
@@ -80,6 +89,8 @@ async def _run(job: Job, house: House) -> None:
     """A job that fails is logged and comes again; it never stops the others."""
     try:
         await job.work(house)
+    except asyncio.CancelledError:
+        return  # we are stopping; what it was doing is done by the next process
     except DatabaseUnavailable:
         log.warning("job.waits_for_database", job=job.name)
     except Exception as error:  # noqa: BLE001 - a door

@@ -6,6 +6,7 @@ they read the end of it and stop.
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -34,6 +35,8 @@ from app.wiring import build
 _SOCKET_VARIABLE: Final = "SATMETER_SOCKET"
 _GRACE_SECONDS: Final = 10
 Say = Callable[[str], None]
+WhenReady = Callable[[str, Callable[[], bool]], object]
+"""Told the database's URL, and how to know that we are stopping by now."""
 
 
 @dataclass(slots=True)
@@ -106,10 +109,9 @@ def bring_to_head(settings: Settings, url: str, say: Say) -> None:
     check(url)
 
 
-def run(
-    settings: Settings, say: Say, *, when_ready: Callable[[str], object] | None = None, log_path: Path | None = None
-) -> None:
-    """Run everything until SIGINT or SIGTERM. Raises SettingsError, EmbeddedError or MigrationError before it starts."""
+def run(settings: Settings, say: Say, *, when_ready: WhenReady | None = None, log_path: Path | None = None) -> None:
+    """Run everything until SIGINT or SIGTERM. Raises SettingsError, EmbeddedError or MigrationError before it starts,
+    and KeyboardInterrupt if it was stopped before it was ready."""
     raise_descriptor_limit()
     listeners = {"http": _listen(settings.host, settings.port, "PORT")}
     if settings.uses_sandbox:
@@ -120,7 +122,9 @@ def run(
         with _stderr_into(log_path):
             children = [Child("sandbox", listeners["sandbox"], environ)] if settings.uses_sandbox else []
             children += [Child("http", listeners["http"], environ) for _ in range(settings.workers)]
-            asyncio.run(_supervise(settings, url, server, children, when_ready))
+            was_ready = asyncio.run(_supervise(settings, url, server, children, when_ready))
+        if not was_ready:
+            raise KeyboardInterrupt
         say("Stopping ...")
 
 
@@ -149,9 +153,10 @@ async def _supervise(
     url: str,
     server: EmbeddedPostgres | None,
     children: list[Child],
-    when_ready: Callable[[str], object] | None,
-) -> None:
-    stop = _stop_on_signals()
+    when_ready: WhenReady | None,
+) -> bool:
+    """Whether we were ready before we were told to stop."""
+    stop, ready = _stop_on_signals(), asyncio.Event()
     for child in children:
         child.start()
     house = build(settings, url)
@@ -159,17 +164,18 @@ async def _supervise(
     if not settings.is_production:
         await ensure_starter(house.db)  # a newcomer's first prices; in production they are the operator's decision
     scheduler = schedule(house)
-    ready = asyncio.create_task(_announce(settings, when_ready, url))
+    announcing = asyncio.create_task(_announce(settings, when_ready, url, ready, stop))
     try:
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), 0.5)
             await asyncio.to_thread(_keep_alive, server, children, stop)
     finally:
-        ready.cancel()
+        announcing.cancel()
         scheduler.shutdown(wait=False)
         await asyncio.to_thread(_stop_all, children)
         await house.close()
+    return ready.is_set()
 
 
 def _keep_alive(server: EmbeddedPostgres | None, children: list[Child], stop: asyncio.Event) -> None:
@@ -184,15 +190,18 @@ def _keep_alive(server: EmbeddedPostgres | None, children: list[Child], stop: as
         child.restart_if_dead()
 
 
-async def _announce(settings: Settings, when_ready: Callable[[str], object] | None, url: str) -> None:
+async def _announce(
+    settings: Settings, when_ready: WhenReady | None, url: str, ready: asyncio.Event, stop: asyncio.Event
+) -> None:
     """Tell that we are up once the HTTP door answers."""
     while True:
         if await asyncio.to_thread(_answers, settings):
             break
         await asyncio.sleep(0.1)
     log.info("run.ready", url=settings.public_url)
+    ready.set()
     if when_ready is not None:
-        await asyncio.to_thread(when_ready, url)
+        await asyncio.to_thread(when_ready, url, stop.is_set)
 
 
 def _answers(settings: Settings) -> bool:
@@ -212,9 +221,11 @@ def _stop_all(children: list[Child]) -> None:
 
 
 def _stop_on_signals() -> asyncio.Event:
+    """SIGINT is left alone where it was ignored when we came, as by `nohup … &`."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
 
 
@@ -229,10 +240,22 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise SettingsError(
-            f"{variable}={port} cannot be used on {host}: {error.strerror}. Stop the other program, or choose another"
-            f" port: {variable}={port + 10} make run"
+            f"{variable}={port} cannot be used on {host}: {error.strerror}. {_way_out(error, variable, port)}"
         ) from error
     return listener
+
+
+def _way_out(error: OSError, variable: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        other = port + 10 if port + 10 <= 65535 else port - 10
+        return f"Stop the other program, or choose another port: {variable}={other} make run"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        other = {"PORT": 8080, "SANDBOX_PORT": 8081}[variable]
+        return (
+            f"Ports below 1024 are not for ordinary users; choose a higher one, such as {variable}={other} make run,"
+            " and put a reverse proxy in front of it"
+        )
+    return "HOST must be an address of this machine"
 
 
 def _child_environment(settings: Settings, url: str) -> dict[str, str]:

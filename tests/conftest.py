@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -19,6 +20,10 @@ from tests import databases
 from tests.rig import Rig
 from tests.wallets import FakeLightning, FakeWallets
 from tests.world import tell
+
+# Whoever starts the tests with SIGINT ignored (`nohup make test &`) would have every program started by them ignore it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What the app has to say is for operators; a test that wants to read it configures the logs itself.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -34,6 +34,8 @@ class Program:
     """One installation: a DATA_DIR and two ports of its own, and whatever `python -m app` does with them."""
 
     longest_command_seconds: float = 90
+    ignores_interrupts = False
+    """Whether `start` does as `nohup … &` in a script: with SIGINT ignored."""
 
     def __init__(self, folder: Path, user: str | None = None, **environ: str) -> None:
         self.folder, self.data_dir, self.user, self._tree = folder, folder / "data", user, ROOT
@@ -78,6 +80,7 @@ class Program:
             self._process = subprocess.Popen(
                 [self._python, "-m", "app", "run", *arguments], cwd=self._tree, env=self._environ, stdin=subprocess.DEVNULL,
                 stdout=printed, stderr=logged, start_new_session=True, **_as_user(self.user),
+                preexec_fn=_ignore_interrupts if self.ignores_interrupts else None,
             )  # fmt: skip
 
     def run(self, *arguments: str) -> None:
@@ -198,6 +201,10 @@ def eventually(is_true: Callable[[], object], seconds: float = 15) -> None:
 def all_gone(processes: list[Any]) -> bool:
     """Whether none of them runs; a zombie that its parent has not reaped yet does not."""
     return not any(_runs(process) for process in processes)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _runs(process: Any) -> bool:

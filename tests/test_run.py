@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -182,21 +182,46 @@ def test_ctrl_c_stops_everything_and_a_second_run_finds_the_balance() -> None:
         (program.data_dir / "demo.json").write_text(as_an_earlier_version_left_it)
         program.run("--demo")
         assert balance(demo) == Decimal("4.00")
+        eventually(lambda: "of an earlier run, with $4.00 left" in program.printed)
         eventually(lambda: json.loads((program.data_dir / "demo.json").read_text()) == demo)
         assert program.answer("audit")["findings"] == []
         assert program.interrupt() == 0
 
 
-def test_ctrl_c_while_it_starts_leaves_nothing_running_and_nothing_broken() -> None:
+@pytest.mark.parametrize(
+    "moment", ["while it imports", "while a cluster is made", "while the database starts", "while it migrates", "then"]
+)
+def test_ctrl_c_while_it_starts_is_one_line_and_leaves_nothing_running_and_nothing_broken(moment: str) -> None:
     with installation() as program:
+        has_come: dict[str, Callable[[], object]] = {
+            "while it imports": lambda: "Starting Satmeter" in program.printed,
+            "while a cluster is made": lambda: list(program.data_dir.glob("postgres.new/PG_VERSION")),
+            "while the database starts": lambda: list(program.data_dir.glob("postgres/PG_VERSION")),
+            "while it migrates": program.postmaster,
+            "then": lambda: "Migrated" in program.printed,
+        }
         program.start()
-        eventually(lambda: list(program.data_dir.glob("postgres.new/PG_VERSION")))
-        assert program.interrupt() == 2
+        eventually(has_come[moment])
+        assert program.interrupt() == 130
+        assert program.logged.splitlines() == ["satmeter: interrupted"]
         assert program.postmaster() is None
-        assert "Traceback" not in program.printed + program.logged
 
         assert program.answer("audit")["findings"] == []
         assert program.postmaster() is None
+
+
+def test_started_with_sigint_ignored_it_heeds_none_and_stops_on_sigterm() -> None:
+    with installation() as program:
+        program.ignores_interrupts = True
+        program.run()
+        everything = program.processes()
+        os.killpg(program.parent.pid, signal.SIGINT)
+        assert program.status("/health/ready") == 200
+        assert program.is_alive
+        program.parent.terminate()
+        assert program.wait() == 0
+        assert all_gone(everything)
+        assert program.logged == ""
 
 
 # --- refusals ---------------------------------------------------------------------------------------

@@ -52,11 +52,11 @@ async def fund_new_account(base_url: str, sandbox_url: str, usd: str = "5") -> t
     return account["credit_id"], account["api_key"]
 
 
-async def still_works(base_url: str, demo: Demo) -> bool:
-    """Whether an earlier demo account has something left to spend."""
+async def balance(base_url: str, demo: Demo) -> Decimal | None:
+    """What an earlier demo account has left, in USD; None if its key is not known any more."""
     async with httpx.AsyncClient(timeout=15, trust_env=False) as client:
         response = await client.get(f"{base_url}/credits/balance", headers={"Authorization": f"Bearer {demo.api_key}"})
-    return response.status_code == 200 and Decimal(str(response.json()["balance"])) >= 1
+    return Decimal(str(response.json()["balance"])) if response.status_code == 200 else None
 
 
 async def wallet_url(sandbox_url: str) -> str:
