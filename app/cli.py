@@ -1,4 +1,4 @@
-"""The operator's door: python -m app run | migrate | audit | demo | token create | keys rotate | prices … | usage …"""
+"""The operator's door: satmeter run | migrate | audit | demo | token create | keys rotate | prices … | usage …"""
 
 import argparse
 import asyncio
@@ -9,16 +9,18 @@ import sys
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import ROUND_DOWN, Decimal
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, Final, get_args
 
 import msgspec
+import shtab
 
 from app import __version__
 from app.activity import commands as usage
 from app.admin.tokens import TokenKind, create_token
 from app.audit import Secrets, audit
 from app.autotopup import connect as wallets
-from app.kernel import logs
+from app.kernel import logs, progress
 from app.kernel.db import Database
 from app.kernel.embedded import EmbeddedError
 from app.kernel.errors import AppError
@@ -33,10 +35,15 @@ from app.run import bring_to_head, database, run, serve
 from app.sandbox.demo import Demo, DemoError, balance, fund_new_account, wallet_url
 from app.wiring import House, build
 
+NAME: Final = "satmeter"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what was asked, 1 when the books differ, 2 when it could not be done, 130 when interrupted."""
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = (_child_parser() if words[:1] == ["serve"] else _parser()).parse_args(words)
+    if hasattr(args, "at_once"):  # needs no settings
+        return int(args.at_once(args))
     logs.configure("INFO")
     logs.catch_all()
     os.umask(0o077)  # whatever we make is for us alone
@@ -57,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m app", description="Satmeter: prepaid billing for AI inference.")
+    name = NAME if Path(sys.argv[0]).name == NAME else "python -m app"
+    parser = argparse.ArgumentParser(prog=name, description="Satmeter: prepaid billing for AI inference.")
     parser.add_argument("--version", action="version", version=f"satmeter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -98,10 +106,29 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="VERB", dest="verb"
     )
     usage.add_arguments(lambda verb, says: command(verb, _usage, says, usage_verbs))
-    serving = commands.add_parser("serve")  # how `run` starts its children
+    shells = commands.add_parser(
+        "completion", help="a script that completes commands: eval \"$(satmeter completion bash)\"",
+        description="Print the script by which a shell completes satmeter's commands and options.",
+    )  # fmt: skip
+    shells.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+    shells.set_defaults(at_once=_completion)
+    return parser
+
+
+def _child_parser() -> argparse.ArgumentParser:
+    """How `run` starts its children; no command of an operator's."""
+    serving = argparse.ArgumentParser(prog="python -m app serve")
+    serving.add_argument("verb", choices=("serve",))
     serving.add_argument("role", choices=("http", "sandbox"))
     serving.set_defaults(command=_serve)
-    return parser
+    return serving
+
+
+def _completion(args: argparse.Namespace) -> int:
+    parser = _parser()
+    parser.prog = NAME
+    _say(shtab.complete(parser, args.shell))
+    return 0
 
 
 def _say(text: str) -> None:
@@ -214,7 +241,8 @@ def _migrate(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _audit(settings: Settings, args: argparse.Namespace) -> int:
-    report = _in_house(settings, lambda house: audit(house.db, Secrets.of(settings)))
+    with progress.shown("Auditing", "checks") as told:
+        report = _in_house(settings, lambda house: audit(house.db, Secrets.of(settings), told))
     if args.json:
         _say(msgspec.json.encode(report).decode())
         return 0 if report.is_clean else 1
@@ -244,7 +272,10 @@ def _token_create(settings: Settings, args: argparse.Namespace) -> int:
 
 def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
     async def rotate(house: House) -> tuple[Resealed, Resealed]:
-        return await keys.reseal_all(house.db, house.keyring), await wallets.reseal_all(house.db, settings.sealer)
+        with progress.shown("Sealing anew", "keys") as told:
+            of_keys = await keys.reseal_all(house.db, house.keyring, told)
+        with progress.shown("Sealing anew", "wallets") as told:
+            return of_keys, await wallets.reseal_all(house.db, settings.sealer, told)
 
     of_keys, of_wallets = _in_house(settings, rotate)
     done = "sealed anew" if settings.key_reveal else "forgotten, because KEY_REVEAL is off"
@@ -259,9 +290,13 @@ def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _prices(settings: Settings, args: argparse.Namespace) -> int:
-    answer: prices.Answer = _in_house(settings, lambda house: prices.run(house.db, args.verb, args))
+    with progress.shown("Storing", "prices") as told:
+        answer: prices.Answer = _in_house(settings, lambda house: prices.run(house.db, args.verb, args, told))
     _say(json.dumps(answer.data) if args.json else answer.text)
     return 0
+
+
+_COUNTED: Final = {"export": ("Exporting", "calls"), "rebuild": ("Summing again", "days")}
 
 
 def _usage(settings: Settings, args: argparse.Namespace) -> int:
@@ -271,7 +306,8 @@ def _usage(settings: Settings, args: argparse.Namespace) -> int:
         db = Database(url, pool_size=2, role=None)
         await db.open()
         try:
-            return await usage.run(db, args.verb, args)
+            with progress.shown(*_COUNTED.get(args.verb, ("Working", "steps"))) as told:
+                return await usage.run(db, args.verb, args, told)
         finally:
             await db.close()
 

@@ -64,7 +64,7 @@ _CATCH_UP: Final = Job(
 """Once at start: payments that came while we were away, and invoices we never heard of."""
 
 
-class _Executor(AsyncIOExecutor):  # type: ignore[misc] - it has no types
+class _Executor(AsyncIOExecutor):  # type: ignore[misc]  # it has no types
     """Knows that a job which is cut off when we stop, before it began, did not fail."""
 
     def _run_job_error(self, job_id: str, exc: BaseException, traceback: Any = None) -> None:

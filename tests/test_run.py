@@ -13,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -237,6 +238,22 @@ def test_a_taken_port_is_one_line_and_nothing_stays_running(variable: str) -> No
         assert done.returncode == 2
         assert f"{variable}={port} cannot be used" in one_line(done.stderr)
         assert program.postmaster() is None
+
+
+def test_a_port_that_is_not_for_ordinary_users_is_one_line_that_advises_none_of_its_kind() -> None:
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
+        pytest.skip("on this machine every port is for ordinary users")
+    with installation(ordinary_user() if IS_ROOT else None) as program:
+        line = one_line(program.command("run", PORT="80").stderr)
+        assert "PORT=80 cannot be used" in line
+        assert "PORT=8080 make run" in line
+        assert "PORT=90" not in line
+
+
+def test_an_address_of_another_machine_is_one_line() -> None:
+    with installation() as program:
+        line = one_line(program.command("run", HOST="192.0.2.1").stderr)
+        assert "HOST must be an address of this machine" in line
 
 
 def test_a_data_dir_that_cannot_be_written_is_one_line() -> None:
@@ -599,6 +616,60 @@ def make(checkout: Path, *arguments: str, path: str = os.defpath) -> subprocess.
     return subprocess.run(
         [program, *arguments], cwd=checkout, env=environ, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def said_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode != 0
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make")]
+    return line
+
+
+def test_make_alone_lists_what_there_is_and_does_nothing(checkout: Path) -> None:
+    done = make(checkout)
+    assert done.returncode == 0
+    offered = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("make ")}
+    assert offered == {"setup", "run", "quick", "test", "lint", "check", "torture", "bench"}
+    assert not (checkout / ".venv").exists()
+
+
+def test_make_with_a_python_that_is_not_there_is_one_line(checkout: Path) -> None:
+    assert "PYTHON=python9.9 is not a program on this machine" in said_in_one_line(
+        make(checkout, "PYTHON=python9.9", "setup")
+    )
+
+
+def test_make_with_a_python_that_is_too_old_is_one_line_that_says_which(checkout: Path) -> None:
+    python = checkout / "python3.9"
+    python.write_text('#!/bin/sh\n[ "$1" = -V ] && echo "Python 3.9.2"\n[ "$1" = -c ] && exit 1\nexit 0\n')
+    python.chmod(0o755)
+    line = said_in_one_line(make(checkout, f"PYTHON={python}", "setup"))
+    assert "is Python 3.9.2; Satmeter needs Python 3.11 or 3.12" in line
+    assert not (checkout / ".venv").exists()
+
+
+def test_make_says_why_a_virtual_environment_could_not_be_made(checkout: Path) -> None:
+    python = checkout / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -m ] || exit 0\necho "Error: no space left on device"\nexit 1\n')
+    python.chmod(0o755)
+    line = said_in_one_line(make(checkout, f"PYTHON={python}", "setup"))
+    assert line.endswith("Error: no space left on device")
+    assert "apt-get" not in line
+
+
+def test_make_in_a_folder_that_cannot_be_written_is_one_line(checkout: Path) -> None:
+    """For root every folder can be; then it is another user who asks."""
+    who: dict[str, Any] = {"user": ordinary_user()} if IS_ROOT else {}
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders let no other user in
+        folder = Path(name)
+        shutil.copy(checkout / "Makefile", folder)
+        shutil.copytree(checkout / "deploy", folder / "deploy")
+        folder.chmod(0o555)
+        done = subprocess.run(
+            ["make", "setup"], cwd=folder, env={"PATH": os.environ["PATH"], "HOME": "/"}, capture_output=True, text=True,
+            timeout=60, check=False, **who,
+        )  # fmt: skip
+        folder.chmod(0o755)
+    assert f"{folder} cannot be written by" in said_in_one_line(done)
 
 
 def test_make_without_a_python_that_fits_is_one_line(checkout: Path) -> None:

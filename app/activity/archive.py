@@ -24,6 +24,7 @@ from app.activity.rollup import sum_days
 from app.activity.spreadsheet import line_writer
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
+from app.kernel.progress import Told, nobody
 
 MONTHS_AHEAD: Final = 3
 LEAST_AGE: Final = 60 * DAY
@@ -80,7 +81,7 @@ async def _months(session: AsyncSession) -> Sequence[Row]:
     return sorted(known, key=lambda each: str(each["name"]))
 
 
-async def export(db: Database, month: date, path: Path, now: datetime) -> Exported:
+async def export(db: Database, month: date, path: Path, now: datetime, told: Told = nobody) -> Exported:
     """Write every call of a month that is over to `path`, which must not be there yet, and remember that it was done.
 
     The cells are as the database has them, so that the file can be loaded again. A call is never changed, and none is
@@ -93,6 +94,7 @@ async def export(db: Database, month: date, path: Path, now: datetime) -> Export
     with CallsFile(path) as file:
         while some := await db.transaction(functools.partial(_some_calls, month=month, after=after)):
             file.write(some)
+            told(file.calls, None)
             after = some[-1]["account_id"], some[-1]["id"]
             if len(some) < _ROWS_AT_ONCE:
                 break

@@ -14,6 +14,7 @@ from app.activity.calendar import read_month
 from app.activity.rollup import rebuild, roll_up
 from app.kernel.db import Database
 from app.kernel.money import usd_text
+from app.kernel.progress import Told, nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +42,18 @@ def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add("rebuild", "sum every day's calls again")
 
 
-async def run(db: Database, verb: str, args: argparse.Namespace) -> Answer:
+async def run(db: Database, verb: str, args: argparse.Namespace, told: Told = nobody) -> Answer:
     """One verb, with the owner's connection. Raises AppError with what is wrong."""
     now = datetime.now(UTC)
     if verb == "months":
         return await _months(db)
     if verb == "rebuild":
         await roll_up(db, now)
-        changed = await rebuild(db)
+        changed = await rebuild(db, told)
         return Answer(f"Every day was summed again: {changed} sums changed.", {"changed": changed})
     month = read_month(args.month)
     if verb == "export":
-        saved = await export(db, month, Path(args.out), now)
+        saved = await export(db, month, Path(args.out), now, told)
         text = f"{saved.calls} calls, {usd_text(saved.cost_nusd)} USD, SHA-256 {saved.sha256}"
         data = {"calls": saved.calls, "cost_usd": usd_text(saved.cost_nusd), "sha256": saved.sha256}
         return Answer(f"Exported {args.month}: {text}", {"month": args.month, **data})

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.activity.calendar import CALL, DAY, IS_DROPPED, SUMS, day_of, first_id, is_call_id, midnight
 from app.kernel.db import Database, row, rows
+from app.kernel.progress import Told, nobody
 
 GRACE: Final = timedelta(hours=1)
 RECOUNTED_DAYS: Final = 3
@@ -37,15 +38,17 @@ async def recount(db: Database) -> int:
     return await db.transaction(_recount)
 
 
-async def rebuild(db: Database) -> int:
+async def rebuild(db: Database, told: Told = nobody) -> int:
     """Sum every day again whose calls are still there, also one from before we began. Returns how many sums changed."""
     await db.transaction(lambda session: rows(session, _FILL_GAPS))
     found = await db.transaction(lambda session: rows(session, "SELECT day FROM rollup_day ORDER BY day"))
     days = [each["day"] for each in found]
     changed = 0
     for start in range(0, len(days), _DAYS_AT_ONCE):
+        told(start, len(days))
         some = days[start : start + _DAYS_AT_ONCE]
         changed += await db.transaction(functools.partial(_again, days=some))
+    told(len(days), len(days))
     return changed
 
 

@@ -19,6 +19,7 @@ from app.audit.topups import TOPUPS
 from app.audit.usage import USAGE
 from app.kernel.db import Database, row, rows
 from app.kernel.money import usd_text
+from app.kernel.progress import Told, nobody
 from app.metering.compared import Ratio, ratios
 
 FINDINGS_PER_CHECK: Final = 100
@@ -58,27 +59,33 @@ class Report:
         return not self.findings
 
 
-async def audit(db: Database, secrets: Secrets | None = None) -> Report:
+async def audit(db: Database, secrets: Secrets | None = None, told: Told = nobody) -> Report:
     """Run every check on one snapshot, and with `secrets` every proof. Takes as long as it takes; locks nothing, writes nothing."""
-    return await db.transaction(lambda session: _audit(session, secrets))
+    return await db.transaction(lambda session: _audit(session, secrets, told))
 
 
-async def _audit(session: AsyncSession, secrets: Secrets | None) -> Report:
+async def _audit(session: AsyncSession, secrets: Secrets | None, told: Told) -> Report:
     await row(session, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
     await row(session, "SET LOCAL statement_timeout = 0")
     # Whole tables are compared: where statistics are old, the planner would look rows up one by one, for hours.
     await row(session, "SET LOCAL enable_nestloop = off")
-    findings = [finding for check in CHECKS for finding in await _findings(session, check)]
+    findings: list[Finding] = []
     proofs = PROOFS if secrets is not None else ()
-    for proof in proofs:
+    number = len(CHECKS) + len(proofs)
+    for done, check in enumerate(CHECKS):
+        told(done, number)
+        findings += await _findings(session, check)
+    for done, proof in enumerate(proofs, len(CHECKS)):
         assert secrets is not None
+        told(done, number)
         findings += await _unproved(session, proof, secrets)
+    told(number, number)
     size = await row(
         session, "SELECT (SELECT count(*) FROM account) AS accounts, (SELECT count(*) FROM entry) AS entries"
     )
     assert size is not None
-    told = tuple(await ratios(session))
-    return Report(tuple(findings), len(CHECKS) + len(proofs), size["accounts"], size["entries"], told)
+    costs = tuple(await ratios(session))
+    return Report(tuple(findings), number, size["accounts"], size["entries"], costs)
 
 
 async def _findings(session: AsyncSession, check: Check) -> list[Finding]:

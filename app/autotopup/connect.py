@@ -30,6 +30,7 @@ from app.autotopup.wallet import (
 from app.kernel.db import Database, Row, new_id, row, rows
 from app.kernel.errors import NotFound, RateLimitExceeded, WalletNotUsable, WalletSilent
 from app.kernel.logs import log
+from app.kernel.progress import Told, nobody
 from app.kernel.security import Resealed, Sealer, UnsealError
 
 _RESEAL_AT_ONCE: Final = 500
@@ -269,13 +270,14 @@ def opened(sealer: Sealer, connection: Row) -> Connection:
     return Connection(uri, Encryption(connection["encryption"]))
 
 
-async def reseal_all(db: Database, sealer: Sealer) -> Resealed:
+async def reseal_all(db: Database, sealer: Sealer, told: Told = nobody) -> Resealed:
     """Seal every wallet's secret under the newest key; one that does not open stays as it is."""
     total = Resealed()
     last: uuid.UUID | None = uuid.UUID(int=0)
     while last is not None:
         some, last = await db.transaction(partial(_reseal_some, sealer=sealer, after=last))
         total += some
+        told(total.done, None)
     return total
 
 

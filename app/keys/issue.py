@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.kernel.db import Database, Row, new_id, row, rows
 from app.kernel.errors import InvalidField, KeyNotFound, NameTaken
 from app.kernel.logs import log
+from app.kernel.progress import Told, nobody
 from app.kernel.security import Kind, Pepper, Resealed, Sealer, UnsealError, new_secret, preview
 from app.keys.tables import ResetPeriod
 from app.keys.verify import credential_proof
@@ -232,7 +233,7 @@ async def revoke(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID
         raise KeyNotFound
 
 
-async def reseal_all(db: Database, keyring: Keyring) -> Resealed:
+async def reseal_all(db: Database, keyring: Keyring, told: Told = nobody) -> Resealed:
     """Seal every kept secret under the newest key, or forget them all when revealing is off.
 
     One that does not open stays as it is.
@@ -249,6 +250,7 @@ async def reseal_all(db: Database, keyring: Keyring) -> Resealed:
     while last is not None:
         some, last = await db.transaction(partial(_reseal_some, keyring=keyring, after=last))
         total += some
+        told(total.done, None)
     return total
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import AppError, InvalidField, ModelNotPriced
 from app.kernel.money import decimal_text
+from app.kernel.progress import Told, nobody
 from app.pricing.quote import Catalogue, rounded_text
 from app.pricing.rows import PART_OF, Dimension, FeeRow, MarkupRow, ModelRow, PriceRow, parse_attributes
 from app.pricing.rules import NOTICE_SECONDS, soonest
@@ -26,6 +27,7 @@ MAX_LEAP_PERCENT: Final = 400
 _REREAD_SECONDS: Final = 1.0
 _KEPT_VERSIONS: Final = 4
 _PUSD_PER_USD: Final = 10**12
+_PRICES_AT_ONCE: Final = 2000
 _VERSIONS_LOCK: Final = 0x5A7_9C1E5
 PriceKey: TypeAlias = tuple[str, str, str, int, str]
 """model, provider, dimension, tier_min, attributes"""
@@ -285,6 +287,7 @@ async def store(
     source: str,
     source_hash: str,
     note: str = "",
+    told: Told = nobody,
 ) -> int:
     """Write a new draft and return its id. Nothing is sold by it until it is activated."""
     await lock_versions(session)
@@ -297,7 +300,10 @@ async def store(
         id=version_id, source=source, hash=source_hash, note=note,
     )  # fmt: skip
     await _insert_all(session, PricedModel, models, version_id)
-    await _insert_all(session, Price, prices, version_id)
+    for start in range(0, len(prices), _PRICES_AT_ONCE):
+        told(start, len(prices))
+        await _insert_all(session, Price, prices[start : start + _PRICES_AT_ONCE], version_id)
+    told(len(prices), len(prices))
     return version_id
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.kernel.db import Database, Row
 from app.kernel.errors import InvalidField, ModelNotPriced
 from app.kernel.money import decimal_text, parse_usd, units_of, usd_text
+from app.kernel.progress import Told, nobody
 from app.pricing import rules
 from app.pricing.catalogue import (
     MAX_DROP_PERCENT,
@@ -37,7 +38,7 @@ from app.pricing.catalogue import (
 from app.pricing.drafts import Draft, kept
 from app.pricing.importer import read_prices, shortened
 from app.pricing.quote import Catalogue, rounded_text
-from app.pricing.rows import Dimension
+from app.pricing.rows import Dimension, explained
 from app.pricing.verify import shown, verified
 
 _SHOWN_CHANGES = 40
@@ -45,6 +46,7 @@ _PRICE_TEXT: Final = re.compile(r"\d{1,12}(\.\d{1,24})?", re.ASCII)
 _FACTOR_TEXT: Final = re.compile(r"\d{1,4}(\.\d{1,6})?", re.ASCII)
 _PUSD_PER_USD: Final = 10**12
 _MOST_UNITS: Final = 10**12
+_WIDEST: Final = max(map(len, Dimension))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,13 @@ def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 def _add_rules(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     override = add("override", "ask this price of a model, whatever is imported")
     override.add_argument("model")
-    override.add_argument("dimension", choices=[each.value for each in Dimension])
+    override.add_argument(
+        "dimension", choices=[each.value for each in Dimension], metavar="DIMENSION", help="what is counted; see below"
+    )
+    override.formatter_class = argparse.RawDescriptionHelpFormatter
+    override.epilog = "dimensions, what one unit is:\n" + "\n".join(
+        f"  {each.value:<{_WIDEST}}  {explained(each)}" for each in Dimension
+    )
     override.add_argument("price_usd", help="such as 0.00000015, or 0.15 with --per 1000000; 0 is free of charge")
     override.add_argument("--per", type=int, default=1, metavar="UNITS", help="how many units that pays for (1)")
     override.add_argument("--provider", default="", help="default: whoever serves it")
@@ -113,12 +121,12 @@ def _add_rules(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add("rules", "the overrides, markups and fees that hold now or will")
 
 
-async def run(db: Database, verb: str, args: argparse.Namespace) -> Answer:
+async def run(db: Database, verb: str, args: argparse.Namespace, told: Told = nobody) -> Answer:
     """One verb in one transaction. Raises AppError with what is wrong with the file, the version or the model."""
     if verb == "import":
         path = Path(args.file)
         draft = _read(path)
-        return await db.transaction(lambda session: import_prices(session, draft, path.name))
+        return await db.transaction(lambda session: import_prices(session, draft, path.name, told))
     if verb == "verify" and args.prices:
         draft = _read(Path(args.prices))
         return _verified(Catalogue(0, draft.prices, models=draft.models, fees=draft.fees), _bytes(Path(args.usage)))
@@ -174,12 +182,12 @@ def _verified(catalogue: Catalogue, usage: bytes) -> Answer:
     return Answer("\n".join(shown(found)), data)
 
 
-async def import_prices(session: AsyncSession, draft: Draft, name: str) -> Answer:
+async def import_prices(session: AsyncSession, draft: Draft, name: str, told: Told = nobody) -> Answer:
     """Store a draft, and say what it would change. Nothing is sold by it yet."""
     if not draft.prices:
         raise InvalidField("the file has no price that could be taken over", param="file")
     version_id = await store(
-        session, draft.prices, draft.models, source=draft.format, source_hash=draft.source_hash, note=name
+        session, draft.prices, draft.models, source=draft.format, source_hash=draft.source_hash, note=name, told=told
     )
     found = await diff(session, await active_version(session), version_id)
     lines = [

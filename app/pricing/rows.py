@@ -53,6 +53,40 @@ class Dimension(StrEnum):
     REQUESTS = "requests"
 
 
+_READ: Final = {
+    "input": "read afresh",
+    "cache_read": "read from the prompt cache",
+    "cache_write_5m": "written to the prompt cache for 5 minutes",
+    "cache_write_1h": "written to the prompt cache for an hour",
+    "cache_write_12h": "written to the prompt cache for 12 hours",
+}
+_OTHERS: Final = {
+    "output": "a token of output: text, and whatever else has no price of its own",
+    "reasoning": "a token of output that was thought and not shown",
+    "audio_output": "a token of output, of audio",
+    "image_output": "a token of output, of images",
+    "video_output": "a token of output, of video",
+    "images": "an image that was made",
+    "characters": "a character of text that was spoken",
+    "audio_seconds": "a second of audio, in or out",
+    "video_seconds": "a second of video that was made",
+    "pixels": "a pixel of an image that was made",
+    "queries": "a search or a rerank query",
+    "requests": "a call, whatever it used",
+}
+
+
+def explained(dimension: Dimension) -> str:
+    """What one unit of it is, in a person's words."""
+    if dimension in _OTHERS:
+        return _OTHERS[dimension]
+    for medium in ("audio", "image", "video"):
+        if medium in dimension.split("_"):
+            how = dimension.removeprefix(f"{medium}_").removesuffix(f"_{medium}")
+            return f"a token of {medium} {_READ[how]}"
+    return f"a token {_READ[dimension]}"
+
+
 class Kind(StrEnum):
     """Which figure of the wire's cost a line belongs to."""
 
