@@ -16,6 +16,7 @@ import httpx
 import psycopg
 import uvicorn
 from litestar.types import ASGIApp
+from uvicorn.config import WSProtocolType
 
 from app.adapters.btcpay import BtcpayGateway
 from app.audit import audit
@@ -222,11 +223,9 @@ async def _on(settings: Settings, database_url: str, litecoin: Litecoin, monero:
 
 
 @contextlib.contextmanager
-def _served(app: ASGIApp, port: int) -> Iterator[None]:
+def _served(app: ASGIApp, port: int, ws: WSProtocolType = "none") -> Iterator[None]:
     """An application on a loopback port, in a thread with a loop of its own."""
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_config=None, access_log=False, ws="none", lifespan="on"
-    )
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, ws=ws, lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name=f"port {port}")
     thread.start()

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from app.kernel.settings import Settings
 from app.main import create_app
@@ -27,6 +29,7 @@ from tests.rig import Customer, FakeBtcpay, Rig
 pytestmark = pytest.mark.long
 
 D = Decimal
+_OURS: Final = ("X-Account-Id", "X-Key-Id", "X-Billing-Request-Id", "X-Balance-Usd")
 CONFIGURATIONS: Final = Path(__file__).parents[2] / "deploy" / "gateways"
 _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
 _NGINX: Final = """daemon off; master_process off; pid {0}/pid; error_log {0}/error.log;
@@ -51,6 +54,9 @@ class Upstream:
                 await receive()
                 await send({"type": f"lifespan.{told}.complete"})
             return
+        if scope["type"] == "websocket":
+            await self._talk(scope, receive, send)
+            return
         size, more = 0, True
         while more:
             message = await receive()
@@ -62,6 +68,16 @@ class Upstream:
         lines = [(b"content-type", b"application/json"), (b"x-upstream", b"yes")]
         await send({"type": "http.response.start", "status": status, "headers": lines})
         await send({"type": "http.response.body", "body": json.dumps(seen).encode()})
+
+    async def _talk(self, scope: Any, receive: Any, send: Any) -> None:
+        """Tell the headers, then echo, until the other side has had enough."""
+        self.calls.append(scope["path"])
+        await receive()
+        await send({"type": "websocket.accept"})
+        headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]
+        await send({"type": "websocket.send", "text": json.dumps(headers)})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": f"heard {message['text']}"})
 
 
 @dataclass(slots=True)
@@ -148,7 +164,7 @@ async def gate(gateway: str, rig: Rig, settings: Settings, tmp_path: Path) -> An
     with ExitStack() as stack:
         service = create_app(build(settings, rig.database_url, gateway=FakeBtcpay()))
         stack.enter_context(_served(service, satmeter_port))
-        stack.enter_context(_served(upstream, upstream_port))
+        stack.enter_context(_served(upstream, upstream_port, ws="websockets-sansio"))
         url = stack.enter_context(_gateway(gateway, tmp_path, token, satmeter_port, upstream_port))
         async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
             yield Gate(client, rig, upstream)
@@ -183,6 +199,79 @@ async def test_an_allowed_call_reaches_the_upstream_with_our_headers_and_without
     for hold_id in holds:
         await gate.rig.settle(hold_id, "0.002")
     assert await gate.rig.balance(customer) == D("9.994")
+
+
+async def test_no_spelling_of_our_headers_that_an_upstream_takes_for_ours_gets_through(gate: Gate) -> None:
+    """WSGI joins X_Billing_Request_Id to X-Billing-Request-Id, and a settle of `<hold>,evil` would find no hold."""
+    customer = await gate.rig.customer("10")
+    evil = {variant: "evil" for name in _OURS for variant in _spelled(name)}
+    answer = await gate.call(customer.key | evil)
+    seen = answer.json()["headers"]
+    as_wsgi = Counter(name.lower().replace("-", "_") for name, _ in seen)
+    assert all(as_wsgi[name.lower().replace("-", "_")] == 1 for name in _OURS)
+    assert "evil" not in [value for _, value in seen]
+    hold = dict(seen)["x-billing-request-id"]
+    await gate.rig.settle(hold, "0.002")
+    assert await gate.rig.balance(customer) == D("9.998")
+
+
+def _spelled(name: str) -> list[str]:
+    """Each way to write a header's name that has an underscore."""
+    first, *parts = name.split("-")
+    spelled = [first]
+    for part in parts:
+        spelled = [f"{begun}{mark}{part}" for begun in spelled for mark in "-_"]
+    return [each for each in spelled if "_" in each]
+
+
+async def test_a_websocket_passes_both_ways_with_one_hold_and_our_headers(gate: Gate) -> None:
+    customer = await gate.rig.customer("10")
+    url = f"{str(gate.client.base_url).replace('http', 'ws', 1).rstrip('/')}/v1/realtime?model=gpt-realtime"
+    async with connect(url, additional_headers=customer.key | {"X-Account-Id": "evil"}, proxy=None) as socket:
+        headers = dict(json.loads(await socket.recv()))
+        assert "authorization" not in headers
+        assert headers["x-account-id"] != "evil"
+        for word in ("one", "two", "x" * 100_000):
+            await socket.send(word)
+            assert await socket.recv() == f"heard {word}"
+    assert gate.rig.sql("SELECT endpoint, state FROM hold") == [("/v1/realtime", "open")]
+    await gate.rig.settle(headers["x-billing-request-id"], "0.25")
+    assert await gate.rig.balance(customer) == D("9.75")
+
+
+async def test_a_websocket_that_may_not_be_opened_is_refused_like_any_call(gate: Gate) -> None:
+    poor = await gate.rig.customer()
+    url = f"{str(gate.client.base_url).replace('http', 'ws', 1).rstrip('/')}/v1/realtime"
+    for headers, status in ((poor.key, 402), ({}, 401)):
+        with pytest.raises(InvalidStatus) as refusal:
+            async with connect(url, additional_headers=headers, proxy=None):
+                pass
+        assert refusal.value.response.status_code == status
+    assert gate.upstream.calls == []
+
+
+async def test_what_went_wrong_in_nginx_itself_is_not_told_as_billing_that_is_away(
+    gateway: str, gate: Gate, tmp_path: Path
+) -> None:
+    if gateway != "nginx":
+        pytest.skip("caddy tells its own errors by their own status")
+    customer = await gate.rig.customer("10")
+    (tmp_path / "body").rmdir()  # where nginx would put a long body aside
+    answer = await gate.call(customer.key, content=b"x" * 300_000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "gateway_error")
+    assert (await gate.call(customer.key)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["Caddyfile", "nginx.conf", "envoy.yaml", "apisix.yaml", "traefik.yml"])
+def test_every_gateway_file_drops_the_spellings_that_an_upstream_takes_for_ours(name: str) -> None:
+    """nginx and Caddy show it above; of those that are not run here, the file is read."""
+    says = (CONFIGURATIONS / name).read_text()
+    drops = {
+        "Caddyfile": ["request_header -*_*"], "nginx.conf": ["underscores_in_headers off;"],
+        "envoy.yaml": ["headers_with_underscores_action: DROP_HEADER"], "apisix.yaml": ['name:find("_", 1, true)'],
+        "traefik.yml": [f'{each}: ""' for name in _OURS for each in _spelled(name)],
+    }  # fmt: skip
+    assert all(each in says for each in drops[name])
 
 
 async def test_every_refusal_arrives_with_its_status_its_body_and_its_headers(gate: Gate) -> None:
