@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import shlex
+import signal
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"satmeter: {error}", file=sys.stderr)
     except AppError as error:
         print(f"satmeter: {error.message}", file=sys.stderr)
+    except BrokenPipeError:  # `satmeter prices list | head`: who read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("satmeter: interrupted", file=sys.stderr)
         return 130

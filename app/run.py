@@ -119,6 +119,7 @@ def run(settings: Settings, say: Say, *, when_ready: WhenReady | None = None, lo
     with database(settings, say) as (url, server):
         bring_to_head(settings, url, say)
         environ = _child_environment(settings, url)
+        say(f"Starting HTTP on {settings.host}, port {settings.port} ...")
         with _stderr_into(log_path):
             children = [Child("sandbox", listeners["sandbox"], environ)] if settings.uses_sandbox else []
             children += [Child("http", listeners["http"], environ) for _ in range(settings.workers)]

@@ -60,11 +60,16 @@ class Program:
 
     def command(self, *arguments: str, **environ: str) -> Finished:
         """Run one command to its end. No traceback is ever shown to an operator."""
+        return self.command_into(subprocess.PIPE, *arguments, **environ)
+
+    def command_into(self, stdout: int, *arguments: str, **environ: str) -> Finished:
+        """The same, with its output going to a file descriptor."""
         done = subprocess.run(
             [self._python, "-m", "app", *arguments], cwd=self._tree, env=self._environ | environ, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=self.longest_command_seconds, check=False, **_as_user(self.user),
+            stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=self.longest_command_seconds,
+            check=False, **_as_user(self.user),
         )  # fmt: skip
-        assert "Traceback" not in done.stdout + done.stderr, done.stderr
+        assert "Traceback" not in (done.stdout or "") + done.stderr, done.stderr
         return done
 
     def answer(self, *arguments: str) -> Any:

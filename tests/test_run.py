@@ -120,6 +120,16 @@ def test_audit_recomputes_the_books_beside_a_running_server(program: Program, de
     assert report["entries"] >= 2
 
 
+def test_a_reader_who_has_seen_enough_is_no_defect(program: Program) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = program.command_into(write, "audit")
+    os.close(write)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert "defect" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
 def test_tokens_are_made_beside_a_running_server(program: Program, demo: dict[str, str]) -> None:
     made = program.answer("token", "create", "--service", "a-proxy")
     assert (made["kind"], made["name"]) == ("service", "a-proxy")
