@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from fractions import Fraction
 from functools import lru_cache
+from typing import Annotated, Final
 
 import msgspec
 from litestar import get
 from litestar.di import NamedDependency
-from litestar.params import FromQuery
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from app.kernel.db import Database
+from app.kernel.errors import NotFound
 from app.kernel.money import JsonNumber, usd
 from app.pricing.catalogue import Catalogues, NoActiveVersion
+from app.pricing.kinds import MEDIA_KINDS, context_tokens, kind_of, kinds_asked
 from app.pricing.quote import Catalogue, rounded_text
-from app.pricing.rows import MEDIA, Dimension, parse_attributes
+from app.pricing.rows import Dimension, parse_attributes
 
 _UNITS = {
     Dimension.IMAGES: "image", Dimension.CHARACTERS: "character", Dimension.AUDIO_SECONDS: "second",
@@ -22,6 +26,9 @@ _UNITS = {
 }  # fmt: skip
 _PLACES = 18
 """A price in atto-USD as a decimal in USD."""
+_PER_MILLION: Final = {Dimension.INPUT: "input_per_1M_tokens", Dimension.OUTPUT: "output_per_1M_tokens"}
+"""As PayPerQ tells them, beside the price of one."""
+OfType = Annotated[str | None, QueryParameter(name="type")]
 
 
 class PriceView(msgspec.Struct, frozen=True):
@@ -40,9 +47,13 @@ class ModelView(msgspec.Struct, frozen=True):
     """A model that is sold. `pricing` is USD per unit of an ordinary call; `pricing_variants` are all other prices."""
 
     id: str
+    name: str
     created: int
+    created_at: int
     owned_by: str
+    provider: str
     type: str
+    mode: str
     pricing: dict[str, JsonNumber]
     pricing_variants: list[PriceView]
     context_length: int | None
@@ -71,39 +82,63 @@ class PriceList(msgspec.Struct, frozen=True):
 
 @get("/v1/models", tags=["Prices"], summary="The models and their prices")
 async def list_models(
-    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+    db: NamedDependency[Database],
+    catalogues: NamedDependency[Catalogues],
+    model: FromQuery[str | None] = None,
+    of_type: OfType = None,
 ) -> ModelList:
-    """All models, or the one that `model` means, with what a unit of each costs in USD."""
-    return await _models(catalogues, db, model)
+    """The chat models, or those of `type`: chat, image, video, audio or embedding, several with commas, or all. With
+    `model` the one that it means, of whatever type."""
+    return await _models(catalogues, db, model, of_type)
 
 
 @get("/models", tags=["Prices"], summary="The same as /v1/models")
 async def list_models_unversioned(
-    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+    db: NamedDependency[Database],
+    catalogues: NamedDependency[Catalogues],
+    model: FromQuery[str | None] = None,
+    of_type: OfType = None,
 ) -> ModelList:
     """For clients whose base URL has no version in it."""
-    return await _models(catalogues, db, model)
+    return await _models(catalogues, db, model, of_type)
 
 
 @get("/router/models", tags=["Prices"], summary="The same as /v1/models")
 async def list_router_models(
-    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+    db: NamedDependency[Database],
+    catalogues: NamedDependency[Catalogues],
+    model: FromQuery[str | None] = None,
+    of_type: OfType = None,
 ) -> ModelList:
     """For clients of routers, which look for the models here."""
-    return await _models(catalogues, db, model)
+    return await _models(catalogues, db, model, of_type)
 
 
 @get("/v1/media/models", tags=["Prices"], summary="The image, audio and video models and their prices")
 async def list_media_models(
-    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+    db: NamedDependency[Database],
+    catalogues: NamedDependency[Catalogues],
+    model: FromQuery[str | None] = None,
+    of_type: OfType = None,
 ) -> ModelList:
-    """The models that are sold by the image, second, character or pixel."""
-    catalogue = await _current(catalogues, db)
-    media = {dimension.value for dimension in MEDIA}
-    return ModelList(
-        [view for view, prices in _chosen(catalogue, model) if media & {price.dimension for price in prices}],
-        catalogue.version_id or None,
-    )
+    """The models that make or take pictures, sound and films; with `type`, as `/v1/models`."""
+    return await _models(catalogues, db, model, of_type or ",".join(MEDIA_KINDS))
+
+
+@get("/v1/models/{model_id:path}", tags=["Prices"], summary="One model and its prices")
+async def read_model(
+    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model_id: FromPath[str]
+) -> ModelView:
+    """By the name that a call may have for it, slashes and all, as they are or percent-encoded."""
+    return await model_named(catalogues, db, model_id)
+
+
+@get("/models/{model_id:path}", tags=["Prices"], summary="The same as /v1/models/{model_id}")
+async def read_model_unversioned(
+    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model_id: FromPath[str]
+) -> ModelView:
+    """For clients whose base URL has no version in it."""
+    return await model_named(catalogues, db, model_id)
 
 
 @get("/v1/prices", tags=["Prices"], summary="Every price")
@@ -117,9 +152,26 @@ async def list_prices(
     return PriceList(lines, fees, catalogue.version_id or None)
 
 
-async def _models(catalogues: Catalogues, db: Database, model: str | None) -> ModelList:
+async def _models(catalogues: Catalogues, db: Database, model: str | None, of_type: str | None) -> ModelList:
     catalogue = await _current(catalogues, db)
-    return ModelList([view for view, _ in _chosen(catalogue, model)], catalogue.version_id or None)
+    kinds = kinds_asked(of_type or ("all" if model else "chat"))
+    found = (view for view, _ in _chosen(catalogue, model))
+    return ModelList([view for view in found if kinds is None or view.type in kinds], catalogue.version_id or None)
+
+
+async def models_of(catalogues: Catalogues, db: Database, kinds: frozenset[str] | None) -> list[ModelView]:
+    """All that are sold of these kinds, None for all kinds; for a door that tells them in other words."""
+    found = _chosen(await _current(catalogues, db), None)
+    return [view for view, _ in found if kinds is None or view.type in kinds]
+
+
+async def model_named(catalogues: Catalogues, db: Database, name: str) -> ModelView:
+    """Raises NotFound. A name from a path comes with the slash before it."""
+    name = name.removeprefix("/")
+    found = _chosen(await _current(catalogues, db), name)
+    if not found:
+        raise NotFound(f"No model is named {name[:200]!r} here; GET /v1/models?type=all lists them", param="model")
+    return found[0][0]
 
 
 async def _current(catalogues: Catalogues, db: Database) -> Catalogue:
@@ -131,7 +183,10 @@ async def _current(catalogues: Catalogues, db: Database) -> Catalogue:
 
 
 _NOTHING = Catalogue(0, ())
-handlers = [list_models, list_models_unversioned, list_router_models, list_media_models, list_prices]
+handlers = [
+    list_models, list_models_unversioned, list_router_models, list_media_models, read_model, read_model_unversioned,
+    list_prices,
+]  # fmt: skip
 _Listed = tuple[ModelView, tuple[PriceView, ...]]
 
 
@@ -184,14 +239,28 @@ def _view(catalogue: Catalogue, model: str, provider: str, prices: tuple[PriceVi
         for price in sorted(prices, key=lambda price: len(price.attributes))
         if price.provider == provider and not price.min_input_tokens and price.attributes.items() <= standard.items()
     }
+    kind = kind_of(about.mode, {price.dimension for price in prices})
     return ModelView(
         id=model,
+        name=model,
         created=catalogue.created,
+        created_at=catalogue.created * 1000,
         owned_by=provider,
-        type=about.mode,
-        pricing={dimension: price.price_usd for dimension, price in ordinary.items()},
+        provider=provider,
+        type=kind,
+        mode=about.mode,
+        pricing={dimension: price.price_usd for dimension, price in ordinary.items()} | _per_million(ordinary),
         pricing_variants=[price for price in prices if ordinary.get(price.dimension) is not price],
-        context_length=about.context_tokens,
+        context_length=context_tokens(catalogue, model, provider, kind),
         max_output_tokens=about.max_output_tokens,
         default_attributes=standard,
     )
+
+
+def _per_million(ordinary: dict[str, PriceView]) -> dict[str, JsonNumber]:
+    found = {name: ordinary[dimension] for dimension, name in _PER_MILLION.items() if dimension in ordinary}
+    return {name: _times_a_million(price.price_usd) for name, price in found.items()}
+
+
+def _times_a_million(price_usd: JsonNumber) -> JsonNumber:
+    return msgspec.Raw(rounded_text(Fraction(bytes(price_usd).decode()) * 10**6, _PLACES).encode())

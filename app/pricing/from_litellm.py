@@ -170,7 +170,10 @@ def _read_model(key: str, fields: Mapping[str, Any], gathered: Gathered) -> None
     name, attributes = _named(key)
     mode = found if isinstance(found := fields.get("mode"), str) and found.isprintable() else ""
     most = whole(fields.get("max_output_tokens"))
-    about = ModelRow(name, provider, mode, most or None, whole(fields.get("max_input_tokens")))
+    reads = whole(fields.get("max_input_tokens")) or whole(
+        fields.get("max_tokens")
+    )  # the map says: "default to max_tokens"
+    about = ModelRow(name, provider, mode, most or None, reads or None)
     row = PriceRow(name, provider, D.INPUT, 0, attributes=attributes_text(attributes))
     with gathered.model(about):
         model = _Model(row, mode, fields)

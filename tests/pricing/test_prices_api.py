@@ -58,6 +58,7 @@ async def test_models_come_in_the_openai_shape_with_exact_prices(
     assert mini["created"] > 1_700_000_000
     assert mini["pricing"] == {
         "input": Decimal("0.00000015"), "output": Decimal("0.0000006"), "cache_read": Decimal("0.000000075"),
+        "input_per_1M_tokens": Decimal("0.15"), "output_per_1M_tokens": Decimal("0.6"),
     }  # fmt: skip
     raw = (await client.get(path)).text
     assert '"input":0.00000015' in raw
