@@ -289,6 +289,7 @@ def _make_tables() -> None:
     )
     op.create_index('usage_by_time', 'usage', ['id'], unique=False, postgresql_using='brin', postgresql_with={'autosummarize': 'on'})
     op.create_index('usage_of_key', 'usage', ['account_id', 'key_id', 'id'], unique=False)
+    op.create_index('usage_of_upstream', 'usage', ['account_id', 'upstream_id'], unique=False, postgresql_where=sa.text('upstream_id IS NOT NULL'))
     op.create_table('usage_archive',
     sa.Column('month', sa.Date(), nullable=False),
     sa.Column('calls', sa.BigInteger(), nullable=False),
@@ -320,6 +321,7 @@ def _make_tables() -> None:
     sa.Column('name', sa.Text(), nullable=False),
     sa.Column('preview', sa.Text(), nullable=False),
     sa.Column('sealed_secret', sa.Text(), nullable=True),
+    sa.Column('masked_hash', sa.LargeBinary(), nullable=True),
     sa.Column('limit_nusd', sa.BigInteger(), nullable=True),
     sa.Column('reset_period', sa.Text(), nullable=True),
     sa.Column('window_start', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),

@@ -1,4 +1,4 @@
-"""How HTTP asks what was called and what it cost; and two reads as OpenRouter's clients know them."""
+"""How HTTP asks what was called and what it cost."""
 
 import re
 from datetime import UTC, date, datetime
@@ -14,12 +14,11 @@ from app.activity.calendar import DAY, first_id, midnight, moment_of
 from app.activity.daily import Days, daily
 from app.activity.explain import Explained, Line, explain
 from app.activity.history import Calls, calls, query_type
-from app.activity.openrouter import Credits, Spending, read_credits, read_spending
 from app.activity.spreadsheet import csv_text, wants_csv
 from app.kernel.db import Database, Row
 from app.kernel.errors import InvalidField
-from app.kernel.money import JsonNumber, number, usd, usd_or_null
-from app.kernel.pages import DEFAULT_LIMIT, from_cursor, page_size, to_cursor
+from app.kernel.money import JsonNumber, number, usd
+from app.kernel.pages import DEFAULT_LIMIT, Numbered, from_cursor, page_size, to_cursor
 from app.kernel.security import Caller
 from app.keys.verify import require_scope
 from app.ledger.charge import ChargeId
@@ -30,7 +29,6 @@ _MAX_TEXT: Final = 200
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 _NOBODY: Final = UUID(int=0)
 """No key's id: what a key sees of another one without `all_keys`."""
-_RESETS: Final = {"day": "daily", "week": "weekly", "month": "monthly"}
 
 
 class CallView(msgspec.Struct, frozen=True):
@@ -45,6 +43,7 @@ class CallView(msgspec.Struct, frozen=True):
     output_count: int
     price_in_usd: JsonNumber
     query_type: str
+    query_source: str
     api_key_id: UUID
     status: Outcome
     error_code: str | None
@@ -63,6 +62,7 @@ class CallView(msgspec.Struct, frozen=True):
             output_count=units.get("output_tokens") or 0,
             price_in_usd=usd(call["cost_nusd"]),
             query_type=query_type(units, call["endpoint"]),
+            query_source="api",
             api_key_id=call["key_id"],
             status=call["outcome"],
             error_code=None,  # a call that failed before it cost anything is released, and is not here
@@ -77,6 +77,7 @@ class CallView(msgspec.Struct, frozen=True):
 class HistoryPage(msgspec.Struct, frozen=True):
     data: list[CallView]
     next_cursor: str | None
+    status: str = "success"
 
 
 class DayView(msgspec.Struct, frozen=True):
@@ -166,74 +167,6 @@ class Explanation(msgspec.Struct, frozen=True):
         )
 
 
-class CreditsView(msgspec.Struct, frozen=True):
-    """USD. What is left is the difference."""
-
-    total_credits: JsonNumber
-    total_usage: JsonNumber
-
-
-class CreditsAnswer(msgspec.Struct, frozen=True):
-    data: CreditsView
-
-    @classmethod
-    def of(cls, found: Credits) -> "CreditsAnswer":
-        return cls(CreditsView(usd(found.total_nusd), usd(found.used_nusd)))
-
-
-class OldRateLimit(msgspec.Struct, frozen=True):
-    """Deprecated by OpenRouter, and read by its older clients."""
-
-    requests: int = -1
-    interval: str = "10s"
-    note: str = "This field is deprecated and safe to ignore."
-
-
-class CurrentKeyView(msgspec.Struct, frozen=True):
-    """The calling key in OpenRouter's words, USD. Nobody brings keys of their own here, so all of `byok` is 0."""
-
-    label: str
-    limit: JsonNumber
-    limit_remaining: JsonNumber
-    limit_reset: Literal["daily", "weekly", "monthly"] | None
-    usage: JsonNumber
-    usage_daily: JsonNumber
-    usage_weekly: JsonNumber
-    usage_monthly: JsonNumber
-    expires_at: datetime | None
-    is_free_tier: bool
-    byok_usage: int = 0
-    byok_usage_daily: int = 0
-    byok_usage_weekly: int = 0
-    byok_usage_monthly: int = 0
-    include_byok_in_limit: bool = False
-    is_management_key: bool = False
-    is_provisioning_key: bool = False
-    creator_user_id: str | None = None
-    rate_limit: OldRateLimit = OldRateLimit()
-
-    @classmethod
-    def of(cls, found: Spending) -> "CurrentKeyView":
-        key = found.key
-        limit_nusd = key["limit_nusd"]
-        return cls(
-            label=key["preview"],
-            limit=usd_or_null(limit_nusd),
-            limit_remaining=usd_or_null(None if limit_nusd is None else max(0, limit_nusd - key["window_usage_nusd"])),
-            limit_reset=_RESETS.get(key["reset_period"]),  # type: ignore[arg-type]
-            usage=usd(key["lifetime_nusd"]),
-            usage_daily=usd(found.day_nusd),
-            usage_weekly=usd(found.week_nusd),
-            usage_monthly=usd(found.month_nusd),
-            expires_at=key["expire_at"],
-            is_free_tier=not found.has_paid,
-        )
-
-
-class CurrentKeyAnswer(msgspec.Struct, frozen=True):
-    data: CurrentKeyView
-
-
 @get("/queries/history", tags=["Activity"], summary="List calls")
 async def list_history(
     request: Request[Any, Any, Any],
@@ -246,24 +179,41 @@ async def list_history(
     status: FromQuery[Outcome | None] = None,
     api_key_id: FromQuery[UUID | None] = None,
     all_keys: FromQuery[bool] = False,
-    limit: FromQuery[int] = DEFAULT_LIMIT,
+    limit: FromQuery[int | None] = None,
     cursor: FromQuery[str | None] = None,
+    page: FromQuery[int | None] = None,
+    page_count: FromQuery[int | None] = None,
+    offset: FromQuery[int | None] = None,
+    start_date: FromQuery[str | None] = None,
+    end_date: FromQuery[str | None] = None,
 ) -> Response[HistoryPage]:
     """Every call that was charged, newest first: the calling key's, or with `all_keys=true` or a credit id all of the
-    account. With `Accept: text/csv` the same page as CSV, and its `next_cursor` in `X-Next-Cursor`."""
+    account. With `Accept: text/csv` the same page as CSV, and its `next_cursor` in `X-Next-Cursor`.
+
+    Go on with `cursor`, which loses no call and shows none twice while new ones come. Readers made for PayPerQ page by
+    `page` and `page_count`, or by `limit` and `offset`, and say `start_date` and `end_date` for `from` and `to`."""
     require_scope(caller, "activity")
-    since, until = _moment(from_, "from"), _moment(to, "to", is_end=True)
+    since = _moment(_either(from_, start_date, "start_date"), "from" if start_date is None else "start_date")
+    until = _moment(_either(to, end_date, "end_date"), "to" if end_date is None else "end_date", is_end=True)
     wanted = Calls(
         _whose(caller, api_key_id, all_keys), first_id(since) if since else None, first_id(until) if until else None,
         _text(model, "model"), _text(endpoint, "endpoint"), status,
     )  # fmt: skip
-    size, before = page_size(limit), from_cursor(cursor, tuple[UUID])
+    asked = Numbered.of(limit=limit, page=page, page_count=page_count, offset=offset, cursor=cursor)
+    size, before = asked.size, from_cursor(cursor, tuple[UUID])
     found = await db.transaction(
-        lambda session: calls(session, caller.account_id, wanted, limit=size + 1, before=before[0] if before else None)
+        lambda session: calls(
+            session,
+            caller.account_id,
+            wanted,
+            limit=size + 1,
+            before=before[0] if before else None,
+            skipped=asked.skipped,
+        )
     )
     last = found[size - 1] if len(found) > size else None
-    page = HistoryPage([CallView.of(call) for call in found[:size]], to_cursor(last["id"]) if last else None)
-    return _as_csv(page) if wants_csv(request.headers.get("accept", "")) else Response(page)
+    answer = HistoryPage([CallView.of(call) for call in found[:size]], to_cursor(last["id"]) if last else None)
+    return _as_csv(answer) if wants_csv(request.headers.get("accept", "")) else Response(answer)
 
 
 @get("/activity", tags=["Activity"], summary="Calls per day")
@@ -306,29 +256,19 @@ async def explain_charge(
     return Explanation.of(await db.transaction(lambda session: explain(session, caller.account_id, charge_id)))
 
 
-@get("/api/v1/credits", tags=["Activity"], summary="Credits, as OpenRouter tells them")
-async def read_total_credits(caller: NamedDependency[Caller], db: NamedDependency[Database]) -> CreditsAnswer:
-    """What was ever credited, and what was used of it. For dashboards made for OpenRouter."""
-    require_scope(caller, "balance")
-    return CreditsAnswer.of(await db.transaction(lambda session: read_credits(session, caller.account_id)))
-
-
-@get("/api/v1/key", tags=["Activity"], summary="The calling key, as OpenRouter tells it")
-async def read_current_key(key: NamedDependency[Caller], db: NamedDependency[Database]) -> CurrentKeyAnswer:
-    """Its limit, and what it spent in this UTC day, week (from Monday) and month. For dashboards made for OpenRouter."""
-    require_scope(key, "balance")
-    assert key.key_id is not None
-    key_id, today = key.key_id, datetime.now(UTC).date()
-    found = await db.transaction(lambda session: read_spending(session, key.account_id, key_id, today))
-    return CurrentKeyAnswer(CurrentKeyView.of(found))
-
-
 def _whose(caller: Caller, asked: UUID | None, all_keys: bool) -> UUID | None:
     """The key whose calls are shown, None for all of the account's."""
     own = None if all_keys else caller.key_id
     if own is None or asked is None:
         return asked or own
     return own if asked == own else _NOBODY
+
+
+def _either(ours: str | None, theirs: str | None, their_name: str) -> str | None:
+    """Of two names of one parameter. Raises InvalidField where both were given, and not the same."""
+    if ours is not None and theirs is not None and ours != theirs:
+        raise InvalidField(f"{their_name} is another name of what was given too, and not the same", param=their_name)
+    return ours if theirs is None else theirs
 
 
 def _moment(text: str | None, param: str, *, is_end: bool = False) -> datetime | None:
@@ -370,4 +310,4 @@ def _cell(value: Any) -> str | None:
     return None if value is None else str(msgspec.to_builtins(value))
 
 
-handlers = (list_history, list_activity, explain_charge, read_total_credits, read_current_key)
+handlers = (list_history, list_activity, explain_charge)

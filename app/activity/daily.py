@@ -1,7 +1,8 @@
 """What was called per day, key and model: from the days that are summed, and from the calls of the days that are not."""
 
 import uuid
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final
@@ -53,14 +54,19 @@ async def daily(
     )  # fmt: skip
 
 
-async def spent_by_day(session: AsyncSession, account_id: uuid.UUID, wanted: Days) -> dict[date, int]:
-    """Nano-USD a day, less what was refunded; days without a call are not there."""
+async def spent_by_key(
+    session: AsyncSession, account_id: uuid.UUID, wanted: Days
+) -> Mapping[uuid.UUID, Mapping[date, int]]:
+    """Nano-USD a key and day, less what was refunded; days without a call are not there."""
     found = await rows(
         session,
-        f"SELECT day, sum(cost_nusd - refunded_nusd)::bigint AS nusd FROM ({_LINES}) lines GROUP BY day",
+        f"SELECT key_id, day, sum(cost_nusd - refunded_nusd)::bigint AS nusd FROM ({_LINES}) lines GROUP BY key_id, day",
         account_id=account_id, **wanted.params(),
     )  # fmt: skip
-    return {each["day"]: each["nusd"] for each in found}
+    spent: defaultdict[uuid.UUID, dict[date, int]] = defaultdict(dict)
+    for each in found:
+        spent[each["key_id"]][each["day"]] = each["nusd"]
+    return spent
 
 
 _IS_WANTED: Final = """

@@ -23,13 +23,22 @@ class Calls:
 
 
 async def calls(
-    session: AsyncSession, account_id: uuid.UUID, wanted: Calls, *, limit: int, before: uuid.UUID | None = None
+    session: AsyncSession,
+    account_id: uuid.UUID,
+    wanted: Calls,
+    *,
+    limit: int,
+    before: uuid.UUID | None = None,
+    skipped: int = 0,
 ) -> Sequence[Row]:
-    """A page of calls, newest first; `before` is the id that ended the page before."""
+    """A page of calls, newest first; `before` is the id that ended the page before, `skipped` how many come before it."""
     asked = {name: value for name in wanted.__slots__ if (value := getattr(wanted, name)) is not None}
     if before is not None:
         asked["before"] = before
     where = " AND ".join(("u.account_id = :account_id", *(_CONDITIONS[name] for name in asked)))
+    if skipped:  # counted by their ids alone, which an index has
+        where += f" AND u.id <= (SELECT u.id FROM usage u WHERE {where} ORDER BY u.id DESC OFFSET :skipped LIMIT 1)"
+        asked["skipped"] = skipped
     return await rows(
         session,
         f"SELECT {_COLUMNS} FROM usage u WHERE {where} ORDER BY u.id DESC LIMIT :limit",

@@ -155,7 +155,7 @@ class KeysController(Controller):
         data: JSONBody[KeyRequest],
     ) -> KeyAnswer:
         """The full key is in this answer; keep it. An account may have 1,000 live ones, unless the operator says otherwise."""
-        new = _new_key(data)
+        new = new_key(data)
 
         async def effect(session: Any) -> KeyAnswer:
             return KeyAnswer(KeyView.of(*await issue(session, keyring, owner.account_id, new)))
@@ -184,7 +184,7 @@ class KeysController(Controller):
         data: JSONBody[KeyRequest],
     ) -> KeyAnswer:
         """Only the fields sent change; null clears one. Another `reset_period` starts a new window at 0."""
-        changes = _changes(data)
+        changes = wanted_changes(data)
         found = await db.transaction(lambda session: change(session, owner.account_id, _key_id(key_id), changes))
         return KeyAnswer(KeyView.of(found))
 
@@ -215,8 +215,9 @@ def _shown(keyring: Keyring, owner: Caller, key: Row, wanted: bool) -> str | Non
         return None
 
 
-def _new_key(data: KeyRequest) -> NewKey:
-    wanted = _changes(data)
+def new_key(data: KeyRequest) -> NewKey:
+    """Raises InvalidField, also where the name is missing."""
+    wanted = wanted_changes(data)
     if "name" not in wanted:
         raise InvalidField("name is required", param="name")
     if wanted.get("reset_period") is not None and wanted.get("limit_nusd") is None:
@@ -224,8 +225,8 @@ def _new_key(data: KeyRequest) -> NewKey:
     return NewKey(**wanted)
 
 
-def _changes(data: KeyRequest) -> dict[str, Any]:
-    """The fields that were sent, checked, under the names the verbs know."""
+def wanted_changes(data: KeyRequest) -> dict[str, Any]:
+    """The fields that were sent, checked, under the names the verbs know. Raises InvalidField."""
     changes: dict[str, Any] = {}
     if data.name is not msgspec.UNSET:
         changes["name"] = clean_name(data.name)

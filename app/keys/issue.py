@@ -1,5 +1,6 @@
 """Keys from birth to revocation: issue, list, read, change, revoke, and sealing anew."""
 
+import hashlib
 import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ SCOPES = ("spend", "balance", "topup", "activity")
 """What a key may be narrowed to; a key without scopes may do all of them."""
 
 _WINDOW_NOW = """
-    id, name, preview, sealed_secret, limit_nusd, reset_period, held_nusd, lifetime_nusd, scopes, allowed_models,
+    id, name, preview, sealed_secret, masked_hash, limit_nusd, reset_period, held_nusd, lifetime_nusd, scopes, allowed_models,
     expire_at, disabled_at, deleted_at, created_at, updated_at,
     CASE WHEN window_start < date_trunc(reset_period, now(), 'UTC') THEN 0 ELSE window_usage_nusd END AS window_usage_nusd,
     date_trunc(reset_period, now(), 'UTC') + ('1 ' || reset_period)::interval AS reset_at
@@ -81,6 +82,14 @@ class Keyring:
             self._sealer.open(sealed, sealed_as(account_id, key_id)), sealed_as(account_id, key_id)
         )
 
+    def masked(self, secret: str, key_id: uuid.UUID) -> bytes:
+        """The SHA-256 of a key as it is kept: to the meter that is a credential, so the database alone may not tell it."""
+        return self._pepper.masked(hashlib.sha256(secret.encode()).digest(), b"api_key.hash", key_id.bytes)
+
+    def unmasked(self, kept: bytes | None, key_id: uuid.UUID) -> bytes | None:
+        """The SHA-256 again, by which OpenRouter's clients name a key."""
+        return None if kept is None else self._pepper.masked(kept, b"api_key.hash", key_id.bytes)
+
     @property
     def current_sealing_key(self) -> str:
         return self._sealer.current_id
@@ -115,12 +124,13 @@ async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, 
     try:
         await row(
             session,
-            """INSERT INTO api_key (account_id, id, name, preview, sealed_secret, limit_nusd, reset_period, expire_at,
+            """INSERT INTO api_key (account_id, id, name, preview, sealed_secret, masked_hash, limit_nusd, reset_period, expire_at,
                                     scopes, allowed_models, disabled_at)
-               VALUES (:account_id, :id, :name, :preview, :sealed, :limit_nusd, :reset_period, :expire_at,
+               VALUES (:account_id, :id, :name, :preview, :sealed, :masked_hash, :limit_nusd, :reset_period, :expire_at,
                        :scopes, :allowed_models, CASE WHEN :is_disabled THEN now() END)""",
             account_id=account_id, id=key_id, name=new.name, preview=preview(secret),
-            sealed=keyring.seal(secret, account_id, key_id), limit_nusd=new.limit_nusd, reset_period=new.reset_period,
+            sealed=keyring.seal(secret, account_id, key_id), masked_hash=keyring.masked(secret, key_id),
+            limit_nusd=new.limit_nusd, reset_period=new.reset_period,
             expire_at=new.expire_at, scopes=new.scopes, allowed_models=new.allowed_models, is_disabled=new.is_disabled,
         )  # fmt: skip
     except IntegrityError as error:
@@ -152,6 +162,34 @@ async def list_keys(
             ORDER BY id LIMIT :limit""",
         account_id=account_id, all=include_disabled, after=after, limit=limit,
     )  # fmt: skip
+
+
+async def newest_keys(
+    session: AsyncSession, account_id: uuid.UUID, limit: int, offset: int, *, include_disabled: bool
+) -> list[Row]:
+    """A page of the account's keys, newest first, without revoked ones; those that are switched off only on request."""
+    return await rows(
+        session,
+        f"""SELECT {_WINDOW_NOW} FROM api_key
+            WHERE account_id = :account_id AND deleted_at IS NULL AND (:all OR disabled_at IS NULL)
+            ORDER BY id DESC LIMIT :limit OFFSET :offset""",
+        account_id=account_id, all=include_disabled, limit=limit, offset=offset,
+    )  # fmt: skip
+
+
+async def key_of_hash(session: AsyncSession, pepper: Pepper, account_id: uuid.UUID, sha256: bytes) -> uuid.UUID | None:
+    """The account's key that has this SHA-256, also a revoked one; None for none and for another account's."""
+    lookup = pepper.lookup_hashed(sha256)
+    found = await row(
+        session,
+        """SELECT key_id, proof FROM credential
+           WHERE secret_hash = :hash AND kind = 'api_key' AND account_id = :account_id""",
+        hash=lookup, account_id=account_id,
+    )  # fmt: skip
+    if found is None or found["proof"] != credential_proof(pepper, lookup, Kind.API_KEY, account_id, found["key_id"]):
+        return None
+    key_id: uuid.UUID = found["key_id"]
+    return key_id
 
 
 async def _refuse_too_many(session: AsyncSession, account_id: uuid.UUID, most: int) -> None:

@@ -40,6 +40,7 @@ class ApiKey(SQLModel, table=True):
 
     The window rolls lazily: it is over when `window_start` lies before the period that now is in.
     `window_usage_nusd` sums the charges whose hold began in this window; `held_nusd` all open holds.
+    `masked_hash` is the secret's SHA-256 under a pad of the pepper's: without that it tells nothing.
     """
 
     __tablename__ = "api_key"
@@ -57,6 +58,7 @@ class ApiKey(SQLModel, table=True):
     name: str = words()
     preview: str = words()
     sealed_secret: str | None = words(default=None)
+    masked_hash: bytes | None = Field(default=None, sa_type=LargeBinary)
     limit_nusd: int | None = money(nullable=True)
     reset_period: str | None = words(default=None)
     window_start: datetime = when()

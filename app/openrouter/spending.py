@@ -1,18 +1,19 @@
-"""What OpenRouter's own dashboards ask: an account's credits, and a key with what it spent and may still spend.
+"""What an account was credited and used, and what its keys spent in the UTC day, week and month that now is in.
 
-Source: OpenRouter API, "Get current API key" and "Get remaining credits".
+Source: OpenRouter API, "Get current API key", "Get remaining credits" and "List API keys".
 """
 
 import uuid
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.activity.calendar import DAY
-from app.activity.daily import Days, spent_by_day
-from app.kernel.db import Row, row
-from app.keys.issue import read
+from app.activity.daily import Days, spent_by_key
+from app.kernel.db import row
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +25,12 @@ class Credits:
 
 
 @dataclass(frozen=True, slots=True)
-class Spending:
-    """A key's row, and what it spent in the UTC day, ISO week and month that now is in, nano-USD."""
+class Spent:
+    """What a key spent in the UTC day, ISO week and month that now is in, nano-USD, less what was refunded."""
 
-    key: Row
-    day_nusd: int
-    week_nusd: int
-    month_nusd: int
-    has_paid: bool
+    day_nusd: int = 0
+    week_nusd: int = 0
+    month_nusd: int = 0
 
 
 async def read_credits(session: AsyncSession, account_id: uuid.UUID) -> Credits:
@@ -46,14 +45,27 @@ async def read_credits(session: AsyncSession, account_id: uuid.UUID) -> Credits:
     return Credits(found["posted_nusd"] + found["used_nusd"], found["used_nusd"])
 
 
-async def read_spending(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID, today: date) -> Spending:
+async def read_spent(
+    session: AsyncSession, account_id: uuid.UUID, today: date, key_id: uuid.UUID | None = None
+) -> Mapping[uuid.UUID, Spent]:
+    """By key: of one, or of all of the account. A key that was not there spent nothing."""
     monday, first = today - today.weekday() * DAY, today.replace(day=1)
-    spent = await spent_by_day(session, account_id, Days(first=min(monday, first), key_id=key_id))
-    paid = await row(
+    found = await spent_by_key(session, account_id, Days(first=min(monday, first), key_id=key_id))
+    return defaultdict(
+        Spent,
+        {
+            key: Spent(*(sum(nusd for day, nusd in days.items() if day >= since) for since in (today, monday, first)))
+            for key, days in found.items()
+        },
+    )
+
+
+async def has_paid(session: AsyncSession, account_id: uuid.UUID) -> bool:
+    """Whether a top-up of the account was ever credited."""
+    found = await row(
         session,
         "SELECT EXISTS (SELECT FROM entry WHERE account_id = :id AND kind = 'topup') AS has_paid",
         id=account_id,
     )
-    assert paid is not None
-    day, week, month = (sum(nusd for when, nusd in spent.items() if when >= since) for since in (today, monday, first))
-    return Spending(await read(session, account_id, key_id), day, week, month, paid["has_paid"])
+    assert found is not None
+    return bool(found["has_paid"])

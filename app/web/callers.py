@@ -11,9 +11,10 @@ from litestar.handlers import BaseRouteHandler
 from app.admin.tokens import ServiceTokens, verify_admin
 from app.kernel.db import Database
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, InvalidToken
-from app.kernel.security import Admin, Caller, Pepper, Service
+from app.kernel.security import Admin, Caller, Pepper, Service, canonical_credit_id
 from app.keys.verify import Shown, Verifier, authenticate, the_only
 from app.metering.api.ext_authz import GATEWAY_HEADER
+from app.web.refusals import OPENROUTER
 
 Lines = Sequence[tuple[str, str]]
 """Header lines as they came, names in lower case."""
@@ -67,7 +68,10 @@ class Callers:
         """
         needs = handler.parsed_fn_signature.parameters
         ask = next((self._asks[name] for name in self._asks if name in needs), None)
-        connection.state.known = None if ask is None else await ask(list(connection.headers.multi_items()))
+        lines: Lines = list(connection.headers.multi_items())
+        if connection.scope["path"].startswith(OPENROUTER):
+            lines = with_management_key(lines)
+        connection.state.known = None if ask is None else await ask(lines)
 
     async def _caller(self, lines: Lines) -> Known:
         """By credit id or API key."""
@@ -123,6 +127,18 @@ class Callers:
         if any(name == "authorization" and value.strip() for name, value in lines):
             raise InvalidApiKey
         return None
+
+
+def with_management_key(lines: Lines) -> Lines:
+    """A credit id that was sent as OpenRouter's clients send their management key, in the header that it has here."""
+    return [
+        ("x-credit-id", token.strip())
+        if name == "authorization"
+        and (token := value.partition(" ")[2])
+        and canonical_credit_id(token.strip()) is not None
+        else (name, value)
+        for name, value in lines
+    ]
 
 
 def bearer(header: str) -> str:

@@ -33,6 +33,7 @@ async def test_a_key_reads_itself_as_openrouter_tells_it(past: Past) -> None:
     await past.charge(customer, "0.75", made["api_key"])
     await past.charge(customer, "3")
     response = await past.rig.client.get("/api/v1/key", headers=headers)
+    assert (await past.rig.client.get("/api/v1/auth/key", headers=headers)).json() == response.json()
     data = response.json()["data"]
     assert set(data) == KEY_FIELDS
     assert data["label"] == made["api_key_preview"]
@@ -81,8 +82,8 @@ async def test_the_key_read_needs_a_key_and_both_need_the_scope(past: Past) -> N
     narrow = await past.rig.new_key(customer, scopes=["spend"])
     for path in ("/api/v1/key", "/api/v1/credits"):
         refused = await past.rig.client.get(path, headers={"x-api-key": narrow["api_key"]})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "missing_scope")
+        assert (refused.status_code, refused.json()["error"]["metadata"]["error_code"]) == (403, "missing_scope")
         assert (await past.rig.client.get(path)).status_code == 401
         assert (await past.rig.client.get(path, headers={"api-key": customer.api_key})).status_code == 200
     refused = await past.rig.client.get("/api/v1/key", headers=customer.owner)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert (refused.status_code, refused.json()["error"]["metadata"]["error_code"]) == (401, "invalid_api_key")
