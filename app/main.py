@@ -12,7 +12,7 @@ from litestar.exceptions import HTTPException
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app import docs
-from app.accounts.api import ask_balance, create_account, read_balance
+from app.accounts.api import ask_balance, check_account, create_account, read_balance
 from app.activity import api as activity
 from app.admin.api import AdminTopupsController
 from app.autotopup.api import AutoTopupController
@@ -24,16 +24,19 @@ from app.metering.api.calls import MeterController
 from app.metering.api.hot import Door, in_front_of
 from app.metering.api.reports import ReportsController
 from app.migrations import head
+from app.openrouter import api as openrouter
 from app.pricing import api as pricing
 from app.topups import api as topups
 from app.topups.gateway import Gateways
 from app.web.around import around_requests, heading, lines_of_every_answer, refusing
 from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json, refuse_large_body
 from app.web.callers import Callers, bearer, giving_who_called
+from app.web.cors import Origins
 from app.web.guards import one_after_the_other
 from app.web.idempotency import provide_once, refuse_malformed_key
 from app.web.methods import tell_every_method
 from app.web.metrics import account_for
+from app.web.outgoing import heads_as_gets, well_ended
 from app.web.queries import refuse_odd_query
 from app.web.refusals import on_app_error, on_defect, on_http_error
 from app.wiring import House
@@ -94,8 +97,8 @@ def create_app(house: House) -> Litestar:
     contract = docs.Contract(house.settings.public_url)
     app = Litestar(
         route_handlers=[
-            live, ready, metrics, create_account, ask_balance, read_balance, KeysController, *topups.handlers,
-            *activity.handlers,
+            live, ready, metrics, create_account, ask_balance, read_balance, check_account, KeysController, *topups.handlers,
+            *activity.handlers, *openrouter.handlers,
             AutoTopupController,
             MeterController, ReportsController, ext_authz.door(on_app_error),
             AdminTopupsController, *pricing.handlers, *docs.handlers,
@@ -115,12 +118,13 @@ def create_app(house: House) -> Litestar:
     )  # fmt: skip
     tell_every_method(app)
     # Around the router too: Litestar's own middleware would not see a path or a method that we do not have.
-    every = lines_of_every_answer(house.settings.public_url)
+    every, origins = lines_of_every_answer(house.settings.public_url), Origins(house.settings.cors_origins, app)
     door = Door(
-        MAX_BODY_BYTES, read_json, lambda header: house.services.service(bearer(header)), heading(every), account_for,
-        refusing(every),
+        MAX_BODY_BYTES, read_json, lambda header: house.services.service(bearer(header)), heading(every, origins.lines),
+        account_for, refusing(every, origins.lines),
     )  # fmt: skip
-    app.asgi_handler = in_front_of(around_requests(app.asgi_handler, every), parts, door)
+    inner = origins.answering_preflights(heads_as_gets(well_ended(app.asgi_handler)))
+    app.asgi_handler = in_front_of(around_requests(inner, every, origins.lines), parts, door)
     return app
 
 

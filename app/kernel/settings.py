@@ -29,6 +29,7 @@ _METHODS = ("btc-lightning", "btc", "ltc", "lbtc", "xmr")
 _OURS = ("secrets.json", "demo.json", "satmeter.log", "postgres.lock", "postgres.users", "postgres", "sandbox")
 """What may lie in DATA_DIR."""
 _COIN = re.compile("BTC|LTC|LBTC|XMR")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
 class SettingsError(Exception):
@@ -79,6 +80,7 @@ class Settings:
     topups_per_hour: int
     topups_once_paid: int
     keys_per_account: int
+    cors_origins: tuple[str, ...]
     trusted_proxies: str
     connections: int
     connections_per_address: int
@@ -177,6 +179,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         topups_per_hour=read.number("TOPUPS_PER_HOUR", 30, 1, 10**6),
         topups_once_paid=read.number("TOPUPS_ONCE_PAID", 100, 1, 10**6),
         keys_per_account=read.number("KEYS_PER_ACCOUNT", 1000, 1, 10**6),
+        cors_origins=_origins(read.text("CORS_ORIGINS", "*")),
         trusted_proxies=_networks(read.text("TRUSTED_PROXIES", ""), "TRUSTED_PROXIES"),
         connections=read.number("CONNECTIONS", 10_000, 16, 1_000_000),
         connections_per_address=read.number("CONNECTIONS_PER_ADDRESS", 1_000, 1, 1_000_000),
@@ -378,6 +381,19 @@ def _node_url(text: str, name: str) -> str | None:
             f"{name} must be an http(s) URL such as http://user:password@127.0.0.1:19443/wallet/merchant"
         )
     return text or None
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    """Origins of web pages as browsers send them, comma-separated; `*` is all of them, `off` none."""
+    found = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    if found in (("*",), ("off",)):
+        return found if found == ("*",) else ()
+    for origin in found:
+        if not _ORIGIN.fullmatch(origin):
+            raise SettingsError(
+                f"CORS_ORIGINS: {origin!r} is no origin such as https://app.example.com (no path, no slash at its end); or * or off"
+            )
+    return found
 
 
 def _networks(text: str, name: str) -> str:

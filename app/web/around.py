@@ -12,12 +12,15 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from app.kernel.errors import AppError
 from app.web.bodies import Body, JsonRequest
 from app.web.metrics import account_for
+from app.web.outgoing import well_ended
 from app.web.refusals import on_app_error, on_defect
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}", re.ASCII)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _STAY_WITH_HTTPS = (b"strict-transport-security", b"max-age=31536000")
 Lines = Sequence[tuple[bytes, bytes]]
+OfOrigin = Callable[[str, Mapping[bytes, bytes]], Lines]
+"""What an answer bears besides, from the request's path and headers: whose pages may read it."""
 
 
 def lines_of_every_answer(public_url: str) -> Lines:
@@ -26,8 +29,8 @@ def lines_of_every_answer(public_url: str) -> Lines:
     return (*lines, _STAY_WITH_HTTPS) if public_url.startswith("https://") else lines
 
 
-def around_requests(app: ASGIApp, every: Lines) -> ASGIApp:
-    """Give every request an id, the lines of `every` answer, one log line and its place in the metrics."""
+def around_requests(app: ASGIApp, every: Lines, of_origin: OfOrigin) -> ASGIApp:
+    """Give every request an id, the lines of `every` answer and of its origin, one log line and its place in the metrics."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -44,7 +47,8 @@ def around_requests(app: ASGIApp, every: Lines) -> ASGIApp:
                 status = message["status"]
                 is_over = status >= 400 and body.may_be_long and not body.is_whole  # nobody waits for the rest
                 closing = [(b"connection", b"close")] if is_over else []
-                message["headers"] = _with_ours(message.get("headers", ()), every, scope, request_id) + closing
+                ours = [*every, *of_origin(scope["path"], headers)]
+                message["headers"] = _with_ours(message.get("headers", ()), ours, scope, request_id) + closing
             await send(message)
 
         try:
@@ -74,24 +78,25 @@ def _with_ours(
     once = scope["state"].get("once")
     return [
         *theirs,
-        *(line for line in every if line[0] not in names),
+        *(line for line in every if line[0] not in names or line[0] == b"vary"),
         (b"x-request-id", request_id.encode()),
         *([(b"idempotent-replayed", b"true")] if once is not None and once.replayed else []),
     ]
 
 
-def heading(every: Lines) -> Callable[[Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]:
-    """What an answer bears to a request with these headers, for a route that does without all this; its log lines get the id."""
+def heading(every: Lines, of_origin: OfOrigin) -> Callable[[str, Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """What an answer bears to a request for this path with these headers, for a route that does without all this; its log
+    lines get the id."""
 
-    def lines(headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    def lines(path: str, headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         request_id = request_id_of(headers)
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        return [*every, (b"x-request-id", request_id.encode())]
+        return [*every, *of_origin(path, headers), (b"x-request-id", request_id.encode())]
 
     return lines
 
 
-def refusing(every: Lines) -> Callable[[Scope, Receive, Send, Exception], Awaitable[None]]:
+def refusing(every: Lines, of_origin: OfOrigin) -> Callable[[Scope, Receive, Send, Exception], Awaitable[None]]:
     """Sends what Litestar would answer for an error, for a route that does without it."""
 
     async def send_refusal(scope: Scope, receive: Receive, send: Send, error: Exception) -> None:
@@ -100,6 +105,6 @@ def refusing(every: Lines) -> Callable[[Scope, Receive, Send, Exception], Awaita
             answer = on_app_error(request, error) if isinstance(error, AppError) else on_defect(request, error)
             await answer.to_asgi_response(app=None, request=request)(scope, receive, send)
 
-        await around_requests(refuse, every)(scope, receive, send)
+        await around_requests(well_ended(refuse), every, of_origin)(scope, receive, send)
 
     return send_refusal

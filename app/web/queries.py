@@ -1,6 +1,7 @@
 """How a query is read: what is not asked for, stands twice or is no value is refused, because silence makes sums wrong."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, get_args
 from uuid import UUID
 
@@ -12,32 +13,45 @@ from litestar.typing import FieldDefinition
 from app.kernel.errors import InvalidField
 from app.kernel.reading import uuid_in
 
-EXISTING_READERS: Final = re.compile(
-    "/$|/(accounts/create|credits|topup|keys|nwc-auto-topup|api/v1|v1/models|models|router/models|v1/media/models"
-    "|webhooks|receipts|docs|openapi.json|llms.txt|metrics|health)(/|$)"
-)
-"""Where clients that were made for other services send parameters of theirs, which are ignored."""
+LENIENT: Final = re.compile("/$|/(webhooks|receipts|docs|openapi.json|llms.txt|metrics|health)(/|$)")
+"""Pages, to which programs add what they follow people by; what monitors ask; and webhooks, which a backend must not lose.
+
+Everywhere else a parameter that is misspelt or not known is refused: the answer would be about something else.
+"""
+
+EXTRAS: Final[Mapping[str, frozenset[str]]] = {
+    **dict.fromkeys(("/v1/models", "/models", "/router/models"), frozenset({"client_version"})),
+    "/api/v1/models": frozenset({"client_version", "category", "supported_parameters", "sort"}),
+    "/api/v1/keys": frozenset({"workspace_id"}),
+}
+"""What clients that exist send besides, where leaving it out of account tells them nothing wrong: Codex its version,
+OpenRouter's how to sort and sift a list of models that they sift again, and the one workspace that there is."""
 
 _WHOLE_NUMBER: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 async def refuse_odd_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """A guard, but for gateways' subrequests, whose query may be their client's. Raises InvalidField."""
-    if not connection.scope.get("query_string") or "gateway" in handler.parsed_fn_signature.parameters:
+    """A guard, but for gateways' subrequests, whose query may be their client's, and for OPTIONS, which looks at none.
+
+    Raises InvalidField.
+    """
+    is_asked = connection.scope.get("query_string") and connection.scope.get("method") != "OPTIONS"
+    if not is_asked or "gateway" in handler.parsed_fn_signature.parameters:
         return
     known = {
         field.kwarg_definition.name or name: field
         for name, field in handler.parsed_fn_signature.parameters.items()
         if isinstance(field.kwarg_definition, QueryParameter)
     }
-    is_lenient = EXISTING_READERS.match(connection.scope.get("path_template", "")) is not None
+    route = connection.scope.get("path_template", "")
+    is_lenient, extras = LENIENT.match(route) is not None, EXTRAS.get(route, frozenset())
     given: dict[str, str] = {}
     for name, value in connection.query_params.multi_items():
         if name in known:
             if given.setdefault(name, value) != value:
                 raise InvalidField(f"{name} stands twice, and not the same", param=name)
             _check(name, value, known[name])
-        elif not is_lenient:
+        elif not is_lenient and name not in extras:
             raise InvalidField(
                 f"{name[:100]!r} is no parameter of this; it takes {', '.join(known) or 'none'}", param=name[:100]
             )

@@ -31,8 +31,8 @@ class Door:
     read_json: Callable[[bytes, Any, str | None], Any]
     service_of: Callable[[str], Awaitable[Service]]
     """From the Authorization header."""
-    headers: Callable[[Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]
-    """What every answer bears, to a request with these."""
+    headers: Callable[[str, Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]
+    """What every answer bears, to a request for this path with these."""
     answered: Callable[[Scope, int, float], None]
     """Counts a request by its status and seconds."""
     refuse: Callable[[Scope, Receive, Send, Exception], Awaitable[None]]
@@ -76,12 +76,14 @@ def in_front_of(app: ASGIApp, parts: Mapping[str, object], door: Door) -> ASGIAp
         try:
             service = await door.service_of(headers.get(b"authorization", b"").decode("latin-1"))
             data = _read(route, door, headers, body)
-            answered = _encode(await route.handler(service=service, data=data))
+            answered = _encode(await route.handler(service=service, data=data)) + b"\n"
         except Exception as error:  # noqa: BLE001 - this is a door: what is no refusal is rendered as our defect
             await door.refuse(scope, receive, send, error)
             return
         own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answered))]
-        await send({"type": "http.response.start", "status": 200, "headers": own + door.headers(headers)})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": own + door.headers(scope["path"], headers)}
+        )
         await send({"type": "http.response.body", "body": answered, "more_body": False})
         door.answered(scope, 200, time.perf_counter() - started)
 
