@@ -40,9 +40,10 @@ class Answer:
 
     @property
     def code(self) -> str | None:
-        """The stable code of a refusal, None for anything else."""
+        """The stable code of a refusal, None for anything else. OpenRouter's clients read the status in its place."""
         try:
-            return str(self.json["error"]["code"])
+            error = self.json["error"]
+            return str(error["metadata"]["error_code"] if isinstance(error["code"], int) else error["code"])
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -181,7 +182,8 @@ def refusal_faults(answer: Answer, status: int | set[int], code: str | None, sec
         return [*faults, f"body has another shape: {str(body)[:200]}"]
     error = body["error"]
     faults += [f"error has {sorted(error)}"] * (set(error) - {"metadata"} != {"message", "type", "code", "param"})
-    faults += [f"code {error.get('code')}, not {code}"] * (code is not None and error.get("code") != code)
+    faults += [f"code {answer.code}, not {code}"] * (code is not None and answer.code != code)
+    faults += ["code is another number than the status"] * (error["code"] not in (answer.code, answer.status))
     faults += ["message twice, and not the same"] * (error.get("message") != body["message"])
     faults += [f"message says nothing: {body['message']!r}"] * (len(body["message"]) < 8)
     faults += ["statusCode is not the status"] * (body["statusCode"] != answer.status)

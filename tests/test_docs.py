@@ -79,7 +79,10 @@ def _assert_as_documented(contract: Any, response: Response) -> None:
     assert documented is not None, f"{method} {path} answered {response.status_code}: {response.text}"
     assert _faults(contract, documented["content"]["application/json"]["schema"], response.json()) == []
     if response.status_code >= 400:
-        assert response.json()["error"]["code"] in documented["x-codes"]
+        error = response.json()["error"]
+        assert (error["metadata"]["error_code"] if path.startswith("/api/v1/") else error["code"]) in documented[
+            "x-codes"
+        ]
 
 
 async def test_the_contract_holds_together(rig: Rig) -> None:
@@ -135,7 +138,8 @@ async def test_every_operation_says_who_may_call_it_what_it_means_and_how_it_ref
         for status, response in operation["responses"].items():
             assert response["headers"]["X-Request-Id"]
             if "x-codes" in response:
-                assert response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
+                body = "OpenRouterError" if path.startswith("/api/v1/") else "Error"
+                assert response["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{body}"}
                 assert all(every_error()[code].status == int(status) for code in response["x-codes"])
             if status in ("429", "503") and "x-codes" in response:
                 assert response["headers"]["Retry-After"]
@@ -203,8 +207,13 @@ async def test_money_is_an_exact_decimal_and_null_only_where_it_can_be(rig: Rig)
 
 
 def _names(contract: Any) -> set[str]:
-    """Of every field and parameter."""
-    parameters = {one["name"] for _, _, operation in operations(contract) for one in operation["parameters"]}
+    """Of every field and parameter, and of a parameter with its operation's."""
+    parameters = {
+        name
+        for _, _, operation in operations(contract)
+        for one in operation["parameters"]
+        for name in (one["name"], f"{operation['operationId']}.{one['name']}")
+    }
     return parameters | {field for one in contract["components"]["schemas"].values() for field in one["properties"]}
 
 
@@ -274,6 +283,23 @@ async def test_what_the_app_answers_is_what_the_contract_says(rig: Rig) -> None:
         await ask.get("/api/v1/credits", headers=customer.owner),
         await ask.get("/api/v1/key", headers=customer.key),
         await ask.get("/api/v1/key", headers=customer.owner),
+        await ask.get("/api/v1/auth/key", headers=customer.key),
+        await ask.get("/api/v1/activity", headers=customer.key),
+        await ask.get("/api/v1/activity?date=never", headers=customer.key),
+        await ask.get(f"/api/v1/generation?id={await charge_id(rig, customer)}", headers=customer.key),
+        await ask.get("/api/v1/generation?id=none", headers=customer.key),
+        await ask.get("/api/v1/models"),
+        await ask.get("/api/v1/models/none"),
+        await ask.get("/v1/models/none"),
+        await ask.get("/api/v1/keys", headers=customer.owner),
+        made := await ask.post("/api/v1/keys", headers=customer.owner, json={"name": "theirs", "limit": 5}),
+        await ask.post("/api/v1/keys", headers=customer.owner, json={"name": "theirs"}),
+        await ask.get(f"/api/v1/keys/{made.json()['data']['hash']}", headers=customer.owner),
+        await ask.patch(f"/api/v1/keys/{made.json()['data']['hash']}", headers=customer.owner, json={"limit": None}),
+        await ask.delete(f"/api/v1/keys/{made.json()['data']['hash']}", headers=customer.owner),
+        await ask.delete(f"/api/v1/keys/{made.json()['data']['hash']}", headers=customer.owner),
+        await ask.post("/credits/check-or-create", json={"credit_id": customer.credit_id}),
+        await ask.post("/credits/check-or-create", json={"credit_id": "none"}),
         await ask.get("/admin/topups", headers=admin),
         await ask.get("/admin/topups"),
         await ask.post("/nwc-auto-topup/connect", headers=customer.owner, json={"nwc_url": NWC_URL}),

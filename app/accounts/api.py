@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.accounts import open_account
 from app.accounts.runway import Runway, read_runway
 from app.kernel.db import Database
-from app.kernel.errors import MalformedHeader
+from app.kernel.errors import InvalidCreditId, MalformedHeader, NotFound
 from app.kernel.idempotency import Once
 from app.kernel.money import JsonNumber, number, usd, usd_or_null
 from app.kernel.ratelimit import blocks_of, count_or_refuse
@@ -36,6 +36,18 @@ class NewAccount(msgspec.Struct, frozen=True):
 
 class BalanceRequest(msgspec.Struct, frozen=True):
     credit_id: str | None = None
+
+
+class CheckRequest(msgspec.Struct, frozen=True):
+    credit_id: str
+
+
+class CheckedAccount(msgspec.Struct, frozen=True):
+    """An account that exists. Nothing was made."""
+
+    credit_id: str
+    success: bool = True
+    created: bool = False
 
 
 class BalanceView(msgspec.Struct, frozen=True):
@@ -111,6 +123,21 @@ async def ask_balance(
 async def read_balance(caller: NamedDependency[Caller], db: NamedDependency[Database]) -> BalanceView:
     """With `x-credit-id` or any API-key header."""
     return await _balance(db, caller)
+
+
+@post("/credits/check-or-create", status_code=200, tags=["Accounts"], summary="Is there an account of this credit id?")
+async def check_account(verifier: NamedDependency[Verifier], data: JSONBody[CheckRequest]) -> CheckedAccount:
+    """For clients that make a credit id themselves and ask for its account. Here a credit id is a secret that we make, so
+    one that is not ours is never made one: it is 404, and `POST /accounts/create` opens an account."""
+    try:
+        await verifier.credit_id(data.credit_id)
+    except InvalidCreditId:
+        raise NotFound(
+            "No account has this credit id, and none is opened for it: a credit id is a secret that we make."
+            " POST /accounts/create, with no body, opens an account and answers its credit_id and api_key",
+            param="credit_id",
+        ) from None
+    return CheckedAccount(data.credit_id.lower())
 
 
 async def _balance(db: Database, caller: Caller) -> BalanceView:

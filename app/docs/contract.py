@@ -30,6 +30,7 @@ from app.docs.words import (
     NOUNS,
     ONCE,
     ONCE_OF_STRANGERS,
+    OPENROUTER_TAG,
     REFUSALS,
     TAGS,
     TOGETHER,
@@ -137,8 +138,7 @@ def _complete_request(operation: Json, handler: HTTPRouteHandler, schemas: Schem
     for parameter in operation.setdefault("parameters", []):
         _complete_parameter(parameter, operation["operationId"])
     if "once" in needs:
-        guarded = {} if who else {"pattern": ONCE_OF_STRANGERS}
-        operation["parameters"].append(ONCE | {"schema": ONCE["schema"] | guarded})
+        operation["parameters"].append(ONCE if who else ONCE_OF_STRANGERS)
     data = handler.parsed_fn_signature.parameters.get("data")
     if data is not None:
         # Litestar takes off what is annotated to a type: what a raw body holds.
@@ -156,7 +156,7 @@ def _complete_parameter(parameter: Json, operation_id: str) -> None:
     if "enum" in schema:  # left out, it is absent; `null` is no word of it
         schema = {"type": "string", "enum": [one for one in schema["enum"] if one is not None]}
     parameter["schema"] = schema | (LIMITS.get(f"{operation_id}.{name}") or LIMITS.get(name, {}))
-    parameter["description"], shown = described(parameter["name"])
+    parameter["description"], shown = described(parameter["name"], operation_id)
     parameter |= {"example": shown} if shown is not None else {}
     for noise in ("deprecated", "allowEmptyValue"):
         parameter.pop(noise, None)
@@ -185,13 +185,17 @@ def _complete_answers(operation: Json, handler: HTTPRouteHandler, schemas: Schem
         operation["responses"][str(bad)] = {
             "description": " ".join(f"`{error.code}`: {meaning(error)}" for error in found),
             "headers": always | (_headers("Retry-After") if may_wait else {}),
-            "content": {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
+            "content": {_JSON: {"schema": {"$ref": f"#/components/schemas/{_error_of(operation)}"}}},
             "x-codes": [error.code for error in found],
         }
     if name == "readReady":
         operation["responses"]["503"] = good | {"description": "Down: it cannot serve."}
     if name in VERDICTS:
         operation["x-verdicts"] = [error.code for error in VERDICTS[name]]
+
+
+def _error_of(operation: Json) -> str:
+    return "OpenRouterError" if tag_of(operation) == OPENROUTER_TAG else "Error"
 
 
 def refusals(operation: Json, needs: set[str], schemas: Schemas) -> Iterator[type[AppError]]:

@@ -46,7 +46,7 @@ class Schemas:
     """
 
     def __init__(self) -> None:
-        self.found: Json = {"Error": _error_schema()}
+        self.found: Json = {"Error": _error_schema(), "OpenRouterError": _openrouter_error_schema()}
 
     def of(self, kind: Any, *, is_read: bool) -> Json:
         # Asked for the whole union at once, msgspec would refuse one that it could not read, such as a verdict.
@@ -215,3 +215,14 @@ def _error_schema() -> Json:
     }  # fmt: skip
     about = "The one body of every refusal."
     return {"type": "object", "description": about, "properties": outer, "required": list(outer)}
+
+
+def _openrouter_error_schema() -> Json:
+    """The same, as clients of OpenRouter read it."""
+    whole = _error_schema()
+    inner = whole["properties"]["error"]
+    said = inner["properties"]["code"] | {"description": "Stable: decide by this."}
+    inner["properties"]["code"] = {"type": "integer", "description": "The HTTP status, as OpenRouter tells it."}
+    inner["properties"]["metadata"] |= {"properties": {"error_code": said}, "required": ["error_code"]}
+    inner["required"] = [*inner["required"], "metadata"]
+    return whole | {"description": "The body of every refusal below /api/v1."}

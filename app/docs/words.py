@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from app.kernel import errors as e
 from app.kernel.errors import AppError
+from app.kernel.pages import MAX_SKIPPED
 from app.topups.methods import METHODS
 
 Json = dict[str, Any]
@@ -29,10 +30,13 @@ TAGS: Final[dict[str, str]] = {
     "Auto top-up": "Let your own Lightning wallet refill the balance when it runs low, over Nostr Wallet Connect.",
     "Activity": "What was called, what it cost, and why.",
     "Prices": "What is sold, and what a unit of it costs.",
+    "OpenRouter": "The same in OpenRouter's words, for its clients: /api/v1 is their base URL, the credit id the management key"
+    " (`Authorization: Bearer` or `x-credit-id`). Errors have the status as `code`, and ours in `metadata.error_code`.",
     "Metering": "For inference proxies: hold money before a call, charge it afterwards.",
     "Admin": "For operators. Each act is written to the audit log.",
     "Operations": "For monitoring, and for the payment backend.",
 }
+OPENROUTER_TAG: Final = "OpenRouter"
 LIFE: Final = (
     "list", "create", "ask", "get", "read", "show", "change", "authorize", "settle", "extend", "release", "charge", "refund", "revoke",
 )  # fmt: skip
@@ -90,6 +94,9 @@ NAMES: Final[dict[str, str]] = {
     "GET /topups": "listTopups",
     "GET /topup/status/{invoice_id}": "readTopup",
     "GET /v1/meter/ext-authz": "authorizeSubrequest",
+    "POST /credits/check-or-create": "checkAccount",
+    "GET /api/v1/key": "readCurrentKey",
+    "GET /api/v1/auth/key": "readAuthKey",
     "POST /nwc-auto-topup/connect": "connectWallet",
     "GET /nwc-auto-topup": "readWallet",
     "DELETE /nwc-auto-topup/connection": "disconnectWallet",
@@ -113,7 +120,13 @@ REFUSALS: Final[dict[str, tuple[type[AppError], ...]]] = {
     "token": (e.InvoiceNotFound,),
     "topup_id": (e.InvoiceNotFound,),
     "createAccount": (e.RateLimitExceeded, e.InvalidApiKey, e.InvalidCreditId, e.InvalidToken),
+    "checkAccount": (e.NotFound,),
     "createKey": (e.NameTaken,),
+    "createManagedKey": (e.NameTaken,),
+    "changeManagedKey": (e.NameTaken,),
+    "key_hash": (e.KeyNotFound,),
+    "readGeneration": (e.NotFound,),
+    "model_id": (e.NotFound,),
     "changeKey": (e.NameTaken,),
     "createTopup": (e.PaymentBackendUnavailable,),
     "connectWallet": (e.WalletSilent, e.WalletNotUsable, e.AmountOutOfRange, e.UnknownMethod, e.RateLimitExceeded),
@@ -158,6 +171,9 @@ BODIES: Final[dict[str, Json]] = {
         "threshold_usd": 5,
         "topup_amount_usd": 10,
     },
+    "createManagedKey": {"name": "my-app", "limit": 5, "limit_reset": "monthly"},
+    "changeManagedKey": {"limit": 10},
+    "checkAccount": {"credit_id": "c0ffee00-1d2e-4f3a-8b4c-5d6e7f809102"},
     "createKey": {"name": "my-app", "usage_limit_usd": 5, "reset_period": "monthly"},
     "changeKey": {"usage_limit_usd": 10},
     "askBalance": {"credit_id": "c0ffee00-1d2e-4f3a-8b4c-5d6e7f809102"},
@@ -212,7 +228,10 @@ ONCE: Final[Json] = {
     "description": "Makes a repeat harmless: 1-255 visible ASCII characters, new for every new request. Kept at least 24 h.",
     "schema": {"type": "string", "pattern": "^([!#-~]{1,255}|\"[!#-~]{1,255}\")$"},
 }  # fmt: skip
-ONCE_OF_STRANGERS: Final = '^([!#-~]{16,255}|"[!#-~]{16,255}")$'
+ONCE_OF_STRANGERS: Final[Json] = ONCE | {
+    "description": ONCE["description"].replace("1-255", "16-255"),
+    "schema": {"type": "string", "pattern": '^([!#-~]{16,255}|"[!#-~]{16,255}")$'},
+}
 """Where nobody is logged in: somebody else could guess a shorter one."""
 
 # --- fields ---------------------------------------------------------------------------------------
@@ -230,8 +249,11 @@ _NAME: Final[Json] = {"minLength": 1, "maxLength": 200, "pattern": rf"^{_NOT_NUL
 _MOMENT: Final[Json] = {
     "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?$"
 }
+_DAY: Final[Json] = {"format": "date", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"}
 LIMITS: Final[dict[str, Json]] = {
-    "limit": {"minimum": 1, "maximum": 100}, "cursor": {"pattern": f"^{_NOT_NULL}[A-Za-z0-9_-]{{1,1200}}$"}, "from": _MOMENT, "to": _MOMENT,
+    "limit": {"minimum": 1, "maximum": 100}, "listHistory.limit": {"minimum": 1}, "page": {"minimum": 1}, "page_count": {"minimum": 1},
+    "offset": {"minimum": 0}, "listHistory.offset": {"minimum": 0, "maximum": MAX_SKIPPED}, "start_date": _MOMENT, "end_date": _MOMENT,
+    "date": _DAY, "date_from": _DAY, "date_to": _DAY, "api_key_hash": {"pattern": "^[0-9a-fA-F]{64}$"}, "cursor": {"pattern": f"^{_NOT_NULL}[A-Za-z0-9_-]{{1,1200}}$"}, "from": _MOMENT, "to": _MOMENT,
     "method": {"enum": list(METHODS)}, "key_id": _UUID, "topup_id": _UUID, "api_key_id": _UUID, "mode": {"enum": ["nginx"]},
     "endpoint": _NAME, "listHistory.model": _NAME, "listActivity.model": _NAME,
     "model": {"pattern": rf"^{_NOT_NULL}[\s\S]+$"},
@@ -244,6 +266,17 @@ def _exactly_one(*names: str) -> Json:
 
 
 _GIVEN: Final[Json] = {"not": {"type": "null"}}
+
+
+def _named_and_limited(period: str, limit: str) -> Json:
+    """A new key has a name, and a limit that starts anew is there."""
+    return {
+        "required": ["name"],
+        "if": {"required": [period], "properties": {period: _GIVEN}},
+        "then": {"required": [limit], "properties": {limit: _GIVEN}},
+    }
+
+
 _KEY: Final = _exactly_one("api_key", "api_key_hash")
 _TOLD: Final[Json] = {"anyOf": _exactly_one("usage", "cost_usd")["oneOf"]}
 _PAID: Final[Json] = {"minimum": 0.1, "maximum": 1000}
@@ -275,17 +308,17 @@ TOGETHER: Final[dict[str, Json]] = {
     "VerifyRequest": _KEY,
     "UsageData": _TOLD,
     "Resolution": {"oneOf": [_MOVES, {"properties": {"action": {"const": "dismiss"}, "amount_usd": {"type": "null"}}}]},
-    "createKey": {
-        "required": ["name"],
-        "if": {"required": ["reset_period"], "properties": {"reset_period": _GIVEN}},
-        "then": {"required": ["usage_limit_usd"], "properties": {"usage_limit_usd": _GIVEN}},
-    },
+    "createKey": _named_and_limited("reset_period", "usage_limit_usd"),
+    "createManagedKey": _named_and_limited("limit_reset", "limit"),
 }  # fmt: skip
 """What fields of a body must be together, by its struct, or by the operation where others read the same struct."""
 
+_KEY_NAME: Final[Json] = {"pattern": r"^ *[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,23}[^\x00-\x20\x7f])? *$"}
 WITHIN: Final[dict[str, Json]] = {
     "KeyRequest.usage_limit_usd": {"minimum": 0.01},
-    "KeyRequest.name": {"pattern": r"^ *[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,23}[^\x00-\x20\x7f])? *$"},
+    "KeyRequest.name": _KEY_NAME,
+    "ManagedKeyRequest.limit": {"minimum": 0.01},
+    "ManagedKeyRequest.name": _KEY_NAME,
     "ConnectRequest.threshold_usd": {"minimum": 5},
     "ConnectRequest.topup_amount_usd": _PAID,
     "ConnectRequest.nwc_url": {"pattern": rf"^\s*{_in_any_case('nostr')}\+?{_in_any_case('walletconnect')}:"},
@@ -298,6 +331,8 @@ NULL_IN_ANSWERS: Final = {
     "BalanceView.runway_days",
     "CurrentKeyView.limit",
     "CurrentKeyView.limit_remaining",
+    "ManagedKeyView.limit",
+    "ManagedKeyView.limit_remaining",
     "ConnectionView.max_per_day_usd",
     "KeyView.usage_limit_usd",
     "TopupView.rate_usd",
@@ -305,6 +340,55 @@ NULL_IN_ANSWERS: Final = {
 """Money that may be null. Its type cannot say so: it is raw JSON, to stay exact."""
 
 FIELDS: Final[dict[str, tuple[str, Any]]] = {
+    "page": ("Which page, from 1 on, for readers that know no cursor.", None),
+    "page_count": ("Rows a page, for the same; more than 200 are taken for 200.", None),
+    "listHistory.limit": ("Rows a page; more than 200 are taken for 200.", None),
+    "offset": ("How many rows come before the page, for readers that know no cursor.", None),
+    "start_date": ("The same as `from`.", None),
+    "end_date": ("The same as `to`.", None),
+    "query_source": ("Always api.", "api"),
+    "type": ("chat, image, video, audio or embedding, several with commas, or all.", None),
+    "ModelView.type": ("chat, image, video, audio, embedding or other.", "chat"),
+    "ModelView.mode": ("What it is for, in the word of the price file.", "chat"),
+    "ModelView.name": ("For people.", "gpt-4o"),
+    "ModelView.created_at": ("When its prices were imported, Unix milliseconds.", 1769860800000),
+    "OpenRouterModel.name": ("For people.", "gpt-4o"),
+    "model_id": ("A model's name, slashes and all.", "gpt-4o"),
+    "date": ("A UTC day.", "2026-01-31"),
+    "date_from": ("From this UTC day on.", None),
+    "date_to": ("Up to this UTC day, which is included.", None),
+    "key_hash": ("The SHA-256 of the API key, hex: its `hash` in a list of keys.", "5f3a…64 hex digits…c1"),
+    "hash": ("The SHA-256 of the API key, hex, by which it is named here.", "5f3a…64 hex digits…c1"),
+    "key": ("The API key itself. Keep it: it is told here alone.", "sk-…"),
+    "deleted": ("Always true.", True),
+    "workspace_id": ("The account's id; no secret.", "0198f2a4-5c1e-7d3b-9a6f-2b7c8d9e0f10"),
+    "output_modalities": (
+        "What they put out: text, image, video, audio or embeddings, several with commas, or all.",
+        None,
+    ),
+    "model_permaslug": ("The model that answered.", "gpt-4o-2024-11-20"),
+    "endpoint_id": ("The same for a model at a provider, every day.", "0198f2a4-5c1e-5d3b-9a6f-2b7c8d9e0f14"),
+    "provider_name": ("Who served it.", "openai"),
+    "prompt_tokens": ("Tokens read, the cached ones included.", 1200),
+    "completion_tokens": ("Tokens written.", 300),
+    "DailyView.usage": ("What they cost, USD, less what was refunded.", 0.0105),
+    "GenerationView.usage": ("What it cost, USD, less what was refunded.", 0.0105),
+    "total_cost": ("What it cost, USD, less what was refunded.", 0.0105),
+    "GenerationView.id": ("The id that was asked for.", "chatcmpl-…"),
+    "latency": ("How long the call took, milliseconds.", 523),
+    "generation_time": ("How long it took from the first token on, milliseconds.", 308),
+    "cancelled": ("Whether the caller hung up.", False),
+    "CheckedAccount.created": ("Always false: none is made.", False),
+    "CheckRequest.credit_id": ("The credit id to look for.", "c0ffee00-1d2e-4f3a-8b4c-5d6e7f809102"),
+    "ManagedKeyRequest.limit": ("The most the key may spend in a window, at least 0.01 USD; null for no limit.", 5),
+    "ManagedKeyRequest.limit_reset": (
+        "How often the limit starts anew (UTC days, ISO weeks, months); null for never.",
+        "monthly",
+    ),
+    "ManagedKeyRequest.expires_at": ("When the key stops working; null for never.", "2027-01-01T00:00:00Z"),
+    "ManagedKeyView.limit": ("The most the key may spend in a window, USD; null for no limit.", 5),
+    "ManagedKeyView.usage": ("What the key ever spent, USD.", 1.87),
+    "ManagedKeyView.expires_at": ("When the key stops working; null for never.", "2027-01-01T00:00:00Z"),
     "account_id": ("The account's id; no secret.", "0198f2a4-5c1e-7d3b-9a6f-2b7c8d9e0f10"),
     "action": ("What to do with the finding.", "credit"),
     "AttemptView.amount_usd": ("What the wallet was to pay, USD.", 10),
@@ -328,6 +412,7 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "amount_usd": ("What the line comes to, USD, exact.", 0.00018),
     "api_key_id": ("The key that paid, `_id` in a list of keys.", "0198f2a4-5c1e-7d3b-9a6f-2b7c8d9e0f11"),
     "api_key": ("An API key. A secret.", "sk-…"),
+    "listDailyActivity.api_key_hash": ("The SHA-256 of an API key in hex: whose calls.", None),
     "api_key_hash": ("SHA-256 of the key in hex, instead of `api_key`.", "9f86d081884c7d65…"),
     "api_key_reason": ("Why `api_key` is null: what was kept of it cannot be opened any more.", "unreadable"),
     "api_key_preview": ("The key, masked.", "sk-abc…wxyz"),
@@ -456,7 +541,10 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "specversion": ("Of CloudEvents.", "1.0"),
     "subject": ("SHA-256 of the API key in hex, where `data` names neither a hold nor a key.", None),
     "checkout_url": ("A page to pay on.", "https://pay.example.com/i/9XyZ"),
-    "context_length": ("The most tokens a call may hold, read and written.", 128000),
+    "context_length": (
+        "The most tokens a call may hold, read and written. Of a chat model whose price file does not say, what is known that it takes.",
+        128000,
+    ),
     "cost": ("What was charged, by line.", None),
     "cost_usd": ("What the call cost, USD.", 0.0105),
     "charged_usd": ("What was charged, USD.", 0.00018),

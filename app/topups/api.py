@@ -26,7 +26,7 @@ from app.topups.claim import Proof, ProofKind, claim
 from app.topups.create import Wish, create_topup, list_topups, read_topup
 from app.topups.gateway import Gateways
 from app.topups.inbox import store, topup_of_invoice
-from app.topups.methods import METHODS, Method, checked_amount, method_named
+from app.topups.methods import METHODS, Method, checked_amount, currency_named, method_named
 from app.topups.receipt import Receipt, opened_token, rate_source, read_receipt, receipt_page, receipt_url, usd_rate
 
 CLAIMS_PER_HOUR = 60
@@ -34,7 +34,7 @@ ProofText = Annotated[str, msgspec.Meta(min_length=16, max_length=2000, pattern=
 
 
 class TopupRequest(msgspec.Struct, frozen=True):
-    """How much, and in what: USD or the method's own currencies."""
+    """How much, and in what: USD or the method's own currencies, in capitals or not."""
 
     amount: JsonNumber
     currency: Annotated[str, msgspec.Meta(min_length=1, max_length=10)] = "USD"
@@ -212,7 +212,8 @@ async def create(
     """
     require_scope(caller, "topup")
     chosen = method_named(method, gateways.methods)
-    wish = Wish(chosen, data.currency, checked_amount(chosen, data.currency, data.amount))
+    currency = currency_named(data.currency)
+    wish = Wish(chosen, currency, checked_amount(chosen, currency, data.amount))
     if (earlier := await once.claim(TopupView)) is not None:
         return earlier
 

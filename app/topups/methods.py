@@ -70,6 +70,11 @@ def method_named(name: str, offered: Collection[str]) -> Method:
     return METHODS[name]
 
 
+def currency_named(text: str) -> str:
+    """The currency's one spelling: clients write `sats` and `usd` too."""
+    return text.upper() if text.isascii() else text  # some other letters have ASCII ones for their capitals
+
+
 def checked_amount(method: Method, currency: str, raw: JsonNumber) -> int:
     """The amount in the currency's smallest unit.
 
