@@ -27,7 +27,8 @@ def squeezed(answer: Answer) -> bool:
 async def _everything_asked(door: Door, customer: Customer) -> list[tuple[str, Mapping[str, str]]]:
     """Every address, as somebody may ask for it."""
     known = {"charge_id": "none", "key_id": "none", "invoice_id": "none", "token": "none", "topup_id": "none", "backend": "btcpay", "method": "btc"}  # fmt: skip
-    admin, found = await door.admin(), []
+    admin = await door.admin()
+    found: list[tuple[str, Mapping[str, str]]] = []
     for route in door.app.routes:
         if isinstance(route, HTTPRoute) and not route.path.startswith("/v1/meter/ext-authz"):
             path = route.path_format
