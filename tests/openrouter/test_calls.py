@@ -66,7 +66,9 @@ async def test_days_are_narrowed_to_one_or_to_some_of_the_last_thirty(past: Past
     assert await days(date_from=ago(1)) == [0, 1]
     assert await days(date_to=ago(1)) == [1, 20]
     assert await days(date_from=ago(20), date_to=ago(20)) == [20]
-    assert await days(date=str(today + timedelta(days=1))) == []
+    assert await days(date=str(today + timedelta(days=1))) == await days(date="9999-12-31") == []
+    assert await days(date_from=ago(1), date_to="9999-12-31") == [0, 1]
+    assert await days(date_from="9999-12-31") == []
 
 
 @pytest.mark.parametrize(

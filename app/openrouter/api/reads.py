@@ -267,7 +267,7 @@ def _days(day: str | None, first: str | None, last: str | None, today: date) -> 
             )
     if since > until and days["date_to"] is not None:
         raise InvalidField("date_to is before date_from", param="date_to")
-    return since, until
+    return since, min(until, today)
 
 
 def _named_key(text: str) -> bytes:
