@@ -416,7 +416,7 @@ class Connection(HttpToolsProtocol):
 
 def _rendered(error: AppError, defaults: list[tuple[bytes, bytes]]) -> bytes:
     """The one body of every refusal, and its head."""
-    body = msgspec.json.encode({"error": error.wire(), "message": error.message, "statusCode": error.status})
+    body = msgspec.json.encode({"error": error.wire(), "message": error.message, "statusCode": error.status}) + b"\n"
     lines = [
         *defaults,
         (b"content-type", b"application/json"),

@@ -139,6 +139,8 @@ def refusal(answer: bytes) -> tuple[int, str]:
     assert told["message"] == told["error"]["message"]
     assert b"connection: close" in head
     assert b"x-request-id: " in head
+    assert body.endswith(b"}\n")
+    assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
     return status, told["error"]["code"]
 
 

@@ -21,7 +21,8 @@ It may be sent as a string too. Costs that a proxy reports on `/v1/meter` may ha
 characters: they are rounded to the nearest nano-dollar, and to one where they are less. Times are ISO 8601 UTC, but `created_at` and `expires_at` of top-ups are Unix seconds.
 
 Every answer carries `X-Request-Id`. A POST that takes `Idempotency-Key` has its effect once: the same key and body \
-get the first answer again, with `Idempotent-Replayed: true`. A list goes on where it ended with `cursor=` its `next_cursor`."""
+get the first answer again, with `Idempotent-Replayed: true`. A list goes on where it ended with `cursor=` its `next_cursor`. A query parameter that is not known is refused. HEAD is answered \
+as GET, and web pages may ask whatever customers ask, unless the operator says whose."""
 
 TAGS: Final[dict[str, str]] = {
     "Accounts": "An account is two secrets and a balance. Start here.",

@@ -25,7 +25,7 @@ opens anything. How long a compressed answer is tells what it repeats (BREACH), 
 invoice or a receipt's address is compressed, however it is asked for; nor verdicts of the meter, which must be quick."""
 
 _LEAST_BYTES: Final = 1024
-_TEXT: Final = re.compile(rb"(text/|application/(json|([a-z.-]+\+json))\b)")
+_TEXT: Final = re.compile(rb"text/(?!event-stream)|application/([a-z.-]+\+)?json\b")
 _LEVEL: Final = 6
 Headers = list[tuple[bytes, bytes]]
 

@@ -3,12 +3,13 @@
 import gzip
 import json
 from collections.abc import Mapping
+from typing import Any, cast
 
 import pytest
 from litestar.routes import HTTPRoute
 
 from app.pricing.starter import ensure_starter
-from app.web.outgoing import COMPRESSED, PUBLISHED
+from app.web.outgoing import COMPRESSED, PUBLISHED, heads_as_gets, well_ended
 from tests.door import JSON, Answer, Door
 from tests.rig import Customer
 
@@ -166,6 +167,31 @@ async def test_what_lasts_until_we_are_updated_is_asked_for_again_by_its_etag(do
             assert "x-request-id" in again.headers
     for other in ('"x"', "", tag[:-2] + '"', tag.strip('W/"')):
         assert (await door.ask("GET", path, {"If-None-Match": other})).status == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "pieces"),
+    [("text/event-stream", [b"data: 1\n\n", b"data: [DONE]"]), ("text/event-stream", [b"data: 1" * 500]), ("application/json", [b'{"a":' * 500, b"1}"]), ("image/png", [b"x" * 5000])],
+)  # fmt: skip
+async def test_what_streams_or_is_no_text_goes_out_as_it_comes(kind: str, pieces: list[bytes]) -> None:
+    async def streaming(scope: Any, receive: Any, send: Any) -> None:
+        scope["path_template"] = "/v1/models"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind.encode())]})
+        for number, piece in enumerate(pieces, 1):
+            await send({"type": "http.response.body", "body": piece, "more_body": number < len(pieces)})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(dict(message))
+
+    for method in ("GET", "HEAD"):
+        sent.clear()
+        scope: Any = {"type": "http", "method": method, "headers": [(b"accept-encoding", b"gzip")]}
+        await heads_as_gets(well_ended(streaming))(scope, cast("Any", None), send)
+        assert sent[0]["headers"] == [(b"content-type", kind.encode())]
+        assert [message["body"] for message in sent[1:]] == (pieces if method == "GET" else [b""] * len(pieces))
+        assert (scope["method"], scope["path_template"]) == (method, "/v1/models")
 
 
 async def test_what_is_somebodys_own_may_not_be_kept(door: Door) -> None:
