@@ -1,0 +1,230 @@
+"""Tells Satmeter, in the background, what calls came to: settles by batches, the rest one by one, each until it is answered.
+
+Nothing that is owed is given up for want of an answer. What Satmeter refuses for good is kept for the operator.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, Literal
+
+import msgspec
+
+from app.client.retry import Asking, Away, pause_seconds
+from app.client.spool import Owed, Spool, SpoolFile, Told
+from app.client.transport import Answer
+from app.client.wire import Charged, Refused
+
+log = logging.getLogger("satmeter.client")
+
+MOST_SETTLES: Final = 500
+MOST_BYTES: Final = 900_000
+"""A batch may have 1 MiB."""
+_SECONDS: Final = 10.0
+_SECOND_LOOK_SECONDS: Final = 5.0
+
+Outcome = Charged | Refused | None
+"""None of what charges nothing: a release."""
+
+
+class Settled(msgspec.Struct):
+    status: int
+    charge: Charged | None = None
+    error: dict[str, object] | None = None
+
+
+class Verdicts(msgspec.Struct):
+    results: list[Settled]
+
+
+class _Error(msgspec.Struct):
+    error: dict[str, object]
+
+
+class Item(msgspec.Struct, eq=False):
+    """Something owed, the file that has it, and who waits for the answer."""
+
+    owed: Owed
+    file: SpoolFile
+    told: asyncio.Future[Outcome]
+    looks: int = 0
+    """How often a 404 is asked again: what it is about may be on its way yet."""
+
+
+class Telling:
+    """The queue of what is owed, and the task that empties it."""
+
+    def __init__(self, asking: Asking, spool: Spool, *, every_seconds: float) -> None:
+        self._asking, self._spool, self._every_seconds = asking, spool, every_seconds
+        self._waiting: dict[str, Item] = {}
+        self._later: set[asyncio.TimerHandle] = set()
+        self._wake, self._is_urgent, self._is_empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._is_empty.set()
+        self._failures = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def left(self) -> int:
+        """How many things are owed."""
+        return len(self._waiting)
+
+    def add(self, owed: Owed, file: SpoolFile, *, looks: int = 0) -> asyncio.Future[Outcome]:
+        """Tell it soon. It is in the file already. The future never fails: nobody need wait for it."""
+        item = Item(owed, file, asyncio.get_running_loop().create_future(), looks)
+        self._waiting[owed.id] = item
+        self._is_empty.clear()
+        self._wake.set()
+        return item.told
+
+    async def drain(self, seconds: float) -> int:
+        """Wait until all is told, `seconds` at most; how much is left then."""
+        self._is_urgent.set()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._is_empty.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._is_urgent.clear()
+        return self.left
+
+    async def close(self) -> None:
+        for timer in self._later:
+            timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    # --- the task ---
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            await self._pause()
+            self._wake.clear()
+            due = list(self._waiting.values())
+            settles = [item for item in due if item.owed.verb == "settle"]
+            others = [item for item in due if item.owed.verb != "settle"][:_AT_ONCE]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    if settles:
+                        group.create_task(self._settle(_batch(settles)))
+                    for item in others:
+                        group.create_task(self._tell(item))
+                self._failures = 0
+            except* Away as away:
+                self._failures += 1
+                if self._failures in (1, 10, 100):
+                    log.warning("satmeter.away reason=%s waiting=%d", away.exceptions[0], self.left)
+            if self._waiting:
+                self._wake.set()
+            else:
+                self._is_empty.set()
+
+    async def _pause(self) -> None:
+        """Let some gather; or wait for Satmeter to be back. Whoever drains does not wait for others to come."""
+        if self._failures:
+            await asyncio.sleep(pause_seconds(self._failures))
+        elif self._every_seconds:
+            try:
+                async with asyncio.timeout(self._every_seconds):
+                    await self._is_urgent.wait()
+            except TimeoutError:
+                pass
+
+    async def _settle(self, items: list[Item]) -> None:
+        """Raises Away. A batch that is refused whole is told one by one, so that one bad item keeps back no other."""
+        body = b'{"settles":[' + b",".join(bytes(item.owed.body) for item in items) + b"]}"
+        answer = await self._asking.once("/v1/meter/settle/batch", body, _SECONDS)
+        if answer.status == 200:
+            results = _VERDICTS.decode(answer.body).results
+            for item, found in zip(items, results, strict=True):
+                self._answered(item, found.charge or Refused(found.status, found.error or {}))
+        elif answer.status in _NOT_ABOUT_THE_ITEM:
+            raise _refused_us(answer)
+        else:
+            for item in items:
+                await self._tell(item)
+
+    async def _tell(self, item: Item) -> None:
+        """Raises Away."""
+        answer = await self._asking.once(f"/v1/meter/{item.owed.verb}", bytes(item.owed.body), _SECONDS)
+        if answer.status in _NOT_ABOUT_THE_ITEM:
+            raise _refused_us(answer)
+        self._answered(item, _READ[item.owed.verb](answer))
+
+    def _answered(self, item: Item, outcome: Outcome) -> None:
+        self._waiting.pop(item.owed.id, None)
+        if isinstance(outcome, Refused):
+            if outcome.status == 404 and item.looks:
+                self._look_again(item)
+                return
+            if item.owed.verb == "release" and outcome.error.get("code") in ("hold_not_found", "hold_closed"):
+                outcome = None  # there is nothing to give back
+            else:
+                self._spool.refuse(item.owed, outcome)
+        item.file.append(Told(item.owed.id))
+        if not item.told.done():
+            item.told.set_result(outcome)
+
+    def _look_again(self, item: Item) -> None:
+        def again() -> None:
+            self._later.discard(timer)
+            item.looks -= 1
+            self._waiting[item.owed.id] = item
+            self._is_empty.clear()
+            self._wake.set()
+
+        timer = asyncio.get_running_loop().call_later(_SECOND_LOOK_SECONDS, again)
+        self._later.add(timer)
+
+
+_AT_ONCE: Final = 16
+_VERDICTS: Final = msgspec.json.Decoder(Verdicts)
+_NOT_ABOUT_THE_ITEM: Final = frozenset({401, 403, 408, 421, 425, 429})
+"""Our token, or how busy Satmeter is: another time the item may be taken."""
+
+
+def _batch(items: list[Item]) -> list[Item]:
+    """As many of the first as a request takes."""
+    size, found = 0, list[Item]()
+    for item in items[:MOST_SETTLES]:
+        size += len(bytes(item.owed.body)) + 1
+        if size > MOST_BYTES and found:
+            break
+        found.append(item)
+    return found
+
+
+def _refused_us(answer: Answer) -> Away:
+    log.error("satmeter.token_or_rate_refused status=%d", answer.status)
+    return Away(f"Satmeter answered {answer.status}", may_have_happened=False)
+
+
+def _charged(answer: Answer) -> Outcome:
+    if answer.status != 200:
+        return Refused(answer.status, error_of(answer))
+    read = msgspec.json.decode(answer.body)
+    if read.get("decision") == "deny":
+        return Refused(read["status"], read["error"])
+    return msgspec.json.decode(answer.body, type=Charged)
+
+
+def _released(answer: Answer) -> Outcome:
+    return None if answer.status == 200 else Refused(answer.status, error_of(answer))
+
+
+def error_of(answer: Answer) -> dict[str, object]:
+    """The error of a refusal, whatever it was written by."""
+    try:
+        return msgspec.json.decode(answer.body, type=_Error).error
+    except msgspec.DecodeError:
+        return {"message": f"an answer {answer.status} that is none of Satmeter's"}
+
+
+_READ: Final[dict[Literal["settle", "release", "charge"], Callable[[Answer], Outcome]]] = {
+    "settle": _charged, "charge": _charged, "release": _released,
+}  # fmt: skip

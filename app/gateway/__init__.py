@@ -1,0 +1,1 @@
+"""Models behind the meter: a door of its own that knows Satmeter by the wire alone."""

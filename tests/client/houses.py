@@ -1,0 +1,79 @@
+"""A client's world: the real app behind a wire that can fail, and what tests ask of both."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from app.client import Answer, AnswerLost, Meter, NotReached
+from app.pricing.starter import ensure_starter
+from tests.rig import Rig
+
+MODEL = "gpt-4o-mini"
+USD_PER_INPUT, USD_PER_OUTPUT = Decimal("0.15") / 10**6, Decimal("0.60") / 10**6
+"""Of the starter catalogue."""
+
+
+@dataclass
+class Wire:
+    """A Transport into the app of a rig. It can be cut, lose answers after they took effect, and answer something else."""
+
+    rig: Rig
+    is_cut: bool = False
+    loses: int = 0
+    """So many answers more are lost on their way back."""
+    fails: int = 0
+    """So many questions more are answered 503, and do not arrive."""
+    asked: list[tuple[str, bytes]] = field(default_factory=list)
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> Answer:
+        if self.is_cut:
+            raise NotReached("cut")
+        path = url.removeprefix("http://satmeter")
+        self.asked.append((path, body))
+        if self.fails:
+            self.fails -= 1
+            return Answer(503, {"retry-after": "1"}, b"{}")
+        response = await self.rig.client.post(path, content=body, headers=dict(headers))
+        if self.loses:
+            self.loses -= 1
+            raise AnswerLost("lost")
+        return Answer(response.status_code, response.headers, response.content)
+
+    async def close(self) -> None:
+        """The rig's client goes on."""
+
+    def paths(self) -> list[str]:
+        return [path for path, _ in self.asked]
+
+
+async def sells(rig: Rig) -> None:
+    await ensure_starter(rig.house.db)
+
+
+async def a_meter(rig: Rig, spool: Path | None, wire: Wire | None = None, **options: Any) -> Meter:
+    token = (await rig.service())["Authorization"].removeprefix("Bearer ")
+    options = {"settle_seconds": 0, "capture_seconds": 0.02, "ask_seconds": 0.5} | options
+    return Meter("http://satmeter", token, spool=spool, transport=wire or Wire(rig), **options)
+
+
+def calls(rig: Rig) -> list[dict[str, Any]]:
+    """Every charge of the books, in order."""
+    with psycopg.connect(rig.database_url, row_factory=psycopg.rows.dict_row) as conn:
+        return conn.execute("SELECT * FROM usage ORDER BY id").fetchall()
+
+
+def open_holds(rig: Rig) -> int:
+    with psycopg.connect(rig.database_url) as conn:
+        found = conn.execute("SELECT count(*) FROM hold WHERE state = 'open'").fetchone()
+        assert found is not None
+        return int(found[0])
+
+
+def holds(rig: Rig) -> dict[str, str]:
+    """The state of each hold by its request_id."""
+    with psycopg.connect(rig.database_url) as conn:
+        return dict(conn.execute("SELECT request_id, state FROM hold").fetchall())
