@@ -11,8 +11,12 @@ It imports nothing of the service, knows it by its wire alone, and needs only ms
         meter.settle(verdict, Done(usage=...))   # returns at once; told in the background
 """
 
+from app.client.asked import Asked, asked_of
 from app.client.meter import Meter
+from app.client.metered import key_of, metered
 from app.client.transport import Answer, AnswerLost, HttpxTransport, NotReached, Transport
+from app.client.usage import Answer as PassingAnswer
+from app.client.usage import usage_of
 from app.client.wire import (
     Allowed,
     Attributes,
@@ -36,6 +40,7 @@ __all__ = [
     "Allowed",
     "Answer",
     "AnswerLost",
+    "Asked",
     "Attributes",
     "Charged",
     "Cost",
@@ -49,10 +54,15 @@ __all__ = [
     "NotReached",
     "OnExpiry",
     "Outcome",
+    "PassingAnswer",
     "PriceOfCall",
     "Refused",
     "Transport",
     "Unavailable",
     "Usage",
     "Verified",
+    "asked_of",
+    "key_of",
+    "metered",
+    "usage_of",
 ]

@@ -31,6 +31,7 @@ from app.client.wire import (
     Unavailable,
     Usage,
     Verified,
+    amount,
 )
 
 log = logging.getLogger("satmeter.client")
@@ -304,7 +305,7 @@ class Meter:
         grown = [call for call in list(self._calls.values()) if call.look()]
         for call in grown:
             assert call.used is not None
-            self._spool.append(Captured(call.allowed.request_id, call.used))
+            self._spool.append(Captured(call.allowed.request_id, call.allowed.hold_id, call.used))
         if is_told:
             due = [call for call in list(self._calls.values()) if call.wants_telling()]
             for start in range(0, len(due), _EXTENDED_AT_ONCE):
@@ -314,7 +315,7 @@ class Meter:
         used = call.used
         spent = call.allowed.spent_usd(used) if call.is_captured and used is not None else None
         found = await self.extend(call.allowed, captured_usd=spent)
-        if isinstance(found, Extended):
+        if not isinstance(found, Unavailable):  # one that is closed will not be open again
             call.told_at, call.told = time.monotonic(), used
 
 
@@ -372,4 +373,5 @@ def key_hash(api_key: str) -> str:
 
 
 def _said(**told: Any) -> bytes:
-    return msgspec.json.encode({name: value for name, value in told.items() if value is not None})
+    said = {name: amount(value) if isinstance(value, Decimal) else value for name, value in told.items()}
+    return msgspec.json.encode({name: value for name, value in said.items() if value is not None})

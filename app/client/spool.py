@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -40,6 +40,7 @@ class Captured(msgspec.Struct, frozen=True, tag="captured"):
     """What the call has used so far."""
 
     id: str
+    hold_id: str
     used: Usage
 
 
@@ -81,7 +82,7 @@ class SpoolFile:
     def __init__(self, path: Path | None) -> None:
         """With `path` None nothing is kept on disk."""
         self.path, self._fd = path, -1
-        self.live: dict[str, dict[str, Line]] = {}
+        self.live: dict[str, dict[type[Line], bytes]] = {}
         self.live_bytes = self.size = self.unreadable = 0
         self.is_dirty = self.is_broken = False
         self._tail: list[bytes] | None = None
@@ -96,19 +97,30 @@ class SpoolFile:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(made._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Of a new file nobody has more than a look, which is over in a moment.
+            fcntl.flock(made._fd, fcntl.LOCK_EX if is_new else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.stat(path).st_ino != os.fstat(made._fd).st_ino:
                 raise FileNotFoundError(path)
         except (BlockingIOError, FileNotFoundError):
             os.close(made._fd)
             return None
-        made._read()
+        made._read(made._fd)
+        _write_all(made._fd, b"\n")  # whatever is written next begins a line
+        with contextlib.suppress(FileNotFoundError):
+            path.with_suffix(".new").unlink()
+        return made
+
+    @classmethod
+    def read_only(cls, fd: int) -> "SpoolFile":
+        """What is in a file, for looking at it."""
+        made = cls(None)
+        made._read(fd)
         return made
 
     def append(self, line: Line) -> None:
         """Keep a line. That the disk does not take it is logged and remembered: what was used is told all the same."""
-        self._remember(line)
         encoded = msgspec.json.encode(line) + b"\n"
+        self._remember(line, encoded)
         self.size += len(encoded)
         if self.path is None:
             return
@@ -138,7 +150,7 @@ class SpoolFile:
     async def rewrite(self) -> None:
         """Put what is not done into a new file in this one's place. Lines that come meanwhile go to both."""
         assert self.path is not None
-        lines = b"".join(msgspec.json.encode(line) + b"\n" for lines in self.live.values() for line in lines.values())
+        lines = b"".join(line for lines in self.live.values() for line in lines.values())
         self._tail = []
         beside = self.path.with_suffix(".new")
         try:
@@ -168,29 +180,24 @@ class SpoolFile:
         os.close(self._fd)
         self._fd = -1
 
-    def _read(self) -> None:
-        with open(self._fd, "rb", closefd=False) as file:
+    def _read(self, fd: int) -> None:
+        with open(fd, "rb", closefd=False) as file:
             for raw in file:
                 self.size += len(raw)
                 try:
-                    self._remember(_LINES.decode(raw))
+                    self._remember(_LINES.decode(raw), raw)
                 except msgspec.DecodeError:
                     self.unreadable += bool(raw.strip())
         if self.unreadable:
             log.warning("satmeter.spool_lines_unreadable file=%s lines=%d", self.path, self.unreadable)
-        _write_all(self._fd, b"\n")  # whatever is written next begins a line
 
-    def _remember(self, line: Line) -> None:
+    def _remember(self, line: Line, encoded: bytes) -> None:
         if isinstance(line, Told):
-            for each in self.live.pop(line.id, {}).values():
-                self.live_bytes -= len(msgspec.json.encode(each))
+            self.live_bytes -= sum(map(len, self.live.pop(line.id, {}).values()))
             return
         of_call = self.live.setdefault(line.id, {})
-        kind = type(line).__name__
-        if kind in of_call:
-            self.live_bytes -= len(msgspec.json.encode(of_call[kind]))
-        of_call[kind] = line
-        self.live_bytes += len(msgspec.json.encode(line))
+        self.live_bytes += len(encoded) - len(of_call.get(type(line), b""))
+        of_call[type(line)] = encoded
 
     def _failed(self, error: OSError) -> None:
         self.is_broken = True
@@ -276,18 +283,17 @@ class Spool:
 def outcomes(file: SpoolFile) -> list[Owed]:
     """What a process that is gone had not told. A call without an outcome costs what was captured of it last, or what was
     sent; where not even that is known, what is held for it: a usage without a count says so."""
-    found = []
-    for lines in list(file.live.values()):
-        owed, begun, captured = (lines.get(kind.__name__) for kind in (Owed, Begun, Captured))
-        if isinstance(owed, Owed):
-            found.append(owed)
-        elif isinstance(begun, Begun):
-            used = captured.used if isinstance(captured, Captured) else begun.used
-            outcome: Literal["completed", "partial"] = "completed" if used is None else "partial"
-            found.append(
-                settling(Hold(begun.id, begun.hold_id), Done(usage=used, outcome=outcome, usage_estimated=True))
-            )
-    return found
+    return [_outcome({kind: _LINES.decode(line) for kind, line in lines.items()}) for lines in file.live.values()]
+
+
+def _outcome(lines: Mapping[type[Line], Line]) -> Owed:
+    owed, captured, begun = (lines.get(kind) for kind in (Owed, Captured, Begun))
+    if isinstance(owed, Owed):
+        return owed
+    last = captured or begun
+    assert isinstance(last, Captured | Begun), "there are no other kinds"
+    outcome: Literal["completed", "partial"] = "completed" if last.used is None else "partial"
+    return settling(Hold(last.id, last.hold_id), Done(usage=last.used, outcome=outcome, usage_estimated=True))
 
 
 def settling(call: Hold, done: Done) -> Owed:

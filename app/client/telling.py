@@ -5,8 +5,7 @@ Nothing that is owed is given up for want of an answer. What Satmeter refuses fo
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -41,6 +40,11 @@ class _Error(msgspec.Struct):
     error: dict[str, object]
 
 
+class _Denied(msgspec.Struct):
+    status: int = 200
+    error: dict[str, object] | None = None
+
+
 class Item(msgspec.Struct, eq=False):
     """Something owed, the file that has it, and who waits for the answer."""
 
@@ -73,6 +77,8 @@ class Telling:
 
     def add(self, owed: Owed, file: SpoolFile, *, looks: int = 0) -> asyncio.Future[Outcome]:
         """Tell it soon. It is in the file already. The future never fails: nobody need wait for it."""
+        if owed.id in self._waiting:
+            return self._waiting[owed.id].told
         item = Item(owed, file, asyncio.get_running_loop().create_future(), looks)
         self._waiting[owed.id] = item
         self._is_empty.clear()
@@ -97,6 +103,8 @@ class Telling:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        for item in self._waiting.values():
+            item.told.cancel()
 
     # --- the task ---
 
@@ -116,13 +124,18 @@ class Telling:
                         group.create_task(self._tell(item))
                 self._failures = 0
             except* Away as away:
-                self._failures += 1
-                if self._failures in (1, 10, 100):
-                    log.warning("satmeter.away reason=%s waiting=%d", away.exceptions[0], self.left)
+                self._failed(away.exceptions[0])
+            except* Exception as odd:  # noqa: BLE001 - what is owed outlives our own mistakes: they are told, and it is tried again
+                self._failed(odd.exceptions[0])
             if self._waiting:
                 self._wake.set()
             else:
                 self._is_empty.set()
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures in (1, 10, 100, 1000):
+            log.warning("satmeter.not_told reason=%r waiting=%d", error, self.left)
 
     async def _pause(self) -> None:
         """Let some gather; or wait for Satmeter to be back. Whoever drains does not wait for others to come."""
@@ -140,21 +153,24 @@ class Telling:
         body = b'{"settles":[' + b",".join(bytes(item.owed.body) for item in items) + b"]}"
         answer = await self._asking.once("/v1/meter/settle/batch", body, _SECONDS)
         if answer.status == 200:
-            results = _VERDICTS.decode(answer.body).results
+            results = _read(answer, Verdicts).results
             for item, found in zip(items, results, strict=True):
                 self._answered(item, found.charge or Refused(found.status, found.error or {}))
-        elif answer.status in _NOT_ABOUT_THE_ITEM:
-            raise _refused_us(answer)
-        else:
-            for item in items:
-                await self._tell(item)
+            return
+        _about_the_item(answer)
+        for item in items:
+            await self._tell(item)
 
     async def _tell(self, item: Item) -> None:
         """Raises Away."""
         answer = await self._asking.once(f"/v1/meter/{item.owed.verb}", bytes(item.owed.body), _SECONDS)
-        if answer.status in _NOT_ABOUT_THE_ITEM:
-            raise _refused_us(answer)
-        self._answered(item, _READ[item.owed.verb](answer))
+        if answer.status != 200:
+            self._answered(item, Refused(answer.status, _about_the_item(answer)))
+        elif item.owed.verb == "release":
+            self._answered(item, None)
+        else:
+            denied = _read(answer, _Denied)
+            self._answered(item, Refused(denied.status, denied.error) if denied.error else _read(answer, Charged))
 
     def _answered(self, item: Item, outcome: Outcome) -> None:
         self._waiting.pop(item.owed.id, None)
@@ -162,7 +178,7 @@ class Telling:
             if outcome.status == 404 and item.looks:
                 self._look_again(item)
                 return
-            if item.owed.verb == "release" and outcome.error.get("code") in ("hold_not_found", "hold_closed"):
+            if item.owed.verb == "release" and outcome.error.get("code") in _NOTHING_TO_GIVE_BACK:
                 outcome = None  # there is nothing to give back
             else:
                 self._spool.refuse(item.owed, outcome)
@@ -183,9 +199,11 @@ class Telling:
 
 
 _AT_ONCE: Final = 16
-_VERDICTS: Final = msgspec.json.Decoder(Verdicts)
-_NOT_ABOUT_THE_ITEM: Final = frozenset({401, 403, 408, 421, 425, 429})
-"""Our token, or how busy Satmeter is: another time the item may be taken."""
+_NOTHING_TO_GIVE_BACK: Final = ("hold_not_found", "hold_closed", "invalid_api_key")
+_NOT_ABOUT_THE_ITEM: Final = frozenset(
+    {None, "invalid_token", "rate_limit_exceeded", "not_found", "method_not_allowed"}
+)
+"""Our token, our address, or how busy Satmeter is; and words that are none of Satmeter's. Another time it may be taken."""
 
 
 def _batch(items: list[Item]) -> list[Item]:
@@ -199,22 +217,23 @@ def _batch(items: list[Item]) -> list[Item]:
     return found
 
 
-def _refused_us(answer: Answer) -> Away:
-    log.error("satmeter.token_or_rate_refused status=%d", answer.status)
-    return Away(f"Satmeter answered {answer.status}", may_have_happened=False)
+_T = TypeVar("_T")
 
 
-def _charged(answer: Answer) -> Outcome:
-    if answer.status != 200:
-        return Refused(answer.status, error_of(answer))
-    read = msgspec.json.decode(answer.body)
-    if read.get("decision") == "deny":
-        return Refused(read["status"], read["error"])
-    return msgspec.json.decode(answer.body, type=Charged)
+def _read(answer: Answer, wanted: type[_T]) -> _T:
+    """Raises Away for words that are none of Satmeter's."""
+    try:
+        return msgspec.json.decode(answer.body, type=wanted)
+    except msgspec.DecodeError as error:
+        raise Away(f"an answer that is none of Satmeter's: {error}", may_have_happened=True) from error
 
 
-def _released(answer: Answer) -> Outcome:
-    return None if answer.status == 200 else Refused(answer.status, error_of(answer))
+def _about_the_item(answer: Answer) -> dict[str, object]:
+    """The error of a refusal, where it is one of what was told. Raises Away."""
+    error = error_of(answer)
+    if error.get("code") in _NOT_ABOUT_THE_ITEM:
+        raise Away(f"Satmeter answered {answer.status} {error.get('code')}", may_have_happened=False)
+    return error
 
 
 def error_of(answer: Answer) -> dict[str, object]:
@@ -223,8 +242,3 @@ def error_of(answer: Answer) -> dict[str, object]:
         return msgspec.json.decode(answer.body, type=_Error).error
     except msgspec.DecodeError:
         return {"message": f"an answer {answer.status} that is none of Satmeter's"}
-
-
-_READ: Final[dict[Literal["settle", "release", "charge"], Callable[[Answer], Outcome]]] = {
-    "settle": _charged, "charge": _charged, "release": _released,
-}  # fmt: skip

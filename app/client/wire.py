@@ -118,6 +118,9 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         for name in ("latency_ms", "ttft_ms"):
             if name in told:
                 told[name] = min(max(told[name], 0), 2**31 - 1)
+        for name in ("cost_usd", "provider_cost_usd"):
+            if name in told:
+                told[name] = amount(told[name])
         if self.cost_usd is None or self.usage is not None:
             told["usage"] = (self.usage or Usage()).counts()
         if self.attributes is not None:
@@ -126,6 +129,12 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return {name: value for name, value in told.items() if value != ""}
 
 
+def amount(usd: Decimal) -> str:
+    """An amount as Satmeter reads it exactly: up to 40 characters, of which it keeps nano-dollars."""
+    return f"{max(usd, Decimal(0)).quantize(_PICO):f}" if usd.is_finite() else "0"
+
+
+_PICO: Final = Decimal("1e-12")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
