@@ -64,12 +64,13 @@ class Meter:
         capture_seconds: float = 1.0,
         spool_bytes: int = 64 * 1024 * 1024,
         retry_after_seconds: int = 2,
+        drain_seconds: float = 5.0,
     ) -> None:
         self._asking = Asking(url, token, transport or HttpxTransport())
         self._spool = Spool(spool, max_bytes=spool_bytes)
         self._telling = Telling(self._asking, self._spool, every_seconds=settle_seconds)
         self._ask_seconds, self._capture_seconds = ask_seconds, capture_seconds
-        self._retry_after_seconds = retry_after_seconds
+        self._retry_after_seconds, self._drain_seconds = retry_after_seconds, drain_seconds
         self._calls: dict[str, _Call] = {}
         self._adopted: list[SpoolFile] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,10 +87,10 @@ class Meter:
     ) -> None:
         await self.close()
 
-    async def close(self, drain_seconds: float = 5.0) -> int:
-        """Tell what is owed and end. What is left after `drain_seconds` (returned) is in the spool for the next process,
-        with every call that was forwarded and not settled."""
-        left = await self._telling.drain(drain_seconds)
+    async def close(self) -> int:
+        """Tell what is owed, for `drain_seconds` at most, and end. What is left (returned) is in the spool for the next
+        process, with every call that was forwarded and not settled."""
+        left = await self._telling.drain(self._drain_seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -150,7 +151,7 @@ class Meter:
         except asyncio.CancelledError:
             self._give_back(request_id, key)
             raise
-        sent = estimate.so_far() if estimate is not None else None
+        sent = estimate.sent() if estimate is not None else None
         return self._verdict(answer, lambda read: msgspec.convert(
             read | {"request_id": request_id, "sent": msgspec.to_builtins(sent)}, Allowed, strict=False
         ))  # fmt: skip

@@ -85,6 +85,8 @@ class SpoolFile:
         self.live: dict[str, dict[type[Line], bytes]] = {}
         self.live_bytes = self.size = self.unreadable = 0
         self.is_dirty = self.is_broken = False
+        self.rewritten_from_bytes = _REWRITTEN_FROM_BYTES
+        self.written = asyncio.Event()
         self._tail: list[bytes] | None = None
 
     @classmethod
@@ -131,6 +133,7 @@ class SpoolFile:
         except OSError as error:
             self._failed(error)
         self.is_dirty = True
+        self.written.set()
 
     def sync(self) -> None:
         """Bring to disk what was written; in a thread."""
@@ -143,9 +146,8 @@ class SpoolFile:
 
     @property
     def wants_rewriting(self) -> bool:
-        return self.path is not None and (
-            self.is_broken or (self.size > _REWRITTEN_FROM_BYTES and self.size > 4 * self.live_bytes)
-        )
+        is_long = self.size > max(self.rewritten_from_bytes, 2 * self.live_bytes)
+        return self.path is not None and (self.is_broken or is_long)
 
     async def rewrite(self) -> None:
         """Put what is not done into a new file in this one's place. Lines that come meanwhile go to both."""
@@ -210,7 +212,7 @@ class Spool:
     def __init__(self, folder: Path | None, *, max_bytes: int, sync_seconds: float = 0.02) -> None:
         self._folder, self._max_bytes, self._sync_seconds = folder, max_bytes, sync_seconds
         self._own = SpoolFile(None)
-        self._wake, self._is_closing = asyncio.Event(), False
+        self._is_closing = False
         self._syncing: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -218,6 +220,7 @@ class Spool:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             own = SpoolFile.locked(self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:12]}{_SUFFIX}", is_new=True)
             assert own is not None, "nobody else has a name made a moment ago"
+            own.rewritten_from_bytes = min(_REWRITTEN_FROM_BYTES, self._max_bytes // 2)
             self._own = own
             _sync_folder(self._folder)
             self._syncing = asyncio.create_task(self._sync())
@@ -234,7 +237,6 @@ class Spool:
 
     def append(self, line: Line) -> None:
         self._own.append(line)
-        self._wake.set()
 
     def of_the_gone(self) -> Iterator[SpoolFile]:
         """The files of processes that are gone, now ours. Read through, and close each when all of it is told."""
@@ -263,7 +265,7 @@ class Spool:
 
     async def close(self) -> None:
         self._is_closing = True
-        self._wake.set()
+        self._own.written.set()
         if self._syncing is not None:
             await self._syncing
         self._own.close()
@@ -271,8 +273,8 @@ class Spool:
     async def _sync(self) -> None:
         """fsync what was written, together, as long as something is; and keep the file short."""
         while not self._is_closing:
-            await self._wake.wait()
-            self._wake.clear()
+            await self._own.written.wait()
+            self._own.written.clear()
             if self._own.is_dirty:
                 await asyncio.to_thread(self._own.sync)
             if self._own.wants_rewriting:
@@ -282,7 +284,7 @@ class Spool:
 
 def outcomes(file: SpoolFile) -> list[Owed]:
     """What a process that is gone had not told. A call without an outcome costs what was captured of it last, or what was
-    sent; where not even that is known, what is held for it: a usage without a count says so."""
+    sent; where not even that is known, what is held for it."""
     return [_outcome({kind: _LINES.decode(line) for kind, line in lines.items()}) for lines in file.live.values()]
 
 
@@ -292,8 +294,7 @@ def _outcome(lines: Mapping[type[Line], Line]) -> Owed:
         return owed
     last = captured or begun
     assert isinstance(last, Captured | Begun), "there are no other kinds"
-    outcome: Literal["completed", "partial"] = "completed" if last.used is None else "partial"
-    return settling(Hold(last.id, last.hold_id), Done(usage=last.used, outcome=outcome, usage_estimated=True))
+    return settling(Hold(last.id, last.hold_id), Done(usage=last.used, outcome="partial", usage_estimated=True))
 
 
 def settling(call: Hold, done: Done) -> Owed:

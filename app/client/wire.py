@@ -80,18 +80,20 @@ class Estimate(Attributes, frozen=True, omit_defaults=True, kw_only=True):
     image_output_tokens: int | None = None
     video_output_tokens: int | None = None
 
-    def so_far(self) -> Usage:
-        """What is used the moment the upstream has the request, whatever comes of it: what was sent."""
-        return Usage(
-            input_tokens=self.input_tokens, output_tokens=0 if self.input_tokens is not None else None,
-            characters=self.characters, audio_seconds=self.audio_seconds,
-        )  # fmt: skip
+    def sent(self) -> Usage | None:
+        """What is used the moment the upstream has the request, whatever comes of it; None where that is not known."""
+        told = (self.input_tokens, self.characters, self.audio_seconds)
+        if all(each is None for each in told):
+            return None
+        output_tokens = 0 if self.input_tokens is not None else None
+        return Usage(self.input_tokens, output_tokens, characters=self.characters, audio_seconds=self.audio_seconds)
 
 
 class Done(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a call turned out to be: what it used, by the upstream's own words where there are any, or what it cost.
 
-    `usage_estimated`: it was counted here. `provider_cost_usd` is kept beside the charge, and never charged.
+    Where neither is known it costs what is held, whatever its outcome: never nothing for want of a word. That nothing was
+    used is said by a zero. `usage_estimated`: it was counted here. `provider_cost_usd` is kept, and never charged.
     """
 
     usage: Usage | None = None
@@ -123,6 +125,8 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
                 told[name] = amount(told[name])
         if self.cost_usd is None or self.usage is not None:
             told["usage"] = (self.usage or Usage()).counts()
+            if self.cost_usd is None and not told["usage"]:
+                told["outcome"] = "completed"
         if self.attributes is not None:
             said: dict[str, str] = msgspec.to_builtins(self.attributes)
             told["attributes"] = {name: word(value) for name, value in said.items()}

@@ -1,12 +1,16 @@
 """A client's world: the real app behind a wire that can fail, and what tests ask of both."""
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import uvicorn
 
 from app.client import Answer, AnswerLost, Meter, NotReached
 from app.pricing.starter import ensure_starter
@@ -77,3 +81,26 @@ def holds(rig: Rig) -> dict[str, str]:
     """The state of each hold by its request_id."""
     with psycopg.connect(rig.database_url) as conn:
         return dict(conn.execute("SELECT request_id, state FROM hold").fetchall())
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[str]:
+    """An ASGI application on a loopback port of its own; gives its URL."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def eventually(is_true: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until it is; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        await asyncio.sleep(0.01)
