@@ -43,6 +43,10 @@ PLANTED = (
     ("Only wiring knows the adapters' names", "app/jobs.py", "import app.adapters.btcpay"),
     ("The sandbox is a stranger", "app/sandbox/invoices.py", "import app.kernel.money"),
     ("The sandbox is a stranger", "app/sandbox/a_new_file.py", "import app.migrations"),
+    ("The client is a stranger", "app/client/meter.py", "import app.kernel.money"),
+    ("The client is a stranger", "app/client/a_new_file.py", "import app.sandbox"),
+    ("The client needs msgspec and httpx", "app/client/a_new_file.py", "import structlog"),
+    ("The gateway is a stranger", "app/gateway/a_new_file.py", "import app.kernel.money"),
 )
 
 
