@@ -1,5 +1,6 @@
 """What a caller asks a model for, as an estimate to hold money by: read from the bodies of OpenAI's and Anthropic's APIs."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from math import ceil
 from typing import Any, Final
@@ -29,7 +30,67 @@ class Asked(msgspec.Struct, frozen=True):
     """Whether its stream tells its usage only where `stream_options.include_usage` asks for it."""
 
 
-Reader = Callable[[str, Mapping[str, Any]], Asked]
+class Reading(msgspec.Struct, frozen=True):
+    """A request that was read. `body` may be changed on its way; None: it is sent on as it came."""
+
+    asked: Asked
+    body: Mapping[str, Any] | None = None
+
+    def sent_on(self, raw: bytes, granted_tokens: int | None) -> bytes:
+        """What the upstream gets: the body, limited to what was granted, and telling its usage."""
+        if self.body is None:
+            return raw
+        return msgspec.json.encode(telling_usage(limited(self.body, self.asked, granted_tokens), self.asked))
+
+
+Reader = Callable[[str, str, bytes], Reading | None]
+"""Of a path, a content type and a body; None for what cannot be read."""
+
+
+def read_request(path: str, content_type: str, raw: bytes) -> Reading | None:
+    """A JSON object, or a form with a file to be transcribed."""
+    if content_type.lower().startswith("multipart/form-data"):
+        return _read_form(path, content_type, raw)
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return Reading(asked_of(path, body), body) if isinstance(body, dict) else None
+
+
+def _read_form(path: str, content_type: str, raw: bytes) -> Reading | None:
+    fields = form_fields(content_type, raw)
+    file = fields.get("file")
+    if file is None or "model" not in fields:
+        return None
+    model = fields["model"].decode("utf-8", "replace").strip()
+    return Reading(Asked(model, word("/" + path.strip("/")), Estimate(audio_seconds=seconds_of(file))))
+
+
+def form_fields(content_type: str, raw: bytes) -> dict[str, bytes]:
+    """The fields of a form by their names, as they came. Source: RFC 7578."""
+    boundary = _BOUNDARY.search(content_type)
+    if boundary is None:
+        return {}
+    found = {}
+    for part in raw.split(b"--" + (boundary[1] or boundary[2]).encode("latin-1", "replace"))[1:]:
+        head, _, value = part.partition(b"\r\n\r\n")
+        if (name := _FIELD.search(head)) is not None:
+            found[name[1].decode("latin-1")] = value.removesuffix(b"\r\n")
+    return found
+
+
+def seconds_of(sound: bytes) -> float:
+    """How long a recording is: as its WAV header says, else as long as its bytes last at 32 kbit/s, which is seldom less."""
+    if sound[:4] == b"RIFF" and sound[8:16] == b"WAVEfmt ":
+        rate = int.from_bytes(sound[28:32], "little")
+        return len(sound) / rate if rate >= _BYTES_PER_SECOND else len(sound) / _BYTES_PER_SECOND
+    return len(sound) / _BYTES_PER_SECOND
+
+
+_BYTES_PER_SECOND: Final = 4000
+_BOUNDARY: Final = re.compile(r'boundary=(?:"([^"]+)"|([^\s;]+))', re.IGNORECASE)
+_FIELD: Final = re.compile(rb'content-disposition:[^\r\n]*;\s*name="?([^";\r\n]+)', re.IGNORECASE)
 
 
 def asked_of(path: str, body: Mapping[str, Any]) -> Asked:

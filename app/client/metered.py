@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from typing import Any, Final, Literal
 
 import msgspec
 
-from app.client.asked import Asked, Reader, asked_of, limited, telling_usage
+from app.client.asked import Asked, Reader, read_request
 from app.client.meter import Meter
 from app.client.usage import Answer, CountTokens, bytes_by_four
 from app.client.wire import Allowed, Denied, Done, Outcome
@@ -28,95 +28,105 @@ _RAN_OUT_OF_TIME: Final = frozenset({408, 499, 500, 504})
 before its first byte: 502 and 503 too."""
 
 
-def metered(
-    app: ASGIApp,
-    meter: Meter,
-    *,
-    free: Collection[str] = (),
-    read: Reader = asked_of,
-    mode: Literal["strict", "clamp"] = "clamp",
-    count_tokens: CountTokens = bytes_by_four,
-    reads_on_seconds: float = 30.0,
-    max_body_bytes: int = 25 * 1024 * 1024,
-) -> ASGIApp:
-    """`app`, to which no call comes that is not paid for.
+Finish = Callable[[Scope, Done], Awaitable[Done]]
+
+
+class Metered:
+    """`app`, to which no call comes that is not paid for. An ASGI application.
 
     Every path is billed but those in `free`, compared whole; a GET needs a key that may spend, and costs nothing. A call is
-    a JSON body, of which `read` makes an estimate; with `clamp` it asks for no longer an answer than can be paid. What was
-    used is read from the answer, a JSON body or server-sent events. A call that reached `app` is charged for what came of it;
-    it is released only where the answer's status says that it was refused. A client that leaves pays for what is produced:
-    `app` is not told for `reads_on_seconds`, so that it reads on and the upstream's own count comes; then it is.
-    The meter is opened and closed with the application (ASGI's lifespan).
+    a JSON body, or a form with a file to be transcribed, of which `read` makes an estimate; with `clamp` it asks for no
+    longer an answer than can be paid. What was used is read from the answer, a JSON body or server-sent events. A call that
+    reached `app` is charged for what came of it; it is released only where the answer's status says that it was refused. A
+    client that leaves pays for what is produced: `app` is not told for `reads_on_seconds`, so that it reads on and the
+    upstream's own count comes; then it is. The meter is opened and closed with the application (ASGI's lifespan).
+
+    `finish` is given each call's scope and what it came to, after its answer's end, and returns what is told: for what `app`
+    knows better than its answer says. The call that is made is the scope's `satmeter`: an Allowed.
     """
-    billing = _Billing(app, meter, read, mode, count_tokens, reads_on_seconds, max_body_bytes)
-
-    async def asked(scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "lifespan":
-                await _live(app, meter, scope, receive, send)
-            case "http" if scope["method"] == "OPTIONS" or scope["path"] in free:
-                await app(_cleaned(scope), receive, send)
-            case "http":
-                await billing.answer(_cleaned(scope), receive, send)
-            case _:  # what cannot be metered is not to be had
-                await send({"type": "websocket.close", "code": 1008, "reason": "not metered here"})
-
-    return asked
-
-
-def key_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The API key of a request: `Authorization: Bearer | Token`, `x-api-key` or `api-key`."""
-    found = {name.lower(): value.decode("latin-1").strip() for name, value in headers}
-    scheme, _, token = found.get(b"authorization", "").partition(" ")
-    if scheme.lower() in ("bearer", "token") and token.strip():
-        return token.strip()
-    return found.get(b"x-api-key") or found.get(b"api-key") or None
-
-
-class _Billing:
-    """What every request of one application is billed by."""
 
     def __init__(
         self,
         app: ASGIApp,
         meter: Meter,
-        read: Reader,
-        mode: Literal["strict", "clamp"],
-        count_tokens: CountTokens,
-        reads_on_seconds: float,
-        max_body_bytes: int,
+        *,
+        free: Collection[str] = (),
+        read: Reader = read_request,
+        mode: Literal["strict", "clamp"] = "clamp",
+        count_tokens: CountTokens = bytes_by_four,
+        reads_on_seconds: float = 30.0,
+        max_body_bytes: int = 25 * 1024 * 1024,
+        finish: Finish | None = None,
     ) -> None:
-        self._app, self._meter, self._read, self._mode = app, meter, read, mode
+        self._app, self._meter, self._free, self._read, self._mode = app, meter, free, read, mode
         self._count_tokens, self._reads_on_seconds, self._max_body_bytes = (
             count_tokens,
             reads_on_seconds,
             max_body_bytes,
         )
+        self._finish = finish
+        self._finishing: set[asyncio.Task[None]] = set()
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = key_of(scope["headers"])
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        match scope["type"]:
+            case "lifespan":
+                await _live(self._app, self, self._meter, scope, receive, send)
+            case "http" if scope["method"] == "OPTIONS" or scope["path"] in self._free:
+                await self._app(_cleaned(scope), receive, send)
+            case "http":
+                await self._answer(_cleaned(scope), receive, send)
+            case _:  # what cannot be metered is not to be had
+                await send({"type": "websocket.close", "code": 1008, "reason": "not metered here"})
+
+    async def finished(self) -> None:
+        """Wait until what is known of every answer that ended is owed."""
+        await asyncio.gather(*self._finishing, return_exceptions=True)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key, path = key_of(scope["headers"]), scope["path"]
         if scope["method"] in _UNTOUCHED:
             verified = await self._meter.verify(key)
-            await (_deny(verified, send) if isinstance(verified, Denied) else self._app(scope, receive, send))
+            await (deny(verified, path, send) if isinstance(verified, Denied) else self._app(scope, receive, send))
             return
         raw = await self._body(receive)
-        body = _object(raw) if raw is not None else None
-        if raw is None or body is None:
+        reading = self._read(path, _content_type(scope["headers"]), raw) if raw is not None else None
+        if raw is None or reading is None:
             verdict = await self._meter.verify(key)  # who is calling is asked before what is asked
-            fault = _TOO_LARGE if raw is None else _NOT_JSON
-            await _deny(verdict if isinstance(verdict, Denied) else fault, send)
+            fault = _TOO_LARGE if raw is None else _NOT_READ
+            await deny(verdict if isinstance(verdict, Denied) else fault, path, send)
             return
-        asked = self._read(scope["path"], body)
-        verdict_of_call = await self._meter.authorize(
+        asked = reading.asked
+        allowed = await self._meter.authorize(
             key, model=asked.model, endpoint=asked.endpoint, estimate=asked.estimate, mode=self._mode
         )
-        if isinstance(verdict_of_call, Denied):
-            await _deny(verdict_of_call, send)
+        if isinstance(allowed, Denied):
+            await deny(allowed, path, send)
             return
-        granted = verdict_of_call.granted_output_tokens if verdict_of_call.clamped else None
-        changed = telling_usage(limited(body, asked, granted), asked)
-        call = _Call(self._meter, verdict_of_call, asked, send, self._count_tokens)
-        await call.run(self._app, scope, raw if changed == body else _encoded(changed), receive, self._reads_on_seconds)
+        body = reading.sent_on(raw, allowed.granted_output_tokens if allowed.clamped else None)
+        call = _Call(self._meter, allowed, asked, send, self._count_tokens)
+        scope = _with_body(scope, body, allowed)
+        try:
+            await call.run(self._app, scope, body, receive, self._reads_on_seconds)
+        finally:
+            self._settle(scope, call)
+
+    def _settle(self, scope: Scope, call: "_Call") -> None:
+        """In the background, where more may be known of it than was seen."""
+        done = call.done()
+        if done is None:
+            self._meter.release(call.allowed, f"the upstream answered {call.status}")
+        elif self._finish is None:
+            self._meter.settle(call.allowed, done)
+        else:
+            task = asyncio.create_task(self._finished(self._finish(scope, done), call.allowed, done))
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+
+    async def _finished(self, more: Awaitable[Done], allowed: Allowed, done: Done) -> None:
+        try:
+            done = await more
+        finally:  # whatever becomes of that: it was used
+            self._meter.settle(allowed, done)
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The whole body, None where it is too large."""
@@ -130,21 +140,33 @@ class _Billing:
         return bytes(body)
 
 
+metered = Metered
+"""The same in lower case: `app = metered(app, meter)`."""
+
+
+def key_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The API key of a request: `Authorization: Bearer | Token`, `x-api-key` or `api-key`."""
+    found = {name.lower(): value.decode("latin-1").strip() for name, value in headers}
+    scheme, _, token = found.get(b"authorization", "").partition(" ")
+    if scheme.lower() in ("bearer", "token") and token.strip():
+        return token.strip()
+    return found.get(b"x-api-key") or found.get(b"api-key") or None
+
+
 class _Call:
     """A call that is allowed, from the moment it reaches the application to its settlement."""
 
     def __init__(self, meter: Meter, allowed: Allowed, asked: Asked, send: Send, count_tokens: CountTokens) -> None:
-        self._meter, self._allowed, self._asked, self._send, self._count = meter, allowed, asked, send, count_tokens
+        self._meter, self.allowed, self._asked, self._send, self._count = meter, allowed, asked, send, count_tokens
         self._began = time.monotonic()
         self._first_byte: float | None = None
-        self._status = 0
+        self.status = 0
         self._answer = Answer("", count_tokens=count_tokens)
         self._passing = _Passing(hides_usage=False)
         self._is_gone = asyncio.Event()
         self._has_ended = False
 
     async def run(self, app: ASGIApp, scope: Scope, body: bytes, receive: Receive, reads_on_seconds: float) -> None:
-        scope = _with_body(scope, body, self._allowed.request_id)
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receiving() -> Message:
@@ -160,22 +182,21 @@ class _Call:
             self._is_gone.set()
 
         watching = asyncio.create_task(watch())
-        self._meter.forwarded(self._allowed, lambda: self._answer.so_far(self._allowed.sent))
+        self._meter.forwarded(self.allowed, lambda: self._answer.so_far(self.allowed.sent))
         try:
             await app(scope, receiving, self._sending)
         finally:
             watching.cancel()
-            self._settle()
             await asyncio.gather(watching, return_exceptions=True)
 
     async def _sending(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             headers = {name.lower(): value for name, value in message["headers"]}
             self._answer = Answer(headers.get(b"content-type", b"").decode("latin-1"), count_tokens=self._count)
             hides_usage = self._answer.is_stream and not self._asked.shows_usage
             self._passing = _Passing(hides_usage=hides_usage)
-            told = [(b"x-billing-request-id", self._allowed.request_id.encode())]
+            told = [(b"x-billing-request-id", self.allowed.request_id.encode())]
             kept = [each for each in _without_ours(message["headers"]) if not (hides_usage and _is_length(each))]
             message = dict(message) | {"headers": [*kept, *told]}
         elif message["type"] == "http.response.body":
@@ -192,24 +213,20 @@ class _Call:
         except OSError:  # some servers say so, others say nothing
             self._is_gone.set()
 
-    def _settle(self) -> None:
+    def done(self) -> Done | None:
+        """What it came to; None where it was refused."""
         self._answer.end()
-        is_refused = self._status >= 400 and self._status not in _RAN_OUT_OF_TIME
-        if is_refused:
-            self._meter.release(self._allowed, f"the upstream answered {self._status}")
-            return
-        self._meter.settle(self._allowed, self._done())
-
-    def _done(self) -> Done:
+        if self.status >= 400 and self.status not in _RAN_OUT_OF_TIME:
+            return None
         now = time.monotonic()
         first = None if self._first_byte is None else (self._first_byte - self._began) * 1000
         outcome: Outcome = "completed"
         if self._is_gone.is_set() and not (self._has_ended and self._answer.usage):
             outcome = "client_disconnected"
-        elif not self._has_ended or self._status in _RAN_OUT_OF_TIME:
+        elif not self._has_ended or self.status in _RAN_OUT_OF_TIME:
             outcome = "partial"
         timing = {"latency_ms": (now - self._began) * 1000, "ttft_ms": first if self._answer.is_stream else None}
-        return self._answer.done(self._allowed.sent, outcome, **timing)
+        return self._answer.done(self.allowed.sent, outcome, **timing)
 
 
 class _Passing:
@@ -233,7 +250,7 @@ def _is_usage_alone(event: bytes) -> bool:
     return read is not None and read.get("choices") == [] and isinstance(read.get("usage"), dict)
 
 
-async def _live(app: ASGIApp, meter: Meter, scope: Scope, receive: Receive, send: Send) -> None:
+async def _live(app: ASGIApp, metered: Metered, meter: Meter, scope: Scope, receive: Receive, send: Send) -> None:
     """The meter is there before the application begins, and ends after it; also where that has no lifespan of its own."""
     heard, said = list[str](), list[str]()
 
@@ -259,6 +276,7 @@ async def _live(app: ASGIApp, meter: Meter, scope: Scope, receive: Receive, send
             await send({"type": "lifespan.startup.complete"})
             while (await receive())["type"] != "lifespan.shutdown":
                 pass
+        await metered.finished()
     if "lifespan.startup.failed" not in said and "lifespan.shutdown.failed" not in said:
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -273,10 +291,10 @@ def _without_ours(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     return [(name, value) for name, value in headers if not name.lower().replace(b"_", b"-").startswith(_OURS)]
 
 
-def _with_body(scope: Scope, body: bytes, request_id: str) -> Scope:
-    length = [(b"content-length", b"%d" % len(body)), (b"x-billing-request-id", request_id.encode())]
+def _with_body(scope: Scope, body: bytes, allowed: Allowed) -> Scope:
+    length = [(b"content-length", b"%d" % len(body)), (b"x-billing-request-id", allowed.request_id.encode())]
     kept = [each for each in scope["headers"] if not _is_length(each)]
-    return {**scope, "headers": [*kept, *length]}
+    return {**scope, "headers": [*kept, *length], "satmeter": allowed}
 
 
 def _is_length(header: tuple[bytes, bytes]) -> bool:
@@ -290,22 +308,30 @@ def _object(raw: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode(body)
+def _content_type(headers: Headers) -> str:
+    return next((value.decode("latin-1") for name, value in headers if name.lower() == b"content-type"), "")
 
 
-async def _deny(denied: Denied, send: Send) -> None:
-    body = denied.body()
+async def deny(denied: Denied, path: str, send: Send) -> None:
+    """Answer a request with a refusal, in the words of the API that it is of."""
+    is_anthropic = path.rstrip("/").endswith(("/messages", "/messages/count_tokens"))
+    body = denied.anthropic_body() if is_anthropic else denied.body()
     headers = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in denied.headers.items()]
     headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": denied.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _fault(status: int, code: str, message: str) -> Denied:
-    error = {"message": message, "type": "invalid_request_error", "code": code, "param": None}
-    return Denied.of(status, msgspec.Raw(msgspec.json.encode(error)), {})
+def fault(status: int, code: str, message: str, **metadata: Any) -> Denied:
+    """A refusal of the proxy's own."""
+    error = {
+        "message": message,
+        "type": "server_error" if status >= 500 else "invalid_request_error",
+        "code": code,
+        "param": None,
+    }
+    return Denied.of(status, msgspec.Raw(msgspec.json.encode(error | ({"metadata": metadata} if metadata else {}))), {})
 
 
-_TOO_LARGE: Final = _fault(413, "body_too_large", "The body is larger than is taken here")
-_NOT_JSON: Final = _fault(400, "malformed_json", "The body is not a JSON object")
+_TOO_LARGE: Final = fault(413, "body_too_large", "The body is larger than is taken here")
+_NOT_READ: Final = fault(400, "malformed_json", "The body is no JSON object, and no form with a model and a file")

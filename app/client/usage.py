@@ -179,11 +179,11 @@ class Answer:
         is_whole = told is not None and (outcome == "completed" or self.is_finished)
         used = told if is_whole else self.so_far(sent)
         if outcome == "completed" and told is None and not self.produced_tokens:
-            is_whole = sent is not None and (sent.characters is not None or sent.audio_seconds is not None)
-            used = sent if is_whole else None
+            is_whole = sent is not None and sent.characters is not None
+            used = sent if is_whole or (sent is not None and sent.audio_seconds is not None) else None
         if self.images:
             used, is_whole = msgspec.structs.replace(used or Usage(), images=self.images), True
-        if self.audio_seconds is not None and (used is None or used.audio_seconds is None):
+        if self.audio_seconds is not None and (told is None or told.audio_seconds is None):
             used, is_whole = msgspec.structs.replace(used or Usage(), audio_seconds=self.audio_seconds), True
         served = Attributes(service_tier=self.service_tier) if self.service_tier else None
         about = {"served_model": self.model, "upstream_id": self.upstream_id, "attributes": served}

@@ -225,6 +225,11 @@ class Denied(msgspec.Struct, frozen=True):
         beside = b'"message":%b,"statusCode":%d' % (msgspec.json.encode(self.message), self.status)
         return b'{"error":%b,%b}' % (bytes(self.error), beside)
 
+    def anthropic_body(self) -> bytes:
+        """The same as Anthropic's SDKs read it."""
+        error = msgspec.json.encode({"type": _ANTHROPIC.get(self.status, "api_error"), "message": self.message})
+        return b'{"type":"error","error":%b}' % error
+
     @classmethod
     def of(cls, status: int, error: msgspec.Raw, headers: Mapping[str, str]) -> "Denied":
         """With the headers that belong to such a refusal where Satmeter named none."""
@@ -301,3 +306,9 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 _EXACT: Final = msgspec.json.Decoder(float_hook=Decimal)
+_ANTHROPIC: Final = {
+    400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
+    404: "not_found_error", 413: "request_too_large", 422: "invalid_request_error", 429: "rate_limit_error",
+    503: "overloaded_error",
+}  # fmt: skip
+"""Source: Anthropic's API reference, "Errors"."""
