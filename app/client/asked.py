@@ -14,6 +14,7 @@ TOKENS_OF_AN_IMAGE: Final = 1600
 """About what a large picture comes to (OpenAI's high detail, Anthropic's largest)."""
 _BASE64_PER_AUDIO_TOKEN: Final = 2000
 _TOKENS_BESIDE_A_MESSAGE: Final = 4
+_TOKENS_BESIDE_A_PROMPT: Final = 8
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -181,7 +182,7 @@ _KINDS: Final[Mapping[str, Callable[[Mapping[str, Any]], _Read]]] = {
 
 def _tokens(body: Mapping[str, Any], input_tokens: int, limit: str, answers: int) -> _Read:
     estimate = Estimate(
-        input_tokens=input_tokens, max_output_tokens=_natural(body, limit), n=answers, service_tier=_said(body, "service_tier")
+        input_tokens=input_tokens + _TOKENS_BESIDE_A_PROMPT, max_output_tokens=_natural(body, limit), n=answers, service_tier=_said(body, "service_tier")
     )  # fmt: skip
     return estimate, limit
 

@@ -76,11 +76,15 @@ class Meter:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Meter":
+        self.open()
+        return self
+
+    def open(self) -> None:
+        """Begin, within a running event loop: take over what the gone left behind, and tell it."""
         self._spool.open()
         self._telling.start()
         self._adopt()
         self._start(self._keep_books())
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -28,7 +28,7 @@ _RAN_OUT_OF_TIME: Final = frozenset({408, 499, 500, 504})
 before its first byte: 502 and 503 too."""
 
 
-Finish = Callable[[Scope, Done], Awaitable[Done]]
+Finish = Callable[[Scope, Done], Awaitable[Done | None]]
 
 
 class Metered:
@@ -41,8 +41,9 @@ class Metered:
     client that leaves pays for what is produced: `app` is not told for `reads_on_seconds`, so that it reads on and the
     upstream's own count comes; then it is. The meter is opened and closed with the application (ASGI's lifespan).
 
+    `hidden` are fields of a stream's usage that no caller is shown, such as what it cost the operator.
     `finish` is given each call's scope and what it came to, after its answer's end, and returns what is told: for what `app`
-    knows better than its answer says. The call that is made is the scope's `satmeter`: an Allowed.
+    knows better than its answer says. None: it was refused before it ran. The call that is made is the scope's `satmeter`: an Allowed.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Metered:
         count_tokens: CountTokens = bytes_by_four,
         reads_on_seconds: float = 30.0,
         max_body_bytes: int = 25 * 1024 * 1024,
+        hidden: Collection[str] = (),
         finish: Finish | None = None,
     ) -> None:
         self._app, self._meter, self._free, self._read, self._mode = app, meter, free, read, mode
@@ -64,7 +66,7 @@ class Metered:
             reads_on_seconds,
             max_body_bytes,
         )
-        self._finish = finish
+        self._hidden, self._finish = frozenset(hidden), finish
         self._finishing: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -103,7 +105,7 @@ class Metered:
             await deny(allowed, path, send)
             return
         body = reading.sent_on(raw, allowed.granted_output_tokens if allowed.clamped else None)
-        call = _Call(self._meter, allowed, asked, send, self._count_tokens)
+        call = _Call(self._meter, allowed, asked, send, self._count_tokens, self._hidden)
         scope = _with_body(scope, body, allowed)
         try:
             await call.run(self._app, scope, body, receive, self._reads_on_seconds)
@@ -122,11 +124,15 @@ class Metered:
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 
-    async def _finished(self, more: Awaitable[Done], allowed: Allowed, done: Done) -> None:
+    async def _finished(self, more: Awaitable[Done | None], allowed: Allowed, done: Done) -> None:
+        told: Done | None = done
         try:
-            done = await more
+            told = await more
         finally:  # whatever becomes of that: it was used
-            self._meter.settle(allowed, done)
+            if told is None:
+                self._meter.release(allowed, "refused before it ran")
+            else:
+                self._meter.settle(allowed, told)
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The whole body, None where it is too large."""
@@ -156,15 +162,24 @@ def key_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 class _Call:
     """A call that is allowed, from the moment it reaches the application to its settlement."""
 
-    def __init__(self, meter: Meter, allowed: Allowed, asked: Asked, send: Send, count_tokens: CountTokens) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        allowed: Allowed,
+        asked: Asked,
+        send: Send,
+        count_tokens: CountTokens,
+        hidden: frozenset[str],
+    ) -> None:
+        self._hidden = hidden
         self._meter, self.allowed, self._asked, self._send, self._count = meter, allowed, asked, send, count_tokens
         self._began = time.monotonic()
         self._first_byte: float | None = None
         self.status = 0
         self._answer = Answer("", count_tokens=count_tokens)
-        self._passing = _Passing(hides_usage=False)
+        self._passing = _Passing(hides_usage=False, hidden=frozenset())
         self._is_gone = asyncio.Event()
-        self._has_ended = False
+        self._has_left = self._has_ended = False
 
     async def run(self, app: ASGIApp, scope: Scope, body: bytes, receive: Receive, reads_on_seconds: float) -> None:
         messages = [{"type": "http.request", "body": body, "more_body": False}]
@@ -179,6 +194,7 @@ class _Call:
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
+            self._has_left = not self._has_ended  # servers say so too when an answer is at its end
             self._is_gone.set()
 
         watching = asyncio.create_task(watch())
@@ -195,9 +211,12 @@ class _Call:
             headers = {name.lower(): value for name, value in message["headers"]}
             self._answer = Answer(headers.get(b"content-type", b"").decode("latin-1"), count_tokens=self._count)
             hides_usage = self._answer.is_stream and not self._asked.shows_usage
-            self._passing = _Passing(hides_usage=hides_usage)
+            hidden = self._hidden if self._answer.is_stream else frozenset[str]()
+            self._passing = _Passing(hides_usage=hides_usage, hidden=hidden)
             told = [(b"x-billing-request-id", self.allowed.request_id.encode())]
-            kept = [each for each in _without_ours(message["headers"]) if not (hides_usage and _is_length(each))]
+            kept = [
+                each for each in _without_ours(message["headers"]) if not ((hides_usage or hidden) and _is_length(each))
+            ]
             message = dict(message) | {"headers": [*kept, *told]}
         elif message["type"] == "http.response.body":
             body, is_last = message.get("body", b""), not message.get("more_body", False)
@@ -211,6 +230,7 @@ class _Call:
         try:
             await self._send(message)
         except OSError:  # some servers say so, others say nothing
+            self._has_left = not self._has_ended
             self._is_gone.set()
 
     def done(self) -> Done | None:
@@ -221,7 +241,7 @@ class _Call:
         now = time.monotonic()
         first = None if self._first_byte is None else (self._first_byte - self._began) * 1000
         outcome: Outcome = "completed"
-        if self._is_gone.is_set() and not (self._has_ended and self._answer.usage):
+        if self._has_left and not (self._has_ended and self._answer.usage):
             outcome = "client_disconnected"
         elif not self._has_ended or self.status in _RAN_OUT_OF_TIME:
             outcome = "partial"
@@ -230,24 +250,34 @@ class _Call:
 
 
 class _Passing:
-    """A stream on its way to the caller, without the usage that only we asked for."""
+    """A stream on its way to the caller, without the usage that only we asked for, and without what nobody is shown."""
 
-    def __init__(self, *, hides_usage: bool) -> None:
-        self._hides_usage, self._rest = hides_usage, b""
+    def __init__(self, *, hides_usage: bool, hidden: frozenset[str]) -> None:
+        self._hides_usage, self._hidden, self._rest = hides_usage, hidden, b""
 
     def through(self, chunk: bytes, *, is_last: bool) -> bytes:
-        if not self._hides_usage:
+        if not (self._hides_usage or self._hidden):
             return chunk
         *events, self._rest = (self._rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
-        passed = b"".join(event + b"\n\n" for event in events if not _is_usage_alone(event))
+        passed = b"".join(map(self._shown, events))
         return passed + self._rest if is_last else passed
 
-
-def _is_usage_alone(event: bytes) -> bool:
-    if b'"usage"' not in event:
-        return False
-    read = _object(event.partition(b"data:")[2])
-    return read is not None and read.get("choices") == [] and isinstance(read.get("usage"), dict)
+    def _shown(self, event: bytes) -> bytes:
+        """An event as the caller sees it; nothing of one that says its usage alone."""
+        if b'"usage"' not in event:
+            return event + b"\n\n"
+        before, data, after = event.partition(b"data:")
+        read = _object(after)
+        if read is None:
+            return event + b"\n\n"
+        if self._hides_usage and "usage" in read:
+            usage = read.pop("usage")
+            if read.get("choices") == [] and usage is not None:
+                return b""
+        for place in (read, read.get("response"), read.get("message")):
+            if isinstance(place, dict) and isinstance(usage := place.get("usage"), dict):
+                place["usage"] = {name: value for name, value in usage.items() if name not in self._hidden}
+        return before + data + b" " + msgspec.json.encode(read) + b"\n\n"
 
 
 async def _live(app: ASGIApp, metered: Metered, meter: Meter, scope: Scope, receive: Receive, send: Send) -> None:

@@ -129,8 +129,9 @@ class Answer:
         self.model: str | None = None
         self.upstream_id: str | None = None
         self.service_tier: str | None = None
-        self.is_finished = False
-        """Whether a stream has said that it is at its end."""
+        self.is_finished = self.has_failed = False
+        """Whether a stream has said that it is at its end, or that it goes no further."""
+        self._ends_by_itself = False
 
     def feed(self, chunk: bytes) -> None:
         self.bytes += len(chunk)
@@ -176,7 +177,9 @@ class Answer:
         and said so. An answer that says nothing of itself costs what was sent, where that is what it is sold by (speech);
         else what is held: an empty usage tells that."""
         told = self.usage
-        is_whole = told is not None and (outcome == "completed" or self.is_finished)
+        if self.has_failed or (outcome == "completed" and self._ends_by_itself and not self.is_finished):
+            outcome = "partial"
+        is_whole = told is not None and not self.has_failed and (outcome == "completed" or self.is_finished)
         used = told if is_whole else self.so_far(sent)
         if outcome == "completed" and told is None and not self.produced_tokens:
             is_whole = sent is not None and sent.characters is not None
@@ -228,8 +231,12 @@ class Answer:
         for told in (inner.get("usage"), event.get("usage"), _part(event, "x_groq").get("usage")):
             if isinstance(told, dict):
                 self._told |= {name: value for name, value in told.items() if value is not None}
-        if event.get("type") in ("message_stop", "response.completed", "response.incomplete", "response.failed"):
-            self.is_finished = True
+        kind = event.get("type")
+        self._ends_by_itself |= kind in ("message_start", "response.created")  # usage is told before the end, too
+        self.is_finished |= kind in ("message_stop", "response.completed", "response.incomplete")
+        self.has_failed |= kind in ("error", "response.failed") or (
+            self.is_stream and isinstance(event.get("error"), dict)
+        )
         if isinstance(event.get("duration"), int | float):
             self.audio_seconds = _seconds(event["duration"])
         self._take_text(event)

@@ -43,6 +43,8 @@ class Proxy:
     waits: asyncio.Event | None = None
     """Before its answer, or after the second piece of a stream."""
     ends: bool = True
+    beside: bool = False
+    """Whether usage comes in the last piece of text."""
     seen: list[dict[bytes, bytes]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     left: int = 0
@@ -89,7 +91,10 @@ class Proxy:
     async def _stream(self, receive: Any, send: Any) -> None:
         gone = asyncio.create_task(receive())
         pieces: list[Any] = [{"choices": [{"delta": {"content": "word " * 4}}]} for _ in range(4)]
-        pieces += [{"choices": [], "usage": self.usage}] if self.usage else []
+        if self.beside:
+            pieces[-1]["usage"] = self.usage
+        elif self.usage:
+            pieces.append({"choices": [], "usage": self.usage})
         for number, piece in enumerate(pieces):
             if self.waits and number == 2:
                 waiting = asyncio.create_task(self.waits.wait())
@@ -195,11 +200,22 @@ async def test_a_stream_tells_its_usage_to_us_and_to_a_caller_who_asked(rig: Rig
         assert (row["cost_nusd"], row["flags"]) == (COST_USD * 10**9, "")
 
 
+async def test_usage_beside_the_last_piece_is_hidden_and_so_is_what_nobody_is_shown(rig: Rig, tmp_path: Path) -> None:
+    said = USAGE | {"cost": 0.5}
+    for asks in (True, False):
+        async with world(rig, tmp_path, Proxy(usage=said, beside=True), hidden=("cost",)) as w:
+            answer = await w.post(stream=True, stream_options={"include_usage": asks})
+            assert "cost" not in answer.text
+            assert ("completion_tokens" in answer.text) == asks
+            assert answer.text.count("word word word word") == 4
+            assert (await w.charged())[-1]["cost_nusd"] == COST_USD * 10**9
+
+
 async def test_a_stream_without_usage_is_counted_and_flagged(rig: Rig, tmp_path: Path) -> None:
     async with world(rig, tmp_path, Proxy(usage=None)) as w:
         await w.post(stream=True)
         [row] = await w.charged()
-        assert row["units"]["output_tokens"] == 20, "80 bytes"
+        assert (row["units"]["output_tokens"], row["outcome"]) == (20, "completed"), "80 bytes"
         assert row["units"]["input_tokens"] > 0
         assert "usage_estimated" in row["flags"]
 

@@ -122,6 +122,28 @@ def test_a_message_that_said_one_token_at_its_start_costs_what_came() -> None:
     assert answer.done(Usage(100, 0), "client_disconnected").usage == Usage(9, 3)
 
 
+@pytest.mark.parametrize("failure", [
+    b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"x"}}\n\n', b'data: {"error":{"message":"x"}}\n\n',
+    b'data: {"type":"response.failed","response":{"error":{"code":"x"},"usage":null}}\n\n',
+])  # fmt: skip
+def test_a_stream_that_says_that_it_failed_is_not_whole(failure: bytes) -> None:
+    for stream in (CHAT, ANTHROPIC, RESPONSES):
+        answer = Answer("text/event-stream")
+        answer.feed(stream.replace(b"\r\n", b"\n").split(b"\n\n")[0] + b"\n\n" + events(delta("word " * 8)) + failure)
+        answer.end()
+        done = answer.done(Usage(9, 0))
+        assert (done.outcome, done.usage_estimated) == ("partial", True)
+        assert done.usage is not None
+        assert (done.usage.output_tokens or 0) >= 10
+
+
+def test_a_message_s_stream_that_ends_without_its_end_is_not_whole() -> None:
+    answer = Answer("text/event-stream")
+    answer.feed(ANTHROPIC[: ANTHROPIC.index(b"event:", ANTHROPIC.index(b"text_delta"))])
+    done = answer.done(Usage(9, 0))
+    assert (done.outcome, done.usage_estimated, done.usage) == ("partial", True, Usage(9, 3))
+
+
 def test_tool_calls_reasoning_and_refusals_are_counted() -> None:
     for part in (
         {"tool_calls": [{"function": {"name": "f", "arguments": "x" * 40}}]}, {"reasoning_content": "x" * 40}, {"refusal": "x" * 40},
