@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import json
+import re
+import sys
+import types
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +29,7 @@ from tests.client.houses import (
     sells,
     serving,
 )
+from tests.program import ROOT
 from tests.rig import Customer, Rig
 
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 100}
@@ -389,3 +393,22 @@ async def test_the_meter_lives_as_long_as_the_application(rig: Rig, tmp_path: Pa
         pass
     assert story == ["began with a spool", "ended with a spool"]
     assert list(tmp_path.glob("*.spool")) == []
+
+
+async def test_the_readme_s_ten_lines_bill_a_proxy(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await sells(rig)
+    customer, proxy = await rig.customer("10"), Proxy()
+    [lines] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(lines.strip().splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "my_proxy", types.SimpleNamespace(app=proxy))
+    async with serving(rig.client._transport.app) as satmeter:  # type: ignore[attr-defined]
+        monkeypatch.setenv("SATMETER_URL", satmeter)
+        monkeypatch.setenv("SATMETER_TOKEN", (await rig.service())["Authorization"].removeprefix("Bearer "))
+        made: dict[str, Any] = {}
+        exec(lines, made)
+        async with serving(made["app"]) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 401
+            assert (await client.post("/v1/chat/completions", headers=customer.key, json=BODY)).status_code == 200
+        assert [row["cost_nusd"] for row in calls(rig)] == [COST_USD * 10**9]
+    assert len(proxy.bodies) == 1
