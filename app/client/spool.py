@@ -241,7 +241,12 @@ class Spool:
     def of_the_gone(self) -> Iterator[SpoolFile]:
         """The files of processes that are gone, now ours. Read through, and close each when all of it is told."""
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")) if self._folder is not None else ():
-            if path != self._own.path and (found := SpoolFile.locked(path, is_new=False)) is not None:
+            try:
+                found = SpoolFile.locked(path, is_new=False) if path != self._own.path else None
+            except OSError as error:  # another user's, or a disk that fails: the others are told all the same
+                log.error("satmeter.spool_not_read file=%s reason=%s", path, error)
+                continue
+            if found is not None:
                 yield found
 
     def refuse(self, owed: Owed, refused: Refused) -> None:

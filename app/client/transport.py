@@ -1,5 +1,6 @@
 """How bytes get to Satmeter: a Protocol of one verb, and httpx as what is taken where nobody gives another."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -41,10 +42,11 @@ class HttpxTransport:
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> Answer:
         try:
-            response = await self._client.post(url, content=body, headers=dict(headers), timeout=timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):  # httpx's own is for each step, and slow steps add up
+                response = await self._client.post(url, content=body, headers=dict(headers), timeout=timeout_seconds)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise NotReached(str(error)) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             raise AnswerLost(str(error)) from error
         return Answer(response.status_code, response.headers, response.content)
 

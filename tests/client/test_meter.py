@@ -1,7 +1,9 @@
 """The client's verbs against the real app: each effect once, whatever becomes of the answers."""
 
 import asyncio
+import contextlib
 import json
+import time
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.client import Allowed, Charged, Denied, Done, Estimate, Hold, Refused, Unavailable, Usage, Verified
+from app.client import Allowed, Charged, Denied, Done, Estimate, Hold, Meter, Refused, Unavailable, Usage, Verified
 from app.client.wire import Extended
 from tests.client.houses import (
     MODEL,
@@ -316,3 +318,46 @@ async def test_a_wrong_token_or_address_blames_no_customer_and_loses_no_settle(
     async with await a_meter(rig, tmp_path) as meter:
         assert await meter.drain(10) == 0
     assert [row["outcome"] for row in calls(rig)] == ["partial"]
+
+
+async def test_a_satmeter_that_hangs_or_is_not_there_is_given_up_in_time() -> None:
+    taken: list[asyncio.StreamWriter] = []
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(writer)
+        with contextlib.suppress(OSError):
+            writer.write(b"HTTP/1.1 200 OK\r\n")
+            while await reader.read(65536):
+                pass
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Meter(url, "svc-x", spool=None, ask_seconds=0.4, drain_seconds=0) as meter:
+            verdict = await asyncio.wait_for(meter.authorize("sk-x", max_cost_usd=Decimal(1)), 5)
+            assert isinstance(verdict, Unavailable)
+            assert meter.owed == 1, "it may have been held"
+            assert 2 <= len(taken) <= 4
+        for writer in taken:
+            writer.close()
+    async with Meter(url, "svc-x", spool=None, drain_seconds=0) as meter:
+        began = time.monotonic()
+        assert isinstance(await meter.authorize("sk-x", max_cost_usd=Decimal(1)), Unavailable)
+        assert time.monotonic() - began < 2, "nobody listens: it takes no timeout to know that"
+        assert meter.owed == 0
+
+
+async def test_a_tick_that_fails_is_not_the_last_one(rig: Rig, customer: Customer, tmp_path: Path) -> None:
+    async with await a_meter(rig, tmp_path, capture_seconds=0.005) as meter:
+        call = await allowed(meter, customer)
+        used: list[Usage] = []
+
+        def so_far() -> Usage:
+            if not used:
+                raise ValueError("a defect of the proxy's")
+            return used[0]
+
+        meter.forwarded(call, so_far)
+        await asyncio.sleep(0.05)
+        used.append(Usage(input_tokens=100, output_tokens=7))
+        await eventually(lambda: _captured(rig) > 0)
+        await meter.settle(call, Done(usage=USED))
