@@ -1,0 +1,26 @@
+"""Cost fields put into an answer's usage, every other byte of which stays as the upstream wrote it."""
+
+
+def put_in(document: bytes, usage: bytes, fields: bytes) -> bytes:
+    """`document` with `fields` added to its object `usage`, which is given as it stands there."""
+    begin = _where(document, usage)
+    end = begin + len(usage) - 1
+    comma = b"" if usage[1:-1].strip() == b"" else b","
+    return b"".join((document[:end], comma, fields, document[end:]))
+
+
+def put_null(document: bytes, usage: bytes) -> bytes:
+    """`document` without its usage, for a caller who did not ask for it."""
+    begin = _where(document, usage)
+    return document[:begin] + b"null" + document[begin + len(usage) :]
+
+
+def put_first(document: bytes, fields: bytes) -> bytes:
+    """An object with `fields` in front of its own."""
+    begin = document.index(b"{") + 1
+    comma = b"" if document[begin:].lstrip()[:1] == b"}" else b","
+    return b"".join((document[:begin], fields, comma, document[begin:]))
+
+
+def _where(document: bytes, usage: bytes) -> int:
+    return document.index(usage, document.index(b'"usage"'))
