@@ -49,8 +49,12 @@ def request_headers(upstream: Upstream, caller: Mapping[str, str], content_type:
         sent.setdefault("anthropic-version", "2023-06-01")
         if upstream.key:
             sent["x-api-key"] = upstream.key
-    elif upstream.key:
-        sent["authorization"] = f"Bearer {upstream.key}"
+    else:
+        sent["authorization"] = (
+            f"Bearer {upstream.key or 'none'}"  # servers of one's own ask for some key, and take any
+        )
+        if "x-api-key" in caller or "anthropic-version" in caller:
+            sent.setdefault("anthropic-version", "2023-06-01")
     return sent
 
 
@@ -100,9 +104,7 @@ async def refusal_of(response: aiohttp.ClientResponse, upstream: Upstream) -> Re
     if status == 429 and said.get("code") not in ("insufficient_quota", "billing_hard_limit_reached"):
         seconds = response.headers.get("retry-after", "")
         wait = int(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) < 6 else 1
-        return UpstreamBusy(
-            metadata=told | {"retry_after": max(wait, 1)}, headers={"retry-after": str(max(wait, 1))}
-        )
+        return UpstreamBusy(metadata=told | {"retry_after": max(wait, 1)}, headers={"retry-after": str(max(wait, 1))})
     if status in (400, 404, 409, 413, 415, 422):
         refusal = UpstreamRefused(clean(str(said.get("message") or ""), upstream), metadata=told)
         refusal.status, param = status, said.get("param")

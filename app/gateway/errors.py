@@ -1,14 +1,14 @@
 """Every refusal that the gateway gives by itself, and how one is written for OpenAI's and for Anthropic's clients.
 
-    Refusal
-    ├─ MalformedJson, MalformedHeader, UpstreamRefused                400 (or the upstream's own)
-    ├─ NoApiKey                                                       401
-    ├─ UnknownPath, UnknownModel, NothingThere                        404
-    ├─ MethodNotAllowed 405, BodyTooLarge 413
-    ├─ InvalidField, PluginUnavailable                                422
-    ├─ UpstreamBusy                                                   429
-    ├─ UpstreamFailed                                                 502
-    └─ Told                                                           as Satmeter says: 401, 402, 403, 422, 429, 503
+Refusal
+├─ MalformedJson, MalformedHeader, UpstreamRefused                400 (or the upstream's own)
+├─ NoApiKey                                                       401
+├─ UnknownPath, UnknownModel, NothingThere                        404
+├─ MethodNotAllowed 405, BodyTooLarge 413
+├─ InvalidField, PluginUnavailable                                422
+├─ UpstreamBusy                                                   429
+├─ UpstreamFailed                                                 502
+└─ Told                                                           as Satmeter says: 401, 402, 403, 422, 429, 503
 """
 
 from collections.abc import Mapping

@@ -27,14 +27,20 @@ class CallerGone(Exception):
     """Whoever asked hung up before all was read."""
 
 
+class Interrupted(Exception):
+    """An answer that is under way ends here, unfinished: its connection is closed, so that nobody takes it for whole."""
+
+
 class Exchange:
     """A request and its answer. `gone` is set once the caller has hung up, as soon as `watch` was called."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self._receive, self._send = scope, receive, send
+        self._query, self._receive, self._send = scope.get("query_string", b""), receive, send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         self.id = uuid.uuid4().hex
         self.began = time.perf_counter()
         self.gone = asyncio.Event()
@@ -50,7 +56,7 @@ class Exchange:
 
     @property
     def query(self) -> dict[str, str]:
-        return dict(parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
+        return dict(parse_qsl(self._query.decode("latin-1"), keep_blank_values=True))
 
     def api_key(self) -> str:
         """Whichever way it was sent. Raises NoApiKey, and MalformedHeader for two that differ."""

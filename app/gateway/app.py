@@ -1,0 +1,129 @@
+"""The gateway's door: an ASGI application that finds the row of a request, and renders whatever refuses it."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import aiohttp
+
+from app.client import Meter
+from app.gateway import asking
+from app.gateway.catalogue import Catalogue
+from app.gateway.chat import chat
+from app.gateway.completions import completions
+from app.gateway.embeddings import embeddings
+from app.gateway.errors import MethodNotAllowed, Refusal, UnknownPath, anthropic_body, openai_body
+from app.gateway.exchange import CallerGone, Exchange, Interrupted, Receive, Scope, Send
+from app.gateway.messages import count_tokens, messages
+from app.gateway.models import model, models
+from app.gateway.paths import Route, Routes
+from app.gateway.settings import GatewaySettings
+from app.gateway.streams import Streams
+from app.gateway.transport import AiohttpTransport
+
+log = logging.getLogger("satmeter.gateway")
+
+
+async def live(gateway: "RunningGateway", exchange: Exchange) -> None:
+    """GET /health/live: touches nothing."""
+    await exchange.answer(200, b'{"status":"ok"}')
+
+
+ROUTES: Final = (
+    Route("POST", "/chat/completions", chat),
+    Route("POST", "/completions", completions),
+    Route("POST", "/embeddings", embeddings),
+    Route("POST", "/messages", messages),
+    Route("POST", "/messages/count_tokens", count_tokens),
+    Route("GET", "/models", models),
+    Route("GET", "/router/models", models),
+    Route("GET", "/media/models", models),
+    Route("GET", "/models/{id*}", model),
+    Route("GET", "/health/live", live),
+)
+
+
+class RunningGateway:
+    """The parts of a gateway that is open, and the application over them. `app` is what a server serves."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.routes = Routes(ROUTES)
+        self.streams = Streams(settings.client_gone_seconds)
+        self.meter: Meter
+        self.session: aiohttp.ClientSession
+        self.catalogue: Catalogue
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._answer(Exchange(scope, receive, send))
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open for as long as the block runs; what is owed to Satmeter is told at the end, or kept in the spool."""
+        settings = self.settings
+        async with contextlib.AsyncExitStack() as stack:
+            self.session = await stack.enter_async_context(asking.new_session())
+            self.catalogue = Catalogue(self.session, settings.meter_url)
+            stack.push_async_callback(self.catalogue.close)
+            self.meter = await stack.enter_async_context(
+                Meter(
+                    settings.meter_url, settings.service_token, spool=settings.folder / "spool",
+                    transport=AiohttpTransport(),
+                )
+            )  # fmt: skip
+            await stack.enter_async_context(self.streams.watched())
+            yield
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            rows = self.routes.at(exchange.path)
+            if not rows:
+                raise UnknownPath
+            if exchange.method == "OPTIONS":
+                await exchange.start(204, _PREFLIGHT)
+                await exchange.end()
+                return
+            row = rows.get("GET" if exchange.method == "HEAD" else exchange.method)
+            if row is None:
+                raise MethodNotAllowed(headers={"allow": ", ".join(rows)})
+            await row(self, exchange)
+        except Refusal as refusal:
+            await _refuse(exchange, refusal)
+        except (CallerGone, Interrupted):
+            pass  # there is nobody to tell, or no way to
+        except Exception as error:
+            log.error("gateway.defect kind=%s", type(error).__name__, exc_info=error)
+            await _refuse(exchange, Refusal("The gateway failed; this is a defect of ours"))
+        finally:
+            await exchange.close()
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.running())
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _refuse(exchange: Exchange, refusal: Refusal) -> None:
+    if exchange.has_begun:
+        return
+    body = anthropic_body(refusal) if exchange.is_anthropics else openai_body(refusal)
+    own = {name: value for name, value in refusal.headers.items() if name not in ("content-type", "content-length")}
+    await exchange.answer(refusal.status, body, {"cache-control": "no-store", **own})
+
+
+_PREFLIGHT: Final[dict[str, Any]] = {
+    "access-control-allow-methods": "GET, POST, OPTIONS", "access-control-allow-headers": "*",
+    "access-control-max-age": "86400", "content-length": "0",
+}  # fmt: skip
+
+
+def create_gateway(settings: GatewaySettings) -> RunningGateway:
+    """A gateway, to be served: its `app`."""
+    return RunningGateway(settings)

@@ -1,0 +1,230 @@
+"""The money of one call of a model, from the authorize to the settle, over every upstream that may serve it.
+
+authorize ─► forwarded ─► an upstream's answer ─► settle      what it said that it used, or what was counted
+    │            ├─ refused by every upstream ───► release    it never ran
+    │            └─ silent after it was asked ───► settle 0   it may have run: nothing came, so nothing is charged,
+    └─ denied: the caller is told                             and nothing is given back as if it had not been asked
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final, Protocol
+
+import aiohttp
+
+from app.client import Allowed, Attributes, Charged, Denied, Done, Estimate, Meter, Refused, Usage
+from app.client.wire import Outcome
+from app.gateway import asking
+from app.gateway.asking import NotSent, Silent, refusal_of
+from app.gateway.catalogue import Catalogue
+from app.gateway.costs import Costs, told_by
+from app.gateway.errors import InvalidField, Refusal, Told, UnknownModel, UpstreamFailed
+from app.gateway.exchange import Exchange
+from app.gateway.settings import GatewaySettings
+from app.gateway.streams import Streams
+from app.gateway.upstreams import Target
+
+_SETTLE_WAITED_SECONDS: Final = 2.0
+
+
+class Gateway(Protocol):
+    """What rows need of the gateway they stand in."""
+
+    @property
+    def settings(self) -> GatewaySettings: ...
+    @property
+    def meter(self) -> Meter: ...
+    @property
+    def session(self) -> aiohttp.ClientSession: ...
+    @property
+    def catalogue(self) -> Catalogue: ...
+    @property
+    def streams(self) -> Streams: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a row makes of a request: what to hold money for, and what to send to an upstream.
+
+    `row` is what an upstream must serve; `body` makes the upstream's body, whose answer may be so long (None: as asked).
+    `prompt_tokens` counts what was sent, for a charge of a call whose upstream says nothing.
+    """
+
+    model: str
+    row: str
+    path: str
+    estimate: Estimate
+    body: Callable[[Target, int | None], bytes]
+    prompt_tokens: Callable[[], int]
+    fallbacks: tuple[str, ...] = ()
+    provider: str | None = None
+    features: tuple[str, ...] = ()
+    asks_output: int | None = None
+
+
+class Call:
+    """One call that money is held for. `target` is who serves it, once an upstream has answered."""
+
+    def __init__(self, gateway: Gateway, exchange: Exchange, ask: Ask, model: str, allowed: Allowed) -> None:
+        self.gateway, self.exchange, self.ask, self.model, self.allowed = gateway, exchange, ask, model, allowed
+        self.target: Target | None = None
+        self.first_at: float | None = None
+        self.granted = self._granted()
+        self._so_far: Callable[[], Usage | None] = lambda: None
+
+    def so_far(self, used: Callable[[], Usage | None]) -> None:
+        """From now on, this tells what was used by then."""
+        self._so_far = used
+
+    async def forward(self, targets: list[Target]) -> aiohttp.ClientResponse:
+        """The first answer of an upstream that took the call. Close it.
+
+        Raises Refusal, the hold being given back, or settled where an upstream may have run.
+        """
+        self.gateway.meter.forwarded(self.allowed, lambda: self._so_far())
+        refusal: Refusal = asking.failed("No provider of this model can be reached")
+        may_have_run = False
+        for target in targets:
+            try:
+                body = self.ask.body(target, self.granted)
+                response = await asking.ask(self.gateway.session, target, self.ask.path, body, self.exchange.headers)
+            except NotSent:
+                continue
+            except Silent:
+                refusal, may_have_run = asking.failed("The model's provider did not answer"), True
+                continue
+            if response.status < 400:
+                self.target = target
+                return response
+            refusal = await refusal_of(response, target.upstream)
+            if not is_another_worth_asking(refusal):
+                break
+        self.unused(refusal.message, may_have_run=may_have_run)
+        raise refusal
+
+    def unused(self, reason: str, *, may_have_run: bool) -> None:
+        """Nothing came of it. What an upstream may have run is never given back as if it had not been asked."""
+        if may_have_run:
+            self.gateway.meter.settle(self.allowed, Done(cost_usd=Decimal(0), outcome="partial"))
+        else:
+            self.gateway.meter.release(self.allowed, reason[:200])
+
+    def settle(
+        self,
+        usage: Usage | None,
+        *,
+        outcome: Outcome = "completed",
+        is_estimated: bool = False,
+        upstream_id: str | None = None,
+        service_tier: str | None = None,
+    ) -> asyncio.Future[Charged | Refused | None]:
+        """Charge what was used, in the background; what is returned is told the charge."""
+        assert self.target is not None
+        tier = service_tier if service_tier not in (None, "default", "standard", "auto") else None
+        done = Done(
+            usage=usage, outcome=outcome, usage_estimated=is_estimated, served_model=self.model,
+            provider=self.target.upstream.provider, features_used=self.ask.features,
+            attributes=Attributes(service_tier=tier) if tier else None, upstream_id=upstream_id,
+            upstream_model=self.target.upstream_model, latency_ms=self.latency_ms, ttft_ms=self.ttft_ms,
+        )  # fmt: skip
+        return self.gateway.meter.settle(self.allowed, done)
+
+    def costs(self, usage: Usage | None, service_tier: str | None) -> Costs | None:
+        """What the call costs by the prices that the authorize told; None where those are not all."""
+        if usage is None or self.target is None or self.target.upstream.provider is not None:
+            return None
+        if service_tier not in (None, "default", "standard", "auto"):
+            return None
+        return told_by(self.allowed, usage, self.ask.features, self.gateway.catalogue.facts(self.model))
+
+    async def charged(self, told: asyncio.Future[Charged | Refused | None]) -> Costs | None:
+        """What Satmeter charged; None where it could not be asked in time."""
+        hurry = asyncio.create_task(self.gateway.meter.drain(_SETTLE_WAITED_SECONDS))
+        try:
+            with contextlib.suppress(TimeoutError):
+                charge = await asyncio.wait_for(asyncio.shield(told), _SETTLE_WAITED_SECONDS)
+                return Costs.charged(charge.cost) if isinstance(charge, Charged) else None
+        finally:
+            hurry.cancel()
+        return None
+
+    # --- times ---
+
+    def first_byte(self) -> None:
+        if self.first_at is None:
+            self.first_at = time.perf_counter()
+
+    @property
+    def latency_ms(self) -> float:
+        return (time.perf_counter() - self.exchange.began) * 1000
+
+    @property
+    def ttft_ms(self) -> float | None:
+        return None if self.first_at is None else (self.first_at - self.exchange.began) * 1000
+
+    def headers(self) -> dict[str, str]:
+        """What a caller is told beside the answer."""
+        granted = self.allowed.granted_output_tokens
+        return {} if granted is None or not self.allowed.clamped else {"x-granted-output-tokens": str(granted)}
+
+    def _granted(self) -> int | None:
+        """How long an answer may be, where that is less than what was asked for."""
+        granted, asked = self.allowed.granted_output_tokens, self.ask.asks_output
+        if not granted or not (self.allowed.clamped or (asked is not None and asked > granted)):
+            return None
+        return granted
+
+
+def is_another_worth_asking(refusal: Refusal) -> bool:
+    """Whether somebody else may serve what one upstream refused: it was busy, broken, or does not have the model."""
+    return isinstance(refusal, UpstreamFailed) or refusal.status in (404, 429)
+
+
+async def answered(gateway: Gateway, exchange: Exchange, ask: Ask) -> tuple[Call, aiohttp.ClientResponse]:
+    """The call that an upstream answers: the model asked for, or the first of its fallbacks that serves.
+
+    Each model has a hold of its own, at its own price and with the key's own permission. Raises Refusal.
+    """
+    upstreams, first = gateway.settings.upstreams, None
+    fallbacks = ask.fallbacks or upstreams.fallbacks.get(ask.model, ())
+    for model in dict.fromkeys((ask.model, *fallbacks)):
+        is_first = model == ask.model
+        try:
+            targets = _targets(gateway, model, ask.row, ask.provider if is_first else None)
+            call = await _held(gateway, exchange, ask, model)
+            return call, await call.forward(targets)
+        except Refusal as refusal:
+            first = first or refusal
+            if is_first and not is_another_worth_asking(refusal):
+                raise
+            if exchange.gone.is_set():
+                break
+    assert first is not None
+    raise first
+
+
+def _targets(gateway: Gateway, model: str, row: str, provider: str | None) -> list[Target]:
+    upstreams = gateway.settings.upstreams
+    found = upstreams.targets(model, row, provider)
+    if found:
+        return found
+    if upstreams.serve(model) and provider is None:
+        rows = "/v1/messages" if upstreams.targets(model, "messages") else "another path"
+        raise InvalidField(f"{model[:200]!r} is served on {rows} here, not on this one", param="model")
+    named = "" if provider is None else f" by the provider {provider[:100]!r}"
+    raise UnknownModel(f"The model {model[:200]!r} is not served here{named}; see /v1/models", param="model")
+
+
+async def _held(gateway: Gateway, exchange: Exchange, ask: Ask, model: str) -> Call:
+    """Raises Told."""
+    verdict = await gateway.meter.authorize(
+        exchange.api_key(), model=model, endpoint=exchange.path, estimate=ask.estimate, features=ask.features,
+        mode="clamp" if gateway.settings.clamp and ask.row != "embeddings" else "strict",
+    )  # fmt: skip
+    if isinstance(verdict, Denied):
+        raise Told(verdict, gateway.settings.low_balance_status)
+    return Call(gateway, exchange, ask, model, verdict)
