@@ -21,6 +21,8 @@ from app.activity import commands as usage
 from app.admin.tokens import TokenKind, create_token
 from app.audit import Secrets, audit
 from app.autotopup import connect as wallets
+from app.gateway import settings as gateways
+from app.gateway.settings import GatewaySettings, GatewaySettingsError
 from app.kernel import logs, progress
 from app.kernel.db import Database
 from app.kernel.embedded import EmbeddedError
@@ -32,7 +34,7 @@ from app.kernel.settings import Settings, SettingsError, load, private_write
 from app.keys import issue as keys
 from app.migrations import MigrationError, head, migrate
 from app.pricing import commands as prices
-from app.run import bring_to_head, database, run, serve
+from app.run import bring_to_head, database, has_gateway, run, serve, serve_gateway
 from app.sandbox.demo import Demo, DemoError, balance, fund_new_account, wallet_url
 from app.wiring import House, build
 
@@ -49,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.catch_all()
     os.umask(0o077)  # whatever we make is for us alone
     try:
-        settings = load()
+        settings = args.reads()
         logs.configure(settings.log_level)
         return int(args.command(settings, args))
-    except (SettingsError, EmbeddedError, MigrationError, DemoError) as error:
+    except (SettingsError, GatewaySettingsError, EmbeddedError, MigrationError, DemoError) as error:
         print(f"satmeter: {error}", file=sys.stderr)
     except AppError as error:
         print(f"satmeter: {error.message}", file=sys.stderr)
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         name: str, does: Callable[[Settings, argparse.Namespace], int], says: str, group: Any = commands
     ) -> Any:
         sub = group.add_parser(name, help=says, description=says)
-        sub.set_defaults(command=does)
+        sub.set_defaults(command=does, reads=load)
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
 
@@ -110,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="VERB", dest="verb"
     )
     usage.add_arguments(lambda verb, says: command(verb, _usage, says, usage_verbs))
+    says = "models behind the meter: a door of its own, which knows Satmeter by its wire (GATEWAY_SERVICE_TOKEN)"
+    gateway = commands.add_parser("gateway", help=says, description=says)
+    gateway.set_defaults(command=_gateway, reads=gateways.load)
     shells = commands.add_parser(
         "completion", help="a script that completes commands: eval \"$(satmeter completion bash)\"",
         description="Print the script by which a shell completes satmeter's commands and options.",
@@ -124,7 +129,7 @@ def _child_parser() -> argparse.ArgumentParser:
     serving = argparse.ArgumentParser(prog="python -m app serve")
     serving.add_argument("verb", choices=("serve",))
     serving.add_argument("role", choices=("http", "sandbox"))
-    serving.set_defaults(command=_serve)
+    serving.set_defaults(command=_serve, reads=load)
     return serving
 
 
@@ -147,6 +152,8 @@ def _run(settings: Settings, args: argparse.Namespace) -> int:
         _say(f"\nSatmeter is running at {settings.public_url}   (API: {settings.public_url}/docs)")
         if settings.uses_sandbox:
             _say(f"Sandbox BTCPay, no real money:  {settings.sandbox_url}")
+        if has_gateway(settings):
+            _say(f"Gateway to models:              {gateways.public_url()}/v1")
         if log_path is not None:
             _say(f"Logs: {log_path}")
         if wants_demo:
@@ -167,7 +174,8 @@ def _introduce(settings: Settings, url: str, is_stopping: Callable[[], bool]) ->
         if demo is None or left is None or left < 1:
             demo, left = asyncio.run(_with_house(settings, url, lambda house: _make_demo(settings, house))), None
         # One from before there was a wallet has no URL of it; and its relay moves with SANDBOX_PORT.
-        demo = msgspec.structs.replace(demo, nwc_url=asyncio.run(wallet_url(settings.sandbox_url)))
+        nwc_url = asyncio.run(wallet_url(settings.sandbox_url))
+        demo = msgspec.structs.replace(demo, nwc_url=nwc_url, gateway_url=gateways.public_url())
         private_write(path, msgspec.json.encode(demo).decode())
     except Exception as error:  # noqa: BLE001 - a door: the service runs on without its demo
         if is_stopping():
@@ -210,7 +218,16 @@ Open the last one's checkout_url in a browser and press Pay. Or connect the sand
   curl -s {demo.base_url}/nwc-auto-topup/connect -H 'x-credit-id: {demo.credit_id}' {post_json} {shlex.quote(json.dumps(connect))}
 
 then charge ${spend} (the second command, with another request_id, and "cost_usd": {spend} instead of the usage), wait some
-seconds and look at the balance: it fell below $5, and the wallet refilled it."""
+seconds and look at the balance: it fell below $5, and the wallet refilled it.
+
+Call a model through the gateway, with OpenAI's own SDK (pip install openai); the call is charged to the key:
+
+python3 - <<'END'
+from openai import OpenAI
+client = OpenAI(base_url="{demo.gateway_url}/v1", api_key="{demo.api_key}")
+answer = client.chat.completions.create(model="gpt-4o-mini", messages=[{{"role": "user", "content": "Hello!"}}])
+print(answer.choices[0].message.content, answer.usage.total_cost_usd, "USD")
+END"""
 
 
 async def _make_demo(settings: Settings, house: House) -> Demo:
@@ -224,6 +241,7 @@ async def _make_demo(settings: Settings, house: House) -> Demo:
         service_token=await create_token(house.db, settings.pepper, "service", name),
         admin_token=await create_token(house.db, settings.pepper, "admin", name),
         nwc_url=await wallet_url(settings.sandbox_url),
+        gateway_url=gateways.public_url(),
     )
 
 
@@ -324,6 +342,11 @@ def _usage(settings: Settings, args: argparse.Namespace) -> int:
 
 def _serve(settings: Settings, args: argparse.Namespace) -> int:
     serve(args.role, settings)
+    return 0
+
+
+def _gateway(settings: GatewaySettings, args: argparse.Namespace) -> int:
+    serve_gateway(settings)
     return 0
 
 

@@ -16,24 +16,33 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from prometheus_client import REGISTRY
 
+from app.admin.tokens import create_token, verify_service
+from app.gateway.app import create_gateway
+from app.gateway.settings import GatewaySettings, GatewaySettingsError
+from app.gateway.settings import port as gateway_port
 from app.jobs import schedule
 from app.kernel.embedded import EmbeddedError, EmbeddedPostgres
+from app.kernel.errors import InvalidToken
 from app.kernel.logs import log
-from app.kernel.settings import Settings, SettingsError, private_append
+from app.kernel.settings import Settings, SettingsError, private_append, private_write, variables
 from app.main import create_app
 from app.migrations import check, head, migrate
 from app.pricing.starter import ensure_starter
 from app.sandbox.btcpay import SandboxConfig, create_sandbox
+from app.sandbox.models import create_models
 from app.serve import App, Connections, Limits, http_server, networks, raise_descriptor_limit
-from app.wiring import build
+from app.wiring import House, build
 
 _SOCKET_VARIABLE: Final = "SATMETER_SOCKET"
 _GRACE_SECONDS: Final = 10
+_UPLOAD_SECONDS: Final = 300
+"""For 25 MB over a slow line."""
+_GATEWAY_PER_ADDRESS: Final = 5_000
 Say = Callable[[str], None]
 WhenReady = Callable[[str, Callable[[], bool]], object]
 """Told the database's URL, and how to know that we are stopping by now."""
@@ -52,7 +61,7 @@ class Child:
     def start(self) -> None:
         fd = self.listener.fileno()
         self.process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "app", "serve", self.role],
+            [sys.executable, "-m", "app", *(("gateway",) if self.role == "gateway" else ("serve", self.role))],
             stdin=subprocess.PIPE, pass_fds=[fd], env=self.environ | {_SOCKET_VARIABLE: str(fd)},
             start_new_session=True,
         )  # fmt: skip
@@ -116,6 +125,8 @@ def run(settings: Settings, say: Say, *, when_ready: WhenReady | None = None, lo
     listeners = {"http": _listen(settings.host, settings.port, "PORT")}
     if settings.uses_sandbox:
         listeners["sandbox"] = _listen("127.0.0.1", settings.sandbox_port, "SANDBOX_PORT")
+    if has_gateway(settings):
+        listeners["gateway"] = _listen(settings.host, gateway_port(), "GATEWAY_PORT")
     with database(settings, say) as (url, server):
         bring_to_head(settings, url, say)
         environ = _child_environment(settings, url)
@@ -123,7 +134,7 @@ def run(settings: Settings, say: Say, *, when_ready: WhenReady | None = None, lo
         with _stderr_into(log_path):
             children = [Child("sandbox", listeners["sandbox"], environ)] if settings.uses_sandbox else []
             children += [Child("http", listeners["http"], environ) for _ in range(settings.workers)]
-            was_ready = asyncio.run(_supervise(settings, url, server, children, when_ready))
+            was_ready = asyncio.run(_supervise(settings, url, server, children, listeners.get("gateway"), when_ready))
         if not was_ready:
             raise KeyboardInterrupt
         say("Stopping ...")
@@ -154,6 +165,7 @@ async def _supervise(
     url: str,
     server: EmbeddedPostgres | None,
     children: list[Child],
+    gateway: socket.socket | None,
     when_ready: WhenReady | None,
 ) -> bool:
     """Whether we were ready before we were told to stop."""
@@ -164,6 +176,9 @@ async def _supervise(
     await house.db.open()
     if not settings.is_production:
         await ensure_starter(house.db)  # a newcomer's first prices; in production they are the operator's decision
+    if gateway is not None:
+        children.append(Child("gateway", gateway, _gateway_environment(await _gateway_token(settings, house))))
+        children[-1].start()
     scheduler = schedule(house)
     announcing = asyncio.create_task(_announce(settings, when_ready, url, ready, stop))
     try:
@@ -196,7 +211,8 @@ async def _announce(
 ) -> None:
     """Tell that we are up once the HTTP door answers."""
     while True:
-        if await asyncio.to_thread(_answers, settings):
+        ports = [settings.port, *([gateway_port()] if has_gateway(settings) else [])]
+        if all([await asyncio.to_thread(_answers, settings.host, port) for port in ports]):
             break
         await asyncio.sleep(0.1)
     log.info("run.ready", url=settings.public_url)
@@ -205,9 +221,9 @@ async def _announce(
         await asyncio.to_thread(when_ready, url, stop.is_set)
 
 
-def _answers(settings: Settings) -> bool:
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
-    with contextlib.suppress(OSError), socket.create_connection((host, settings.port), timeout=2) as conn:
+def _answers(host: str, port: int) -> bool:
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2) as conn:
         conn.settimeout(2)
         conn.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return conn.recv(12).endswith(b"200")
@@ -251,7 +267,7 @@ def _way_out(error: OSError, variable: str, port: int) -> str:
         other = port + 10 if port + 10 <= 65535 else port - 10
         return f"Stop the other program, or choose another port: {variable}={other} make run"
     if error.errno in (errno.EACCES, errno.EPERM):
-        other = {"PORT": 8080, "SANDBOX_PORT": 8081}[variable]
+        other = {"PORT": 8080, "SANDBOX_PORT": 8081, "GATEWAY_PORT": 8082}[variable]
         return (
             f"Ports below 1024 are not for ordinary users; choose a higher one, such as {variable}={other} make run,"
             " and put a reverse proxy in front of it"
@@ -262,6 +278,32 @@ def _way_out(error: OSError, variable: str, port: int) -> str:
 def _child_environment(settings: Settings, url: str) -> dict[str, str]:
     """The children read the same settings as we did, and our database."""
     return dict(os.environ) | {"DATABASE_URL": url, "DATA_DIR": str(settings.data_dir)}
+
+
+def has_gateway(settings: Settings) -> bool:
+    """A newcomer gets one beside the service; an operator starts `gateway` where it belongs, with a token of its own."""
+    return settings.uses_sandbox and not settings.is_production
+
+
+async def _gateway_token(settings: Settings, house: House) -> str:
+    """The service token of this machine's gateway: made once, and again where the database does not know it."""
+    path = settings.data_dir / "gateway" / "token"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if path.exists():
+        with contextlib.suppress(InvalidToken):
+            token = path.read_text()
+            await verify_service(house.db, settings.pepper, token)
+            return token
+    token = await create_token(house.db, settings.pepper, "service", "gateway")
+    private_write(path, token)
+    return token
+
+
+def _gateway_environment(token: str) -> dict[str, str]:
+    """Nothing of the service's own: no database, no pepper, no key of a payment backend."""
+    kept = {"HOST", "PORT", "DATA_DIR", "LOG_LEVEL", "SANDBOX_PORT"}
+    environ = {name: value for name, value in os.environ.items() if name in kept or name not in variables()}
+    return {"GATEWAY_SERVICE_TOKEN": token} | environ
 
 
 # --- the children ---------------------------------------------------------------------------------
@@ -286,6 +328,38 @@ def serve(role: str, settings: Settings) -> None:
     listener = socket.socket(fileno=int(os.environ[_SOCKET_VARIABLE]))
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # uvloop, where there is one
         runner.run(_serve_until_orphaned(server, connections, listener))
+
+
+def serve_gateway(settings: GatewaySettings) -> None:
+    """The gateway's life: on the socket that a parent bound, or on its own port until SIGTERM."""
+    descriptors = raise_descriptor_limit()
+    connections = Connections(
+        Limits(body_seconds=_UPLOAD_SECONDS, per_address=_GATEWAY_PER_ADDRESS).within(descriptors)
+    )
+    server = http_server(
+        create_gateway(settings), connections, ws="none", lifespan="on", timeout_graceful_shutdown=_GRACE_SECONDS - 2
+    )
+    has_parent = _SOCKET_VARIABLE in os.environ
+    try:
+        listener = (
+            socket.socket(fileno=int(os.environ[_SOCKET_VARIABLE]))
+            if has_parent
+            else _listen(settings.host, settings.port, "GATEWAY_PORT")
+        )
+    except SettingsError as error:
+        raise GatewaySettingsError(str(error)) from error
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(_serve_gateway(server, connections, listener, has_parent=has_parent))
+
+
+async def _serve_gateway(
+    server: uvicorn.Server, connections: Connections, listener: socket.socket, *, has_parent: bool
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if has_parent:
+            await stack.enter_async_context(_watching_parent(server))
+        await stack.enter_async_context(connections.watched())
+        await server.serve(sockets=[listener])
 
 
 def _limits(settings: Settings) -> Limits:
@@ -332,7 +406,20 @@ def _sandbox(settings: Settings) -> App:
         litecoin_rpc=settings.sandbox_litecoin_rpc,
         monero_wallet_rpc=settings.sandbox_monero_wallet_rpc,
     )
-    return create_sandbox(config)
+    return _with_models(create_sandbox(config), create_models(settings.data_dir / "sandbox" / "models"))
+
+
+def _with_models(sandbox: App, models: App) -> App:
+    """The sandbox, with models that are none under /models."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path.startswith(("/models/", "/sandbox/files/")):
+            await models(scope | {"path": path.removeprefix("/models")}, receive, send)
+        else:
+            await sandbox(scope, receive, send)
+
+    return answer
 
 
 def _own_url(settings: Settings) -> str:

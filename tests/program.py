@@ -39,12 +39,12 @@ class Program:
 
     def __init__(self, folder: Path, user: str | None = None, **environ: str) -> None:
         self.folder, self.data_dir, self.user, self._tree = folder, folder / "data", user, ROOT
-        self.http_port, self.sandbox_port = free_ports(2)
+        self.http_port, self.sandbox_port, self.gateway_port = free_ports(3)
         self.base_url = f"http://127.0.0.1:{self.http_port}"
         self._python, extra = python_of(user)
         self._environ = _ours() | extra | {
             "HOME": str(folder), "DATA_DIR": str(self.data_dir), "PORT": str(self.http_port),
-            "SANDBOX_PORT": str(self.sandbox_port), "LOG_LEVEL": "WARNING",
+            "SANDBOX_PORT": str(self.sandbox_port), "GATEWAY_PORT": str(self.gateway_port), "LOG_LEVEL": "WARNING",
             # One demo account makes in minutes what a customer makes in years.
             "TOPUPS_WAITING": "100000", "TOPUPS_ONCE_PAID": "100000", "KEYS_PER_ACCOUNT": "100000",
         } | environ  # fmt: skip

@@ -49,11 +49,11 @@ class Running:
 def running() -> Iterator[Running]:
     if not (ROOT / ".venv/bin/python").exists() or shutil.which("curl") is None:
         pytest.skip("this runs the README's commands, which need `make setup` and curl")
-    port, sandbox_port = free_ports(2)
+    port, sandbox_port, gateway_port = free_ports(3)
     folder = Path(tempfile.mkdtemp(prefix="satmeter-readme-"))
     folder.chmod(0o755)  # PostgreSQL runs as somebody else when root runs this
     mine = {
-        "PORT": str(port), "SANDBOX_PORT": str(sandbox_port), "DATA_DIR": str(folder / "data"),
+        "PORT": str(port), "SANDBOX_PORT": str(sandbox_port), "GATEWAY_PORT": str(gateway_port), "DATA_DIR": str(folder / "data"),
         "BASE": f"http://127.0.0.1:{port}", "SANDBOX": f"http://127.0.0.1:{sandbox_port}",
     }  # fmt: skip
     environ = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"} | mine

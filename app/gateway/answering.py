@@ -46,7 +46,7 @@ class Wire(Enum):
 class _Seen(msgspec.Struct):
     """What is read of a whole answer."""
 
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = msgspec.Raw()
     id: str | None = None
     service_tier: str | None = None
 
@@ -114,9 +114,9 @@ async def _settled(
     return call.costs(usage, tier) or await call.charged(told)
 
 
-def _used(call: Call, raw: msgspec.Raw | None, body: bytes) -> tuple[Usage, bool]:
+def _used(call: Call, raw: msgspec.Raw, body: bytes) -> tuple[Usage, bool]:
     """What a whole answer used, and whether that was counted here."""
-    told = usage_of(msgspec.json.decode(raw)) if raw is not None else None
+    told = usage_of(msgspec.json.decode(raw)) if bytes(raw) else None
     if told is not None:
         return told, False
     answer = Answer("application/json", count_tokens=counter(call.model))
@@ -125,11 +125,11 @@ def _used(call: Call, raw: msgspec.Raw | None, body: bytes) -> tuple[Usage, bool
     return Usage(input_tokens=call.ask.prompt_tokens(), output_tokens=answer.produced_tokens), True
 
 
-def _with_costs(call: Call, body: bytes, raw: msgspec.Raw | None, usage: Usage, costs: Costs, wire: Wire) -> bytes:
+def _with_costs(call: Call, body: bytes, raw: msgspec.Raw, usage: Usage, costs: Costs, wire: Wire) -> bytes:
     fields = costs.fields(call.latency_ms, call.ttft_ms)
-    if raw is not None and bytes(raw[:1]) == b"{":
+    if bytes(raw).startswith(b"{"):
         return splice.put_in(body, bytes(raw), fields)
-    if wire is not Wire.OPENAI or raw is not None or not body.lstrip().startswith(b"{"):
+    if wire is not Wire.OPENAI or bytes(raw) or not body.lstrip().startswith(b"{"):
         return body
     entered, answered = usage.input_tokens or 0, usage.output_tokens or 0
     counted = b'"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"usage_estimated":true' % (
@@ -195,14 +195,14 @@ class _Choice(msgspec.Struct):
 
 
 class _Response(msgspec.Struct):
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = msgspec.Raw()
 
 
 class _Event(msgspec.Struct):
     """What is read of an event that speaks of its usage, or of an error."""
 
     type: str | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = msgspec.Raw()
     choices: list[_Choice] | None = None
     response: _Response | None = None
     error: Any = None
@@ -250,6 +250,7 @@ class _Stream:
     async def _pump(self) -> None:
         splitter = Splitter()
         async for chunk in self._response.content.iter_any():
+            self._call.first_byte()
             passing: list[bytes] = []
             for event in splitter.feed(chunk):
                 passing += self._read(event)
@@ -306,14 +307,14 @@ class _Stream:
 
     def _with_usage(self, read: _Event, event: bytes) -> _Held | None:
         """The event as one to hold back, if what it says of the usage may be the last word."""
-        raw = read.response.usage if read.response is not None else read.usage
-        if raw is None or bytes(raw[:1]) != b"{":
+        raw = bytes(read.response.usage if read.response is not None else read.usage)
+        if not raw.startswith(b"{"):
             return None
         if self._wire is Wire.ANTHROPIC and read.type != "message_delta":
             return None
         if self._wire is Wire.OPENAI and read.choices and not any(each.finish_reason for each in read.choices):
             return None
-        return _Held(event, bytes(raw), self._wire is Wire.OPENAI and not read.choices)
+        return _Held(event, raw, self._wire is Wire.OPENAI and not read.choices)
 
     # --- sending ---
 
@@ -321,7 +322,6 @@ class _Stream:
         if not passing or self._exchange.gone.is_set():
             return
         if not self._exchange.has_begun:
-            self._call.first_byte()
             head = asking.answer_headers(self._response) | _NO_BUFFER | self._call.headers()
             await self._exchange.start(self._response.status, head)
         self.is_sending = True

@@ -45,7 +45,7 @@ ROUTES: Final = (
 
 
 class RunningGateway:
-    """The parts of a gateway that is open, and the application over them. `app` is what a server serves."""
+    """The parts of a gateway that is open, and the application over them, which a server serves."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
@@ -55,7 +55,7 @@ class RunningGateway:
         self.session: aiohttp.ClientSession
         self.catalogue: Catalogue
 
-    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await self._answer(Exchange(scope, receive, send))
         elif scope["type"] == "lifespan":
@@ -125,5 +125,5 @@ _PREFLIGHT: Final[dict[str, Any]] = {
 
 
 def create_gateway(settings: GatewaySettings) -> RunningGateway:
-    """A gateway, to be served: its `app`."""
+    """A gateway, to be served."""
     return RunningGateway(settings)

@@ -215,8 +215,12 @@ def _targets(gateway: Gateway, model: str, row: str, provider: str | None) -> li
     if upstreams.serve(model) and provider is None:
         rows = "/v1/messages" if upstreams.targets(model, "messages") else "another path"
         raise InvalidField(f"{model[:200]!r} is served on {rows} here, not on this one", param="model")
+    raise unknown(model, provider)
+
+
+def unknown(model: str, provider: str | None = None) -> UnknownModel:
     named = "" if provider is None else f" by the provider {provider[:100]!r}"
-    raise UnknownModel(f"The model {model[:200]!r} is not served here{named}; see /v1/models", param="model")
+    return UnknownModel(f"The model {model[:200]!r} is not served here{named}; see /v1/models", param="model")
 
 
 async def _held(gateway: Gateway, exchange: Exchange, ask: Ask, model: str) -> Call:
@@ -226,5 +230,7 @@ async def _held(gateway: Gateway, exchange: Exchange, ask: Ask, model: str) -> C
         mode="clamp" if gateway.settings.clamp and ask.row != "embeddings" else "strict",
     )  # fmt: skip
     if isinstance(verdict, Denied):
+        if verdict.code == "model_not_priced" and not gateway.settings.upstreams.name(model):
+            raise unknown(model)
         raise Told(verdict, gateway.settings.low_balance_status)
     return Call(gateway, exchange, ask, model, verdict)

@@ -6,8 +6,8 @@ from app.client import Denied
 from app.gateway import asking
 from app.gateway.answering import Wire
 from app.gateway.asking import NotSent, Silent, refusal_of
-from app.gateway.call import Ask, Gateway
-from app.gateway.errors import Refusal, Told, UnknownModel
+from app.gateway.call import Ask, Gateway, unknown
+from app.gateway.errors import Refusal, Told
 from app.gateway.exchange import Exchange
 from app.gateway.fields import text_of
 from app.gateway.inference import counting, estimate_of, flag_of, infer, limit_of, limited, sent_on, word_of
@@ -46,7 +46,7 @@ async def count_tokens(gateway: Gateway, exchange: Exchange) -> None:
     if verdict.available_usd <= 0:
         raise Told(EMPTY_BALANCE, gateway.settings.low_balance_status)
     targets = gateway.settings.upstreams.targets(model, "messages", word_of(body, "provider"))
-    refusal: Refusal = UnknownModel(f"The model {model[:200]!r} is not served here; see /v1/models", param="model")
+    refusal: Refusal = unknown(model)
     for target in targets:
         try:
             sent = sent_on(body, model=target.upstream_model)

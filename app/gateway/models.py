@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from app.gateway.call import Gateway
+from app.gateway.call import Gateway, unknown
 from app.gateway.catalogue import CatalogueAway
-from app.gateway.errors import UnknownModel, Unpriced
+from app.gateway.errors import Unpriced
 from app.gateway.exchange import Exchange
 
 
@@ -23,7 +23,7 @@ async def model(gateway: Gateway, exchange: Exchange) -> None:
     name = exchange.path.partition("/models/")[2]
     found = await _listed(gateway, "/v1/models", {"model": name})
     if not found["data"]:
-        raise UnknownModel(f"The model {name[:200]!r} is not served here; see /v1/models", param="model")
+        raise unknown(name)
     await exchange.answer(200, msgspec.json.encode(found["data"][0]))
 
 

@@ -53,7 +53,7 @@ def load(environ: Mapping[str, str] = os.environ) -> GatewaySettings:
         return environ.get(name, "").strip() or default
 
     host, http_port = text("HOST", "127.0.0.1"), _number(text("PORT", "8080"), "PORT", 1, 65535)
-    port = _number(text("GATEWAY_PORT", str(min(http_port + 2, 65535))), "GATEWAY_PORT", 1, 65535)
+    mine = port(environ)
     token = text("GATEWAY_SERVICE_TOKEN")
     if not token:
         raise GatewaySettingsError(
@@ -61,8 +61,8 @@ def load(environ: Mapping[str, str] = os.environ) -> GatewaySettings:
         )
     return GatewaySettings(
         host=host,
-        port=port,
-        public_url=_url(text("GATEWAY_PUBLIC_URL", f"http://{_authority(host)}:{port}"), "GATEWAY_PUBLIC_URL"),
+        port=mine,
+        public_url=public_url(environ),
         data_dir=Path(text("DATA_DIR", "./.data")).resolve(),
         meter_url=_url(text("GATEWAY_METER_URL", f"http://{_authority(host)}:{http_port}"), "GATEWAY_METER_URL"),
         service_token=token,
@@ -74,6 +74,20 @@ def load(environ: Mapping[str, str] = os.environ) -> GatewaySettings:
         low_balance_status=_status(text("LOW_BALANCE_STATUS", "402")),
         log_level=text("LOG_LEVEL", "INFO"),
     )
+
+
+def port(environ: Mapping[str, str] = os.environ) -> int:
+    """Where the gateway listens. Raises GatewaySettingsError."""
+    http_port = _number(environ.get("PORT", "").strip() or "8080", "PORT", 1, 65535)
+    said = environ.get("GATEWAY_PORT", "").strip() or str(min(http_port + 2, 65535))
+    return _number(said, "GATEWAY_PORT", 1, 65535)
+
+
+def public_url(environ: Mapping[str, str] = os.environ) -> str:
+    """Where callers reach the gateway. Raises GatewaySettingsError."""
+    host = environ.get("HOST", "").strip() or "127.0.0.1"
+    said = environ.get("GATEWAY_PUBLIC_URL", "").strip() or f"http://{_authority(host)}:{port(environ)}"
+    return _url(said, "GATEWAY_PUBLIC_URL")
 
 
 def upstreams(environ: Mapping[str, str]) -> Upstreams:

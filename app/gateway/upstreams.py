@@ -81,30 +81,38 @@ class Upstreams:
 
         `provider/model` forces a provider as `provider` does. Empty if it is not served.
         """
-        found = list(self._of(model, model, row, provider))
         head, slash, rest = model.partition("/")
-        if not found and slash and provider in (None, head):
+        if slash and provider in (None, head) and self._named(head):
             found = list(self._of(model, rest, row, head))
-        return found
+            if found:
+                return found
+        return list(self._of(model, model, row, provider))
 
     def serve(self, model: str) -> bool:
         """Whether a model can be had in any kind of call."""
         return any(self.targets(model, row) for row in ALL_SERVED)
+
+    def name(self, model: str) -> bool:
+        """Whether the file names a model, in whichever way it may be asked for."""
+        bare = model.partition("/")[2]
+        return any(model in each.models or bare in each.models for each in self.all)
 
     def providers_of(self, model: str) -> list[Upstream]:
         found = [target.upstream for row in ALL_SERVED for target in self.targets(model, row)]
         return [each for each in self.all if each in found]
 
     def _of(self, asked: str, model: str, row: str, provider: str | None) -> Iterator[Target]:
-        named = [each for each in self.all if provider in (None, each.name)]
-        if not named:
-            named = [each for each in self.all if provider in each.stands_for]
-        named = [each for each in named if each.name_of(model) is not None]
-        real = [each for each in named if not each.is_stand_in]
-        for each in real or named:
+        named = self.all if provider is None else self._named(provider)
+        having = [each for each in named if each.name_of(model) is not None]
+        for each in [each for each in having if not each.is_stand_in] or having:
             name = each.name_of(model)
             if name is not None and row in each.serves:
                 yield Target(asked, each, name)
+
+    def _named(self, provider: str) -> tuple[Upstream, ...]:
+        """The upstream of that name, or those that stand for it."""
+        found = tuple(each for each in self.all if each.name == provider)
+        return found or tuple(each for each in self.all if provider in each.stands_for)
 
 
 # --- reading the file ------------------------------------------------------------------------------

@@ -26,7 +26,16 @@ from app.kernel.security import Pepper, Sealer
 
 PLACEHOLDER = "change-me"
 _METHODS = ("btc-lightning", "btc", "ltc", "lbtc", "xmr")
-_OURS = ("secrets.json", "demo.json", "satmeter.log", "postgres.lock", "postgres.users", "postgres", "sandbox")
+_OURS = (
+    "secrets.json",
+    "demo.json",
+    "satmeter.log",
+    "postgres.lock",
+    "postgres.users",
+    "postgres",
+    "sandbox",
+    "gateway",
+)
 """What may lie in DATA_DIR."""
 _COIN = re.compile("BTC|LTC|LBTC|XMR")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)

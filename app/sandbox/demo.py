@@ -26,6 +26,8 @@ class Demo(msgspec.Struct, frozen=True):
     admin_token: str
     nwc_url: str | None = None
     """The sandbox's wallet, to connect for automatic top-ups; None in what earlier versions wrote."""
+    gateway_url: str | None = None
+    """Where models are called; None in what earlier versions wrote."""
 
 
 async def fund_new_account(base_url: str, sandbox_url: str, usd: str = "5") -> tuple[str, str]:
