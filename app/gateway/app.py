@@ -7,13 +7,21 @@ from typing import Any, Final
 
 import aiohttp
 
-from app.client import Meter
+from app.client import Denied, Meter
 from app.gateway import asking
 from app.gateway.catalogue import Catalogue
 from app.gateway.chat import chat
 from app.gateway.completions import completions
 from app.gateway.embeddings import embeddings
-from app.gateway.errors import MethodNotAllowed, Refusal, UnknownPath, anthropic_body, openai_body
+from app.gateway.errors import (
+    MethodNotAllowed,
+    Refusal,
+    Told,
+    UnknownPath,
+    UpstreamRefused,
+    anthropic_body,
+    openai_body,
+)
 from app.gateway.exchange import CallerGone, Exchange, Interrupted, Receive, Scope, Send
 from app.gateway.messages import count_tokens, messages
 from app.gateway.models import model, models
@@ -36,11 +44,11 @@ ROUTES: Final = (
     Route("POST", "/embeddings", embeddings),
     Route("POST", "/messages", messages),
     Route("POST", "/messages/count_tokens", count_tokens),
-    Route("GET", "/models", models),
-    Route("GET", "/router/models", models),
-    Route("GET", "/media/models", models),
-    Route("GET", "/models/{id*}", model),
-    Route("GET", "/health/live", live),
+    Route("GET", "/models", models, needs_key=False),
+    Route("GET", "/router/models", models, needs_key=False),
+    Route("GET", "/media/models", models, needs_key=False),
+    Route("GET", "/models/{id*}", model, needs_key=False),
+    Route("GET", "/health/live", live, needs_key=False),
 )
 
 
@@ -87,10 +95,12 @@ class RunningGateway:
                 await exchange.start(204, _PREFLIGHT)
                 await exchange.end()
                 return
-            row = rows.get("GET" if exchange.method == "HEAD" else exchange.method)
-            if row is None:
+            route = rows.get("GET" if exchange.method == "HEAD" else exchange.method)
+            if route is None:
                 raise MethodNotAllowed(headers={"allow": ", ".join(rows)})
-            await row(self, exchange)
+            if route.needs_key:
+                exchange.api_key()
+            await self._row(route, exchange)
         except Refusal as refusal:
             await _refuse(exchange, refusal)
         except (CallerGone, Interrupted):
@@ -100,6 +110,21 @@ class RunningGateway:
             await _refuse(exchange, Refusal("The gateway failed; this is a defect of ours"))
         finally:
             await exchange.close()
+
+    async def _row(self, route: Route, exchange: Exchange) -> None:
+        """Who is calling is asked before what is asked: a stranger is told that, and nothing else. Raises Refusal."""
+        try:
+            await route.row(self, exchange)
+        except Refusal as refusal:
+            if (
+                route.needs_key
+                and refusal.status in (400, 404, 413, 422)
+                and not isinstance(refusal, Told | UpstreamRefused)
+            ):
+                verdict = await self.meter.verify(exchange.api_key())
+                if isinstance(verdict, Denied) and verdict.status == 401:
+                    raise Told(verdict, self.settings.low_balance_status) from None
+            raise
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -20,6 +20,7 @@ class Route:
     method: str
     path: str
     row: Row
+    needs_key: bool = True
 
     def fits(self, path: str) -> bool:
         mine, theirs = self.path.split("/"), path.split("/")
@@ -34,20 +35,20 @@ class Routes:
     """All of them. Those without a parameter are found by a look-up."""
 
     def __init__(self, routes: tuple[Route, ...]) -> None:
-        self._plain: dict[str, dict[str, Row]] = {}
+        self._plain: dict[str, dict[str, Route]] = {}
         self._others = tuple(route for route in routes if "{" in route.path)
         for route in routes:
             if "{" not in route.path:
                 for prefix in _PREFIXES:
-                    self._plain.setdefault(prefix + route.path, {})[route.method] = route.row
+                    self._plain.setdefault(prefix + route.path, {})[route.method] = route
 
-    def at(self, path: str) -> dict[str, Row]:
+    def at(self, path: str) -> dict[str, Route]:
         """The rows at a path by their methods; nothing for an unknown path."""
         found = self._plain.get(path)
         if found is not None:
             return found
         bare = next(path.removeprefix(prefix) for prefix in _PREFIXES if path.startswith(prefix + "/") or not prefix)
-        return {route.method: route.row for route in self._others if route.fits(bare)}
+        return {route.method: route for route in self._others if route.fits(bare)}
 
 
 EMPTY_BALANCE: Final = Denied.of(

@@ -40,13 +40,13 @@ class Street:
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
         given = {"base_url": f"{self.url}/v1", "api_key": self.api_key, "max_retries": 0} | options
-        client = openai.AsyncOpenAI(**given, http_client=httpx.AsyncClient(trust_env=False))
+        client = openai.AsyncOpenAI(**given)
         self._clients.append(client)
         return client
 
     def anthropic(self, **options: Any) -> anthropic.AsyncAnthropic:
         given = {"base_url": self.url, "api_key": self.api_key, "max_retries": 0} | options
-        client = anthropic.AsyncAnthropic(**given, http_client=httpx.AsyncClient(trust_env=False))
+        client = anthropic.AsyncAnthropic(**given)
         self._clients.append(client)
         return client
 
