@@ -25,6 +25,7 @@ import app.ledger.tables
 import app.metering.tables
 import app.pricing.tables
 import app.topups.tables  # noqa: F401
+from app.gateway.settings import OWN as GATEWAY
 from app.kernel.settings import variables
 from app.migrations import is_described_by_models
 from tests import databases
@@ -151,10 +152,10 @@ def test_sql_rules_that_keep_the_schema_shardable(clean: str) -> None:
 def test_every_setting_is_in_the_readme_and_in_the_example_file() -> None:
     example = re.findall(r"^#? ?([A-Z][A-Z_]+)=", (ROOT / "deploy/.env.example").read_text(), re.MULTILINE)
     readme = (ROOT / "README.md").read_text().split("## Settings", 1)[1].split("\n## ", 1)[0]
-    assert sorted(example) == sorted(variables())
+    assert sorted(example) == sorted((*variables(), *GATEWAY))
     assert sorted(
         set(re.findall(r"`([A-Z][A-Z_]{3,})`", readme)) - {"DEBUG", "INFO", "WARNING", "ERROR", "LNBITS_RATE_LIMIT_NO"}
-    ) == sorted(variables())
+    ) == sorted((*variables(), *GATEWAY))
 
 
 def test_no_commit_stands_outside_the_database_module() -> None:

@@ -55,6 +55,7 @@ def running() -> Iterator[Running]:
     mine = {
         "PORT": str(port), "SANDBOX_PORT": str(sandbox_port), "GATEWAY_PORT": str(gateway_port), "DATA_DIR": str(folder / "data"),
         "BASE": f"http://127.0.0.1:{port}", "SANDBOX": f"http://127.0.0.1:{sandbox_port}",
+        "GATEWAY": f"http://127.0.0.1:{gateway_port}",
     }  # fmt: skip
     environ = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"} | mine
     output = folder / "printed"
@@ -100,6 +101,18 @@ def test_make_run_prints_what_connects_a_wallet_that_refills_the_balance(running
     while json.loads(running.paste(balance), parse_float=Decimal)["balance"] != before - 1 + Decimal("10.5"):
         assert time.monotonic() < deadline, running.paste(balance)
         time.sleep(0.2)
+
+
+def test_make_run_ends_with_a_call_of_a_model_that_is_charged(running: Running) -> None:
+    snippet = running.printed.partition("python3 - <<'END'\n")[2].partition("\nEND\n")[0]
+    (balance, *_), _ = (curls(part) for part in _printed_parts(running))
+    before = json.loads(running.paste(balance), parse_float=Decimal)["balance"]
+    said = running.paste(f"{sys.executable} - <<'END'\n{snippet}\nEND").split()
+    assert said[-1] == "USD"
+    deadline = time.monotonic() + 10
+    while json.loads(running.paste(balance), parse_float=Decimal)["balance"] != before - Decimal(said[-2]):
+        assert time.monotonic() < deadline, running.paste(balance)
+        time.sleep(0.1)
 
 
 def _printed_parts(running: Running) -> tuple[str, str]:

@@ -25,7 +25,9 @@ from app.gateway.errors import (
 from app.gateway.exchange import CallerGone, Exchange, Interrupted, Receive, Scope, Send
 from app.gateway.messages import count_tokens, messages
 from app.gateway.models import model, models
+from app.gateway.owners import Owners
 from app.gateway.paths import Route, Routes
+from app.gateway.responses import response, responses
 from app.gateway.settings import GatewaySettings
 from app.gateway.streams import Streams
 from app.gateway.transport import AiohttpTransport
@@ -44,6 +46,8 @@ ROUTES: Final = (
     Route("POST", "/embeddings", embeddings),
     Route("POST", "/messages", messages),
     Route("POST", "/messages/count_tokens", count_tokens),
+    Route("POST", "/responses", responses),
+    Route("GET", "/responses/{id}", response),
     Route("GET", "/models", models, needs_key=False),
     Route("GET", "/router/models", models, needs_key=False),
     Route("GET", "/media/models", models, needs_key=False),
@@ -62,6 +66,7 @@ class RunningGateway:
         self.meter: Meter
         self.session: aiohttp.ClientSession
         self.catalogue: Catalogue
+        self.owners: Owners
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -74,6 +79,7 @@ class RunningGateway:
         """Open for as long as the block runs; what is owed to Satmeter is told at the end, or kept in the spool."""
         settings = self.settings
         async with contextlib.AsyncExitStack() as stack:
+            self.owners = Owners(settings.folder)
             self.session = await stack.enter_async_context(asking.new_session())
             self.catalogue = Catalogue(self.session, settings.meter_url)
             stack.push_async_callback(self.catalogue.close)

@@ -24,6 +24,7 @@ from app.gateway.catalogue import Catalogue
 from app.gateway.costs import Costs, told_by
 from app.gateway.errors import InvalidField, Refusal, Told, UnknownModel, UpstreamFailed
 from app.gateway.exchange import Exchange
+from app.gateway.owners import Owners
 from app.gateway.settings import GatewaySettings
 from app.gateway.streams import Streams
 from app.gateway.upstreams import Target
@@ -44,6 +45,8 @@ class Gateway(Protocol):
     def catalogue(self) -> Catalogue: ...
     @property
     def streams(self) -> Streams: ...
+    @property
+    def owners(self) -> Owners: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What the rows that are paid by tokens share: limits of an answer, what is never sent on, and the way through a call."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -86,11 +86,18 @@ def counting(body: Body, prompt: Sequence[str], model: str) -> Any:
     return lambda: prompt_tokens(model, *(bytes(body[name]) for name in prompt if name in body))
 
 
-async def infer(
-    gateway: Gateway, exchange: Exchange, ask: Ask, wire: Wire, *, shows_usage: bool = True
-) -> tuple[str, str | None]:
-    """Make a call and send its answer on. Returns who served it and the upstream's id of it. Raises Refusal."""
+class Made(NamedTuple):
+    """A call that was answered: for whom, by whom, and the upstream's id of it."""
+
+    account_id: str
+    upstream: str
+    upstream_id: str | None
+
+
+async def infer(gateway: Gateway, exchange: Exchange, ask: Ask, wire: Wire, *, shows_usage: bool = True) -> Made:
+    """Make a call and send its answer on. Raises Refusal."""
     exchange.watch()
     call, response = await answered(gateway, exchange, ask)
     assert call.target is not None
-    return call.target.upstream.name, await send_on(call, response, wire, shows_usage=shows_usage)
+    upstream_id = await send_on(call, response, wire, shows_usage=shows_usage)
+    return Made(call.allowed.account_id, call.target.upstream.name, upstream_id)

@@ -15,7 +15,7 @@ from app.gateway.upstreams import SHIPPED, Upstreams, UpstreamsError, read_upstr
 
 OWN: Final = (
     "GATEWAY_PORT", "GATEWAY_UPSTREAMS", "GATEWAY_METER_URL", "GATEWAY_SERVICE_TOKEN", "GATEWAY_PUBLIC_URL",
-    "GATEWAY_CLAMP", "GATEWAY_CLIENT_GONE_SECONDS", "GATEWAY_MODELS_URL", "LOW_BALANCE_STATUS", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS", "JWT_CLAIM", "JWT_KEYS",
+    "GATEWAY_CLAMP", "GATEWAY_CLIENT_GONE_SECONDS", "GATEWAY_MODELS_URL", "LOW_BALANCE_STATUS",
 )  # fmt: skip
 """The variables that are the gateway's alone."""
 

@@ -38,14 +38,14 @@ class Street:
     http: httpx.AsyncClient
     _clients: list[Any] = field(default_factory=list)
 
-    def openai(self, **options: Any) -> openai.AsyncOpenAI:
-        given = {"base_url": f"{self.url}/v1", "api_key": self.api_key, "max_retries": 0} | options
+    def openai(self, **options: Any) -> Any:
+        given: Any = {"base_url": f"{self.url}/v1", "api_key": self.api_key, "max_retries": 0} | options
         client = openai.AsyncOpenAI(**given)
         self._clients.append(client)
         return client
 
-    def anthropic(self, **options: Any) -> anthropic.AsyncAnthropic:
-        given = {"base_url": self.url, "api_key": self.api_key, "max_retries": 0} | options
+    def anthropic(self, **options: Any) -> Any:
+        given: Any = {"base_url": self.url, "api_key": self.api_key, "max_retries": 0} | options
         client = anthropic.AsyncAnthropic(**given)
         self._clients.append(client)
         return client

@@ -18,7 +18,7 @@ MINI = "gpt-4o-mini"
 HELLO: Any = [{"role": "user", "content": "Hello!"}]
 
 
-async def refused(street: Street, **asked: Any) -> openai.APIStatusError:
+async def refused(street: Street, **asked: Any) -> Any:
     key = asked.pop("api_key", street.api_key)
     with pytest.raises(openai.APIStatusError) as found:
         await street.openai(api_key=key).chat.completions.create(**{"model": MINI, "messages": HELLO} | asked)
@@ -74,11 +74,11 @@ async def test_money_that_calls_in_flight_hold_is_waited_for(rig: Rig, tmp_path:
     async with opened(rig, tmp_path, usd="10", clamp=False) as street:
         await street.order("delay=1")
         client, dear = street.openai(), {"model": "claude-opus-4-5", "messages": HELLO, "n": 6}
-        first = asyncio.create_task(client.chat.completions.create(**dear))  # type: ignore[call-overload]
+        first = asyncio.create_task(client.chat.completions.create(**dear))
         await asyncio.sleep(0.3)
         error = await refused(street, model="gpt-4o", n=20)
         assert (error.status_code, error.code) == (429, "funds_held")
-        assert int(error.response.headers["retry-after"]) == error.body["metadata"]["retry_after"] > 0  # type: ignore[index,call-overload]
+        assert int(error.response.headers["retry-after"]) == error.body["metadata"]["retry_after"] > 0
         assert (await first).choices
 
 
@@ -135,12 +135,12 @@ async def test_what_an_upstream_refuses_is_given_back(
     await street.order(order)
     error = await refused(street, stream=is_stream)
     assert (error.status_code, error.code) == (status, code)
-    assert error.body["metadata"]["upstream_status"] == int(order[7:10])  # type: ignore[index,call-overload]
+    assert error.body["metadata"]["upstream_status"] == int(order[7:10])
     if status == 429:
         assert error.response.headers["retry-after"] == "7"
-        assert error.body["metadata"]["retry_after"] == 7  # type: ignore[index,call-overload]
+        assert error.body["metadata"]["retry_after"] == 7
     if status == 502:
-        assert error.response.json()["detail"] == error.body["message"]  # type: ignore[index,call-overload]
+        assert error.response.json()["detail"] == error.body["message"]
     assert await street.holds() == ["released"]
     assert await street.charges() == []
 
@@ -173,7 +173,7 @@ async def test_anthropics_clients_get_anthropics_errors(street: Street) -> None:
     with pytest.raises(anthropic.AuthenticationError) as denied:
         await street.anthropic(api_key="sk-nobody").messages.create(**asked)
     assert denied.value.body == {
-        "type": "error", "error": {"type": "authentication_error", "message": denied.value.body["error"]["message"]},  # type: ignore[index,call-overload]
+        "type": "error", "error": {"type": "authentication_error", "message": denied.value.body["error"]["message"]},
     }  # fmt: skip
     with pytest.raises(anthropic.NotFoundError):
         await street.anthropic().messages.create(**asked | {"model": "claude-99"})
