@@ -117,12 +117,21 @@ async def _settled(
 def _used(call: Call, raw: msgspec.Raw, body: bytes) -> tuple[Usage, bool]:
     """What a whole answer used, and whether that was counted here."""
     told = usage_of(msgspec.json.decode(raw)) if bytes(raw) else None
-    if told is not None:
+    if told is not None and (told.output_tokens or call.ask.row == "embeddings"):
         return told, False
     answer = Answer("application/json", count_tokens=counter(call.model))
     answer.feed(body)
     answer.end()
+    if told is not None and is_told(told, answer):
+        return told, False
     return Usage(input_tokens=call.ask.prompt_tokens(), output_tokens=answer.produced_tokens), True
+
+
+def is_told(usage: Usage | None, answer: Answer) -> bool:
+    """Whether an upstream's word can be: servers that count nothing say zero of what they made."""
+    if usage is None:
+        return False
+    return bool(usage.output_tokens) or not answer.produced_tokens
 
 
 def _with_costs(call: Call, body: bytes, raw: msgspec.Raw, usage: Usage, costs: Costs, wire: Wire) -> bytes:
@@ -364,15 +373,22 @@ class _Stream:
             return self._told
         self._is_settled = True
         usage, is_gone = self.answer.usage, self._exchange.gone.is_set()
-        is_whole = usage is not None and self._has_ended and self._error is None
+        is_whole = self._has_ended and self._error is None and is_told(usage, self.answer)
         if not is_whole:
-            usage = self.answer.so_far(Usage(input_tokens=self._call.ask.prompt_tokens(), output_tokens=0))
+            usage = self._with_counted(Usage(input_tokens=self._call.ask.prompt_tokens()))
         outcome: Outcome = "completed" if self._has_ended and self._error is None else "partial"
         self._told = self._call.settle(
             usage, outcome="client_disconnected" if is_gone else outcome, is_estimated=not is_whole,
             upstream_id=self.answer.upstream_id, service_tier=self.answer.service_tier,
         )  # fmt: skip
         return self._told
+
+    def _with_counted(self, sent: Usage) -> Usage:
+        """What was used by now: what the upstream said of it, and what was counted where that is more."""
+        told = self.answer.usage
+        base = told if told is not None and told.input_tokens else sent
+        answered = max(base.output_tokens or 0, self.answer.produced_tokens)
+        return msgspec.structs.replace(base, output_tokens=answered)
 
     # --- as streams.py looks at it ---
 

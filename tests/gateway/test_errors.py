@@ -170,8 +170,9 @@ async def test_what_an_upstream_says_of_its_key_and_address_is_not_passed_on(str
 
 async def test_anthropics_clients_get_anthropics_errors(street: Street) -> None:
     asked: Any = {"model": "claude-sonnet-4-6", "max_tokens": 10, "messages": HELLO}
-    with pytest.raises(anthropic.AuthenticationError) as denied:
+    with pytest.raises(anthropic.AuthenticationError) as found:
         await street.anthropic(api_key="sk-nobody").messages.create(**asked)
+    denied: Any = found
     assert denied.value.body == {
         "type": "error", "error": {"type": "authentication_error", "message": denied.value.body["error"]["message"]},
     }  # fmt: skip
