@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 N ?= 2
 TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) -rs --durations=10
 
-.PHONY: help setup run quick test check lint torture bench
+.PHONY: help setup run quick test check lint torture bench bench-gateway
 
 help:
 	@echo "make setup    install the locked requirements and the command satmeter into .venv"
@@ -19,6 +19,7 @@ help:
 	@echo "make check    lint and test: what CI runs first"
 	@echo "make torture  the slow suites: crashes, real chains, a browser, long random runs"
 	@echo "make bench    the hot path beside pgbench"
+	@echo "make bench-gateway  the gateway beside its bare upstream"
 
 setup: .venv/.runtime
 run: setup
@@ -58,3 +59,5 @@ torture: .venv/.dev
 	$(BIN)/python -m pytest -m slow -s
 bench: .venv/.dev
 	$(BIN)/python -m tests.bench $(BENCH)
+bench-gateway: .venv/.dev
+	$(BIN)/python -m tests.bench.gateway $(BENCH)
