@@ -35,7 +35,7 @@ from .answers.prompts import Seen, words_of
 from .answers.responses import Responses, answer_response
 from .answers.search import answer_search
 from .answers.vectors import answer_embeddings
-from .answers.videos import Job, Jobs, poll_video, send_video, start_video
+from .answers.videos import Job, Jobs, list_videos, poll_video, send_video, start_video
 from .answers.wire import (
     Answer,
     Call,
@@ -249,6 +249,8 @@ def _found(upstream: Upstream, call: Call, path: str) -> Answer | None:
         return _models(rest)
     if kind == "responses" and id in upstream.responses and not more:
         return json_answer(upstream.responses[id], id=id)
+    if kind == "videos" and not id:
+        return list_videos(upstream.jobs)
     if kind == "videos" and id in upstream.jobs and more in ("", "content"):
         job = upstream.jobs[id]
         answer = send_video(job) if more else poll_video(job)

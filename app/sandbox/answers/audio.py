@@ -46,7 +46,10 @@ def answer_transcription(call: Call, order: Order) -> Answer:
         return _counted_in_tokens(text, seconds, order)
     used = {} if order.usage == "none" else {"usage": {"type": "duration", "seconds": math.ceil(seconds)}}
     if wanted == "verbose_json":
-        return json_answer(_verbose(call, text, seconds) | used, counts=counts)
+        verbose = _verbose(call, text, seconds)
+        if order.usage == "none":
+            del verbose["duration"]
+        return json_answer(verbose | used, counts=counts)
     if wanted == "json":
         return json_answer({"text": text} | used, counts=counts)
     said = {"srt": _srt, "vtt": _vtt}.get(wanted, _text)(text, seconds).encode()

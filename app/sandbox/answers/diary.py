@@ -41,7 +41,7 @@ class Diary:
         row = Row(
             n=self._next, at=time.time(), method=call.method, path=call.path, request_id=new_id("req_"),
             model=call.model, order=order, key_sha256=key_digest(call.key), header_names=sorted(call.headers),
-            bytes_in=call.size, asked=call.fields if call.size <= _KEPT_BODY_BYTES else None,
+            bytes_in=call.size, asked=call.fields if call.uploads or call.size <= _KEPT_BODY_BYTES else None,
         )  # fmt: skip
         self._next += 1
         self.rows.append(row)

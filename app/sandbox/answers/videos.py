@@ -64,6 +64,11 @@ def poll_video(job: Job) -> Answer:
     return answer
 
 
+def list_videos(jobs: Jobs) -> Answer:
+    """Newest first."""
+    return json_answer({"object": "list", "data": [_view(job) for job in reversed(jobs.values())], "has_more": False})
+
+
 def send_video(job: Job) -> Answer:
     if job.status != "completed":
         return refusal(404, f"Video {job.id} is not ready: it is {job.status}.")
@@ -75,7 +80,7 @@ def _view(job: Job) -> dict[str, Any]:
     progress = {"queued": 0, "in_progress": 50}.get(job.status, 100)
     error = {"code": "video_generation_failed", "message": "The sandbox was told to let this job fail."}
     return {
-        "id": job.id, "object": "video", "model": job.model, "status": job.status, "progress": progress,
+        "id": job.id, "object": "video", "model": job.model, "prompt": job.prompt, "status": job.status, "progress": progress,
         "created_at": job.created_at, "completed_at": job.created_at + job.seconds if is_done else None,
         "expires_at": job.created_at + 3600 if is_done else None, "size": job.size, "seconds": str(job.seconds),
         "quality": "standard", "remixed_from_video_id": None, "error": error if is_failed else None,
