@@ -45,9 +45,3 @@ def _read(body: Body, name: str, kind: type[T] | object, default: T | None) -> T
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidField(f"{name} is not of the kind that it should be", param=name) from None
     return found
-
-
-def with_fields(body: Body, **changed: object) -> bytes:
-    """The body with other values for some fields, the rest as it was written; None leaves a field out."""
-    rest: dict[str, object] = {name: raw for name, raw in body.items() if name not in changed}
-    return msgspec.json.encode(rest | {name: value for name, value in changed.items() if value is not None})

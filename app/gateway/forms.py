@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final, cast
 
+import msgspec
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from app.gateway.errors import BodyTooLarge, InvalidField, Refusal
-from app.gateway.exchange import Exchange
+from app.gateway.exchange import Body, Exchange
 
 MOST_FILE_BYTES: Final = 25 * 1024 * 1024
 _MOST_FIELD_BYTES: Final = 1024 * 1024
@@ -51,6 +52,10 @@ class Form:
     def get(self, name: str) -> str | None:
         """The last value of a field."""
         return next((value for key, value in reversed(self.fields) if key == name), None)
+
+    def as_body(self) -> Body:
+        """Its fields as those of a JSON body, each a text."""
+        return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in self.fields}
 
     def put(self, name: str, value: str) -> None:
         self.fields = [(key, each) for key, each in self.fields if key != name] + [(name, value)]

@@ -19,14 +19,13 @@ _OPERATORS: Final = frozenset({
     "mock_response", "model_list", "no-log", "num_retries", "output_cost_per_token", "timeout", "user_config",
 })  # fmt: skip
 """What a caller could tell a proxy behind us to do at its operator's expense."""
+NOT_SENT_ON: Final = _OURS | _OPERATORS
 _MOST_OUTPUT_TOKENS: Final = 10**9
 
 
 def sent_on(body: Body, **changed: Any) -> bytes:
     """The body for an upstream: as it was written, but for what changed and what is for us alone."""
-    rest: dict[str, Any] = {
-        name: raw for name, raw in body.items() if name not in changed and name not in _OURS and name not in _OPERATORS
-    }
+    rest: dict[str, Any] = {name: raw for name, raw in body.items() if name not in changed and name not in NOT_SENT_ON}
     return msgspec.json.encode(rest | {name: value for name, value in changed.items() if value is not None})
 
 
