@@ -30,6 +30,7 @@ from app.gateway.paths import Route, Routes
 from app.gateway.responses import response, responses
 from app.gateway.settings import GatewaySettings
 from app.gateway.streams import Streams
+from app.gateway.studio import MEDIA_ROUTES, Studio
 from app.gateway.transport import AiohttpTransport
 
 log = logging.getLogger("satmeter.gateway")
@@ -48,6 +49,7 @@ ROUTES: Final = (
     Route("POST", "/messages/count_tokens", count_tokens),
     Route("POST", "/responses", responses),
     Route("GET", "/responses/{id}", response),
+    *MEDIA_ROUTES,
     Route("GET", "/models", models, needs_key=False),
     Route("GET", "/router/models", models, needs_key=False),
     Route("GET", "/media/models", models, needs_key=False),
@@ -67,6 +69,7 @@ class RunningGateway:
         self.session: aiohttp.ClientSession
         self.catalogue: Catalogue
         self.owners: Owners
+        self.studio: Studio
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -90,6 +93,7 @@ class RunningGateway:
                 )
             )  # fmt: skip
             await stack.enter_async_context(self.streams.watched())
+            self.studio = await stack.enter_async_context(Studio(settings, self.meter, self.session).opened())
             yield
 
     async def _answer(self, exchange: Exchange) -> None:

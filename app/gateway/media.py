@@ -150,6 +150,7 @@ class Placing:
         self._written.replace(self._folder / f"{self._n}.{kind_of(self._head)}")
 
     def drop(self) -> None:
+        """Forget it, unless it was kept."""
         self._file.close()
         self._written.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from app.gateway.upstreams import SHIPPED, Upstreams, UpstreamsError, read_upstr
 
 OWN: Final = (
     "GATEWAY_PORT", "GATEWAY_UPSTREAMS", "GATEWAY_METER_URL", "GATEWAY_SERVICE_TOKEN", "GATEWAY_PUBLIC_URL",
-    "GATEWAY_CLAMP", "GATEWAY_CLIENT_GONE_SECONDS", "GATEWAY_MODELS_URL", "LOW_BALANCE_STATUS",
+    "GATEWAY_CLAMP", "GATEWAY_CLIENT_GONE_SECONDS", "GATEWAY_MODELS_URL", "MEDIA_DAYS", "LOW_BALANCE_STATUS",
 )  # fmt: skip
 """The variables that are the gateway's alone."""
 
@@ -38,6 +38,8 @@ class GatewaySettings:
     clamp: bool = True
     client_gone_seconds: int = 30
     low_balance_status: int = 402
+    media_days: int = 7
+    films_looked_for_every_seconds: float = 1.0
     log_level: str = "INFO"
 
     @property
@@ -71,6 +73,7 @@ def load(environ: Mapping[str, str] = os.environ) -> GatewaySettings:
         client_gone_seconds=_number(
             text("GATEWAY_CLIENT_GONE_SECONDS", "30"), "GATEWAY_CLIENT_GONE_SECONDS", 0, 86_400
         ),
+        media_days=_number(text("MEDIA_DAYS", "7"), "MEDIA_DAYS", 1, 3650),
         low_balance_status=_status(text("LOW_BALANCE_STATUS", "402")),
         log_level=text("LOG_LEVEL", "INFO"),
     )
