@@ -200,7 +200,7 @@ async def test_where_the_upstream_says_nothing_the_container_does_and_the_charge
 
 
 NO_RECORDINGS: list[tuple[str, bytes, dict[str, str], str]] = [
-    ("a.txt", b"hello", {}, "file"), ("a.exe", b"MZ", {}, "file"), ("noise", b"\0" * 64, {}, "file"), ("a.mp3", b"", {}, "file"),
+    ("a.txt", b"hello", {}, "file"), ("a.exe", b"MZ", {}, "file"), ("a.ogg", b"OggS", {}, "file"), ("noise", b"\0" * 64, {}, "file"), ("a.mp3", b"", {}, "file"),
     ("a.wav", a_wav(1), {"response_format": "docx"}, "response_format"),
 ]  # fmt: skip
 
