@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import binascii
+import mmap
 import re
+import tempfile
 import time
 from dataclasses import dataclass
 from decimal import Decimal
@@ -24,11 +26,14 @@ from app.gateway.fields import number_of, text_of, words_of
 from app.gateway.forms import File, Form, Written, read_form
 from app.gateway.inference import NOT_SENT_ON, sent_on
 from app.gateway.media import TYPES, Kept, MediaStore, new_generation
-from app.gateway.paid import Gateway, Paid, targets_of
+from app.gateway.paid import Gateway, Paid, check_caller, targets_of
 from app.gateway.upstreams import Target
 
 MOST_IMAGES: Final = 10
 _MOST_ANSWER_BYTES: Final = 256 * 1024 * 1024
+_MOST_PICTURE_BYTES: Final = 64 * 1024 * 1024
+_ENCODED_AT_ONCE_BYTES: Final = 3 * 64 * 1024
+_FETCHED_WITHIN: Final = aiohttp.ClientTimeout(total=60)
 _NUSD: Final = 10**9
 _RATIO: Final = re.compile(r"([1-9][0-9]?):([1-9][0-9]?)", re.ASCII)
 _SIZES: Final = {
@@ -65,8 +70,8 @@ async def generations(gateway: Gateway, exchange: Exchange) -> None:
     wish = _wish(body)
     url = words_of(body, "image_url")
     if url is not None:
-        exchange.api_key()
         targets_of(gateway, wish.model, "edits")
+        await check_caller(gateway, exchange)
         raw, kind = await gateway.fetcher.picture(url)
         wish.form = _form_of(body)
         wish.form.files = [File("image", f"image.{kind}", TYPES[kind], BytesIO(raw), len(raw))]
@@ -78,7 +83,7 @@ async def edits(gateway: Gateway, exchange: Exchange) -> None:
     """POST /images/edits: a form, as OpenAI's clients send it, or JSON with `image_url`."""
     if "json" in exchange.headers.get("content-type", ""):
         return await generations(gateway, exchange)
-    exchange.api_key()
+    await check_caller(gateway, exchange)
     form = await read_form(exchange)
     try:
         wish = _wish(form.as_body())
@@ -147,19 +152,16 @@ async def _made(gateway: Gateway, exchange: Exchange, wish: Wish, row: str, body
 
     response = await paid.answer(targets, ask)
     said = await _read(response, paid)
-    had = [(each, await _bytes_of(gateway, paid.target, each)) for each in said["data"]]
-    pictures = [(each, picture) for each, picture in had if picture is not None]
-    if not pictures:
-        paid.unused("the provider's pictures could not be fetched", may_have_run=True)
-        raise asking.failed("The pictures that the model's provider made could not be fetched")
-    usage = usage_of(said.get("usage")) or Usage()
+    kept = await _kept(gateway, paid.target, said)
+    if not kept:
+        paid.unused("the provider's pictures could not be had", may_have_run=True)
+        raise asking.failed("The pictures that the model's provider made could not be had")
+    usage = usage_of(said.usage_object()) or Usage()
     charge = paid.charge(
-        msgspec.structs.replace(usage, images=len(pictures)), attributes=_served(wish, said),
+        msgspec.structs.replace(usage, images=len(kept)), attributes=_served(wish, said),
         upstream_id=response.headers.get("x-request-id"),
     )  # fmt: skip
-    kept = await asyncio.to_thread(_keep, gateway.media, [picture for _, picture in pictures])
-    data = [_shown_picture(wish, *pair, place) for pair, place in zip(pictures, kept, strict=True)]
-    await exchange.answer(200, _shown(wish, said, data, await paid.cost_usd(charge), paid))
+    await _shown(exchange, wish, said, kept, await paid.cost_usd(charge), paid)
 
 
 def _sent(target: Target, wish: Wish, body: Body | None) -> tuple[Any, str]:
@@ -185,44 +187,103 @@ def _sent(target: Target, wish: Wish, body: Body | None) -> tuple[Any, str]:
     return written.chunks(), written.content_type
 
 
-def _served(wish: Wish, said: dict[str, Any]) -> Attributes:
+def _served(wish: Wish, said: "_Said") -> Attributes:
     """As it was asked for; where it was left to the provider, the quality that the provider says it took."""
     quality = wish.quality
-    if quality is None and isinstance(said.get("quality"), str):
-        quality = said["quality"]
+    if quality is None and isinstance(said.quality, str):
+        quality = said.quality
     return Attributes(quality=quality, size=wish.size)
 
 
-async def _read(response: aiohttp.ClientResponse, paid: Paid) -> dict[str, Any]:
-    """The upstream's answer. Nothing is left held when it raises, and nothing charged: the caller has no picture."""
-    raw = bytearray()
+# --- what came ------------------------------------------------------------------------------------
+
+
+_NOTHING: Final = msgspec.Raw(b"null")
+
+
+class _Picture(msgspec.Struct):
+    """One picture of an answer; its bytes stay where the answer lies."""
+
+    b64_json: msgspec.Raw = _NOTHING
+    url: str | None = None
+    revised_prompt: str | None = None
+
+
+class _Said(msgspec.Struct):
+    """An upstream's answer, as far as it is read."""
+
+    data: list[_Picture]
+    created: Any = None
+    quality: Any = None
+    usage: msgspec.Raw = _NOTHING
+
+    def usage_object(self) -> Any:
+        return msgspec.json.decode(self.usage)
+
+
+async def _read(response: aiohttp.ClientResponse, paid: Paid) -> _Said:
+    """The upstream's answer, by way of a file: ten pictures are more than a call may take of memory.
+
+    Nothing is left held when it raises, and nothing charged: the caller has no picture.
+    """
+    size = 0
     try:
-        async for chunk in response.content.iter_any():
-            raw += chunk
-            if len(raw) > _MOST_ANSWER_BYTES:
-                raise OSError("more than ten pictures have")
-        said = msgspec.json.decode(raw)
-        if not isinstance(said, dict) or not isinstance(said.get("data"), list) or not said["data"]:
-            raise OSError("no pictures")
+        with tempfile.TemporaryFile() as file:
+            async for chunk in response.content.iter_any():
+                size += len(chunk)
+                if size > _MOST_ANSWER_BYTES:
+                    raise OSError("more than ten pictures have")
+                file.write(chunk)
+            file.flush()
+            if size:  # the map stays for as long as somebody looks at it
+                return await asyncio.to_thread(_SAID.decode, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
     except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, UnicodeDecodeError):
-        paid.unused("the provider sent no pictures", may_have_run=True)
-        raise asking.failed("The model's provider sent no pictures") from None
+        pass
     finally:
         response.close()
-    return said
+    paid.unused("the provider sent no pictures", may_have_run=True)
+    raise asking.failed("The model's provider sent no pictures")
 
 
-async def _bytes_of(gateway: Gateway, target: Target, item: Any) -> bytes | None:
+_SAID: Final = msgspec.json.Decoder(_Said)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A picture that is kept, and what the provider said of it."""
+
+    kept: Kept
+    revised_prompt: str | None
+
+
+async def _kept(gateway: Gateway, target: Target, said: _Said) -> list[_Shown]:
+    """Each picture that can be had, kept on disk, one after the other."""
+    generation, shown = new_generation(), list[_Shown]()
+    for picture in said.data[:MOST_IMAGES]:
+        raw = await _bytes_of(gateway, target, picture)
+        if raw is not None:
+            kept = await asyncio.to_thread(_keep, gateway.media, generation, len(shown), raw)
+            shown.append(_Shown(kept, picture.revised_prompt))
+    return shown
+
+
+async def _bytes_of(gateway: Gateway, target: Target, picture: _Picture) -> bytes | None:
     """One picture; None where it cannot be had, though it was made."""
-    said = item if isinstance(item, dict) else {}
     try:
-        if isinstance(said.get("b64_json"), str):
-            return base64.b64decode(said["b64_json"])
-        if isinstance(said.get("url"), str):
-            return await _fetched(gateway, target, said["url"])
+        if bytes(memoryview(picture.b64_json)[:1]) == b'"':
+            return await asyncio.to_thread(_decoded, picture.b64_json)
+        return None if picture.url is None else await _fetched(gateway, target, picture.url)
     except (binascii.Error, ValueError, Refusal, aiohttp.ClientError, TimeoutError, OSError):
         return None
-    return None
+
+
+def _decoded(raw: msgspec.Raw) -> bytes:
+    """Base64 as it stands in JSON. Raises ValueError."""
+    text = memoryview(raw)[1:-1]
+    found = binascii.a2b_base64(text if b"\\" not in bytes(text) else msgspec.json.decode(raw, type=str))
+    if not found:
+        raise ValueError("an empty picture")
+    return found
 
 
 async def _fetched(gateway: Gateway, target: Target, url: str) -> bytes:
@@ -230,37 +291,55 @@ async def _fetched(gateway: Gateway, target: Target, url: str) -> bytes:
     origin = "/".join(target.upstream.base_url.split("/", 3)[:3])
     if not url.startswith(origin + "/"):
         return (await gateway.fetcher.picture(url, "url"))[0]
-    async with gateway.session.get(url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=60)) as response:
+    taken = bytearray()
+    async with gateway.session.get(url, allow_redirects=False, timeout=_FETCHED_WITHIN) as response:
         response.raise_for_status()
-        return await response.content.read(64 * 1024 * 1024)
+        async for chunk in response.content.iter_any():
+            taken += chunk
+            if len(taken) > _MOST_PICTURE_BYTES:
+                raise OSError("larger than any picture")
+    return bytes(taken)
 
 
-def _keep(media: MediaStore, pictures: list[bytes]) -> list[Kept]:
-    generation = new_generation()
-    kept = []
-    for n, picture in enumerate(pictures):
-        placing = media.place(generation, n)
-        placing.write(picture)
-        placing.keep()
-        found = media.shown(generation, n)
-        assert found is not None
-        kept.append(found)
-    return kept
+def _keep(media: MediaStore, generation: str, n: int, picture: bytes) -> Kept:
+    placing = media.place(generation, n)
+    placing.write(picture)
+    placing.keep()
+    found = media.shown(generation, n)
+    assert found is not None
+    return found
 
 
-def _shown_picture(wish: Wish, said: Any, picture: bytes, kept: Kept) -> dict[str, Any]:
-    shown = {"b64_json": base64.b64encode(picture).decode()} if wish.wants_base64 else {"url": kept.url}
-    revised = {"revised_prompt": said["revised_prompt"]} if isinstance(said, dict) and "revised_prompt" in said else {}
-    return {**shown, "content_type": kept.content_type, **revised}
+# --- shown ----------------------------------------------------------------------------------------
 
 
-def _shown(wish: Wish, said: dict[str, Any], data: list[dict[str, Any]], cost_usd: Decimal | None, paid: Paid) -> bytes:
+async def _shown(
+    exchange: Exchange, wish: Wish, said: _Said, pictures: list[_Shown], cost_usd: Decimal | None, paid: Paid
+) -> None:
     """`cost` is what was charged; where billing cannot say so now, what is expected, and `cost_estimated` says that."""
     cost = paid.estimated_usd if cost_usd is None else cost_usd
-    body: dict[str, Any] = {
-        "created": said.get("created") or int(time.time()), "model": wish.model,
-        "cost": msgspec.Raw(usd_text(int(cost * _NUSD)).encode()), "data": data,
+    head: dict[str, Any] = {
+        "created": said.created if isinstance(said.created, int) else int(time.time()), "model": wish.model,
+        "cost": msgspec.Raw(usd_text(int(cost * _NUSD)).encode()),
     }  # fmt: skip
     if cost_usd is None:
-        body["cost_estimated"] = True
-    return msgspec.json.encode(body | ({"usage": said["usage"]} if isinstance(said.get("usage"), dict) else {}))
+        head["cost_estimated"] = True
+    if bytes(memoryview(said.usage)[:1]) == b"{":
+        head["usage"] = said.usage
+    if not wish.wants_base64:
+        data = [{"url": each.kept.url, **_about(each)} for each in pictures]
+        return await exchange.answer(200, msgspec.json.encode(head | {"data": data}))
+    await exchange.start(200, {"content-type": "application/json"})
+    await exchange.write(msgspec.json.encode(head)[:-1] + b',"data":[')
+    for n, each in enumerate(pictures):
+        await exchange.write((b"," if n else b"") + msgspec.json.encode(_about(each))[:-1] + b',"b64_json":"')
+        with each.kept.path.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, _ENCODED_AT_ONCE_BYTES):
+                await exchange.write(base64.b64encode(chunk))
+        await exchange.write(b'"}')
+    await exchange.end(b"]}")
+
+
+def _about(shown: _Shown) -> dict[str, str]:
+    revised = {} if shown.revised_prompt is None else {"revised_prompt": shown.revised_prompt}
+    return {"content_type": shown.kept.content_type, **revised}

@@ -71,6 +71,7 @@ class Kept:
 
     url: str
     content_type: str
+    path: Path
 
 
 class MediaStore:
@@ -96,7 +97,7 @@ class MediaStore:
         if expires <= (time.time() if now is None else now):
             return None
         signed = f"sig={self._signature(generation, n, expires)}&exp={expires}"
-        return Kept(f"{self._public_url}/v1/media/{generation}/{n}?{signed}", TYPES[found.suffix[1:]])
+        return Kept(f"{self._public_url}/v1/media/{generation}/{n}?{signed}", TYPES[found.suffix[1:]], found)
 
     def opened(self, generation: str, n: str, sig: str, exp: str, now: float) -> "Shown":
         """The file that a signed URL names. Raises BadSignature for any other."""

@@ -53,6 +53,13 @@ def targets_of(gateway: Gateway, model: str, row: str, provider: str | None = No
     return found
 
 
+async def check_caller(gateway: Gateway, exchange: Exchange) -> None:
+    """Before a stranger's file is taken, or one that they point to is fetched: may they spend at all? Raises Told."""
+    verdict = await gateway.meter.verify(exchange.api_key())
+    if isinstance(verdict, Denied):
+        raise Told(verdict, gateway.settings.low_balance_status)
+
+
 @dataclass(slots=True)
 class Paid:
     """A call that money is held for. `target` is who serves it, once that is known."""

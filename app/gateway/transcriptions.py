@@ -21,7 +21,7 @@ from app.gateway.errors import InvalidField
 from app.gateway.exchange import Exchange
 from app.gateway.forms import Form, Written, read_form
 from app.gateway.inference import NOT_SENT_ON
-from app.gateway.paid import Gateway, Paid, targets_of
+from app.gateway.paid import Gateway, Paid, check_caller, targets_of
 from app.gateway.recordings import check_format, held_seconds, told_seconds
 from app.gateway.upstreams import Target
 
@@ -36,7 +36,7 @@ _NUSD: Final = 10**9
 
 async def transcriptions(gateway: Gateway, exchange: Exchange) -> None:
     """POST /audio/transcriptions."""
-    exchange.api_key()
+    await check_caller(gateway, exchange)
     form = await read_form(exchange)
     try:
         await _transcribed(gateway, exchange, form)

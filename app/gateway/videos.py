@@ -27,7 +27,7 @@ from app.gateway.fields import text_of, words_of
 from app.gateway.forms import File, Form, Written, read_form
 from app.gateway.jobs import Busy, Job, JobStore, State
 from app.gateway.media import TYPES, new_generation
-from app.gateway.paid import Gateway, Paid, targets_of
+from app.gateway.paid import Gateway, Paid, check_caller, targets_of
 from app.gateway.upstreams import Target
 
 log = logging.getLogger("satmeter.gateway")
@@ -66,8 +66,9 @@ class Wish(msgspec.Struct, kw_only=True):
 
 async def create(gateway: Gateway, filming: "Filming", exchange: Exchange) -> None:
     """POST /v1/videos: 202 as soon as the upstream has taken it."""
-    exchange.api_key()
     is_form = exchange.headers.get("content-type", "").startswith("multipart/")
+    if is_form:
+        await check_caller(gateway, exchange)
     with contextlib.closing(await read_form(exchange) if is_form else Form()) as form:
         body = form.as_body() if is_form else await exchange.json()
         picture = next((file for file in form.files if file.field == "input_reference"), None)
@@ -79,6 +80,7 @@ async def _create(gateway: Gateway, filming: "Filming", exchange: Exchange, body
     targets = targets_of(gateway, wish.model, "videos")
     url = words_of(body, "image_url")
     if url is not None:
+        await check_caller(gateway, exchange)
         raw, kind = await gateway.fetcher.picture(url)
         picture = File("input_reference", f"image.{kind}", TYPES[kind], BytesIO(raw), len(raw))
     wish.picture = picture
