@@ -135,6 +135,8 @@ async def test_nobody_without_money_or_a_key_is_served(media: Media) -> None:
             ("/v1/audio/speech", {"input": HELLO}),
             ("/v1/images/generations", {"model": "dall-e-3", "prompt": "A sea"}),
             ("/v1/videos", {"model": "sora-2", "prompt": "A sea"}),
+            ("/v1/videos", {"model": "sora-2", "prompt": "A sea", "image_url": "https://10.0.0.1/"}),
+            ("/v1/images/generations", {"model": "dall-e-3", "prompt": "A sea", "image_url": "https://10.0.0.1/"}),
         ):
             answer = await media.ask(path, body, headers=headers)
             assert (answer.status_code, path) == (status, path)
