@@ -87,7 +87,7 @@ async def _create(gateway: Gateway, filming: "Filming", exchange: Exchange, body
     estimate = Estimate(
         video_seconds=wish.seconds, quality=wish.attributes.quality, resolution=wish.attributes.resolution
     )
-    paid = await Paid.held(gateway, exchange, targets[0], exchange.path, estimate, ttl_seconds=HOLD_SECONDS)
+    paid = await Paid.held(gateway, exchange, targets[0], exchange.path, estimate)
     job = _new_job(exchange, wish, paid)
     with filming.jobs.working_on(job.id, new=job):
         await _begun(gateway, filming, exchange, wish, targets, job)
@@ -142,7 +142,7 @@ def _new_job(exchange: Exchange, wish: Wish, paid: Paid) -> Job:
     now = time.time()
     return Job(
         id=new_generation(), model=wish.model, account_id=allowed.account_id, key_sha256=key_hash(exchange.api_key()),
-        request_id=allowed.request_id, hold_id=allowed.hold_id, held_until=now + HOLD_SECONDS,
+        request_id=allowed.request_id, hold_id=allowed.hold_id, held_until=now,
         estimated_cost_usd=usd_text(int(paid.estimated_usd * _NUSD)), created=int(now), upstream=paid.target.upstream.name,
         upstream_model=paid.target.upstream_model, provider=paid.target.upstream.provider, seconds=wish.seconds,
         attributes=msgspec.to_builtins(wish.attributes), prompt_sha256=key_hash(wish.prompt),
@@ -163,6 +163,7 @@ async def _begun(
     job.asked_at = time.time()
     if taken is not None:  # else it is looked for among the upstream's films
         job.upstream_id, job.state = taken, State.MADE
+        await filming.keep_hold(job)  # only now for a day: should we die before, nobody's money is held so long
     await asyncio.to_thread(filming.jobs.save, job)
 
 
@@ -320,6 +321,7 @@ class Filming:
 
     async def _found_again(self, job: Job) -> None:
         """It was asked for, and nobody knows whether its upstream has it: it is looked for among the upstream's films."""
+        await self.keep_hold(job)
         target = self._target(job)
         job.asked_at = time.time()
         if job.asked_at - job.created > _MOST_SECONDS:
@@ -339,7 +341,7 @@ class Filming:
         _fail(job, "interrupted", "It was interrupted as it was given to its provider; ask again")
 
     async def _polled(self, job: Job) -> None:
-        await self._keep_hold(job)
+        await self.keep_hold(job)
         now, target = time.time(), self._target(job)
         job.asked_at = now
         if now - job.created > _MOST_SECONDS:
@@ -431,7 +433,8 @@ class Filming:
         del self._charging[job.id]
         return outcome
 
-    async def _keep_hold(self, job: Job) -> None:
+    async def keep_hold(self, job: Job) -> None:
+        """See to it that the money is held for half a day at least."""
         now = time.time()
         if job.held_until - now > _EXTENDED_BEFORE_SECONDS:
             return
