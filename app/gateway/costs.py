@@ -7,12 +7,14 @@ other (cached, audio, image or search tokens, context tiers, prices by attribute
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from fractions import Fraction
+from math import lcm
 from typing import Final
 
 from app.client import Allowed, Cost, PriceOfCall, Usage
 
 _NUSD: Final = 10**9
+_PLACES: Final = 18
+"""Of a price with its markup, as Satmeter tells it."""
 _KINDS: Final = ("input", "output", "cache_input", "media", "fees")
 _PLAIN: Final = frozenset({"input_tokens", "output_tokens", "reasoning_tokens"})
 
@@ -84,15 +86,17 @@ def told_by(allowed: Allowed, usage: Usage, features: tuple[str, ...], facts: Fa
 
 def _summed(lines: list[tuple[PriceOfCall, int]]) -> Costs:
     """Rounded up once in all; a nano-dollar that the parts lack goes to those with the largest remainders."""
-    exact = dict.fromkeys(_KINDS, Fraction(0))
+    divisor = lcm(*(line.per_units for line, _ in lines))
+    exact = dict.fromkeys(_KINDS, 0)
     for line, units in lines:
-        exact[line.kind] += Fraction(line.price_usd) * units / line.per_units * _NUSD
-    total = -(-sum(exact.values()) // 1)
-    parts = {kind: int(amount) for kind, amount in exact.items()}
-    order = sorted(_KINDS, key=lambda kind: -(exact[kind] - parts[kind]))
+        exact[line.kind] += units * int(line.price_usd.scaleb(_PLACES)) * (divisor // line.per_units)
+    per_nusd = divisor * 10**_PLACES // _NUSD
+    total = -(-sum(exact.values()) // per_nusd)
+    parts = {kind: amount // per_nusd for kind, amount in exact.items()}
+    order = sorted(_KINDS, key=lambda kind: -(exact[kind] % per_nusd))
     for kind in order[: total - sum(parts.values())]:
         parts[kind] += 1
-    return Costs(int(total), *(parts[kind] for kind in _KINDS))
+    return Costs(total, *(parts[kind] for kind in _KINDS))
 
 
 def usd_text(amount_nusd: int) -> str:
