@@ -27,7 +27,9 @@ from app.gateway.messages import count_tokens, messages
 from app.gateway.models import model, models
 from app.gateway.owners import Owners
 from app.gateway.paths import Route, Routes
+from app.gateway.providers import providers
 from app.gateway.responses import response, responses
+from app.gateway.router import profiles, router
 from app.gateway.settings import GatewaySettings
 from app.gateway.streams import Streams
 from app.gateway.studio import MEDIA_ROUTES, Studio
@@ -50,6 +52,9 @@ ROUTES: Final = (
     Route("POST", "/responses", responses),
     Route("GET", "/responses/{id}", response),
     *MEDIA_ROUTES,
+    Route("POST", "/router", router),
+    Route("GET", "/router/profiles", profiles, needs_key=False),
+    Route("GET", "/providers", providers, needs_key=False),
     Route("GET", "/models", models, needs_key=False),
     Route("GET", "/router/models", models, needs_key=False),
     Route("GET", "/media/models", models, needs_key=False),

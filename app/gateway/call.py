@@ -67,6 +67,8 @@ class Ask:
     provider: str | None = None
     features: tuple[str, ...] = ()
     asks_output: int | None = None
+    beside: bytes = b""
+    """Fields of ours in front of those of a whole answer."""
 
 
 class Call:
