@@ -99,8 +99,9 @@ async def _send_whole(call: Call, response: aiohttp.ClientResponse, wire: Wire) 
         return seen.id
     if costs is not None:
         body = _with_costs(call, body, seen.usage, usage, costs, wire)
-    if call.ask.beside and body.lstrip().startswith(b"{"):
-        body = splice.put_first(body, call.ask.beside)
+    beside = call.ask.beside()
+    if beside and body.lstrip().startswith(b"{"):
+        body = splice.put_first(body, beside)
     cost = {} if costs is None else {"x-satmeter-cost-usd": usd_text(costs.total_nusd)}
     head = asking.answer_headers(response)
     kind = head.pop("content-type", "application/json")

@@ -9,7 +9,7 @@ authorize ─► forwarded ─► an upstream's answer ─► settle      what i
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Protocol
@@ -67,8 +67,10 @@ class Ask:
     provider: str | None = None
     features: tuple[str, ...] = ()
     asks_output: int | None = None
-    beside: bytes = b""
+    beside: Callable[[], bytes] = lambda: b""
     """Fields of ours in front of those of a whole answer."""
+    prepare: Callable[[], Awaitable[None]] | None = None
+    """What is done once money is held, before an upstream is asked. Raises Refusal: then all is given back."""
 
 
 class Call:
@@ -90,6 +92,12 @@ class Call:
 
         Raises Refusal, the hold being given back, or settled where an upstream may have run.
         """
+        if self.ask.prepare is not None:
+            try:
+                await self.ask.prepare()
+            except Refusal as refused:
+                self.unused(refused.message, may_have_run=False)
+                raise
         self.gateway.meter.forwarded(self.allowed, lambda: self._so_far())
         refusal: Refusal = asking.failed("No provider of this model can be reached")
         may_have_run = False

@@ -1,12 +1,14 @@
 """Chat completions: rows 1 and 2, and every model that speaks OpenAI's chat."""
 
 import re
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 
 from app.gateway.answering import Wire
 from app.gateway.call import Ask, Gateway
+from app.gateway.errors import InvalidField
 from app.gateway.exchange import Body, Exchange
 from app.gateway.fields import number_of, text_of
 from app.gateway.inference import (
@@ -21,6 +23,7 @@ from app.gateway.inference import (
     word_of,
 )
 from app.gateway.upstreams import Target
+from app.gateway.websearch import FEATURE, TOKENS_OF_A_RESULT, Found, results_asked, searches, searching
 
 LIMITS: Final = ("max_tokens", "max_completion_tokens")
 PROMPT: Final = ("messages", "tools", "functions", "response_format")
@@ -31,7 +34,34 @@ _REASONS: Final = re.compile(r"(?:.*/)?(?:o\d|gpt-5)", re.IGNORECASE)
 async def chat(gateway: Gateway, exchange: Exchange) -> None:
     """POST /chat/completions."""
     body = await exchange.json()
-    await infer(gateway, exchange, ask_of(body), Wire.OPENAI, shows_usage=wants_usage(body))
+    ask = with_search(gateway, body) if "plugins" in body else ask_of(body)
+    await infer(gateway, exchange, ask, Wire.OPENAI, shows_usage=wants_usage(body))
+
+
+def with_search(gateway: Gateway, body: Body) -> Ask:
+    """The same with what a web search found before the prompt, and its fee; or by the model's own search, if it has one.
+
+    Raises InvalidField, PluginUnavailable.
+    """
+    count, plain = results_asked(body), ask_of(body)
+    targets = gateway.settings.upstreams.targets(plain.model, "chat", plain.provider)
+    if not count or not targets:
+        return plain
+    if targets[0].upstream.web_search == "openai":
+        return ask_of(body | {"web_search_options": body.get("web_search_options", msgspec.Raw(b"{}"))})
+    found, query = Found(), last_words(body)
+    search = searches(gateway, targets[0])
+    input_tokens = (plain.estimate.input_tokens or 0) + count * TOKENS_OF_A_RESULT
+    messages = msgspec.json.decode(body["messages"], type=list[msgspec.Raw])
+
+    def sent(target: Target, granted: int | None) -> bytes:
+        told = msgspec.json.encode([found.message(), *messages])
+        return ask_of(body | {"messages": msgspec.Raw(told)}).body(target, granted)
+
+    return replace(
+        plain, body=sent, features=(FEATURE,), prepare=searching(gateway, search, query, count, found),
+        beside=found.annotations, estimate=msgspec.structs.replace(plain.estimate, input_tokens=input_tokens),
+    )  # fmt: skip
 
 
 def ask_of(body: Body) -> Ask:
@@ -64,3 +94,16 @@ def stream_options(body: Body) -> dict[str, Any]:
 
 def wants_usage(body: Body) -> bool:
     return stream_options(body).get("include_usage") is True
+
+
+def last_words(body: Body) -> str:
+    """What the last message of a user says. Raises InvalidField."""
+    try:
+        messages = msgspec.json.decode(body.get("messages", b"null"), type=list[dict[str, Any]])
+    except msgspec.DecodeError:
+        raise InvalidField("messages is a list of messages", param="messages") from None
+    if not messages:
+        raise InvalidField("messages is empty", param="messages")
+    said = next((each for each in reversed(messages) if each.get("role") == "user"), messages[-1]).get("content")
+    parts = said if isinstance(said, list) else [{"text": said}]
+    return "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))

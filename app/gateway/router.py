@@ -8,7 +8,7 @@ import msgspec
 from app.gateway.answering import Wire
 from app.gateway.call import Gateway, unknown
 from app.gateway.catalogue import CatalogueAway
-from app.gateway.chat import LIMITS, ask_of, wants_usage
+from app.gateway.chat import LIMITS, ask_of, last_words, wants_usage
 from app.gateway.count import most_tokens
 from app.gateway.errors import InvalidField, UnknownModel, Unpriced
 from app.gateway.exchange import Body, Exchange
@@ -40,7 +40,7 @@ async def router(gateway: Gateway, exchange: Exchange) -> None:
     """POST /v1/router: the decision is free, the call that follows is charged as any."""
     body = await exchange.json()
     executes = flag_of(body, "execute") if "execute" in body else True
-    cluster = cluster_of(_words(body))
+    cluster = cluster_of(last_words(body))
     choice = _chosen(await _choices(gateway, body, cluster), cluster)
     routing = _routing(gateway, choice, cluster)
     if not executes:
@@ -48,7 +48,8 @@ async def router(gateway: Gateway, exchange: Exchange) -> None:
         return
     asked: Body = {name: raw for name, raw in body.items() if name not in _OURS}
     asked["model"] = msgspec.Raw(msgspec.json.encode(choice.model))
-    ask = replace(ask_of(asked), beside=b'"routing":' + msgspec.json.encode(routing))
+    told = b'"routing":' + msgspec.json.encode(routing)
+    ask = replace(ask_of(asked), beside=lambda: told)
     await infer(gateway, exchange, ask, Wire.OPENAI, shows_usage=wants_usage(asked))
 
 
@@ -116,19 +117,6 @@ async def _prices(gateway: Gateway) -> dict[str, dict[str, float]]:
         raise Unpriced("The catalogue cannot be read just now", headers={"retry-after": "2"}) from None
     rows = msgspec.json.decode(listed, type=list[_Priced])
     return {row.id: row.pricing for row in rows if row.type == "chat"}
-
-
-def _words(body: Body) -> str:
-    """What the last message of a user says. Raises InvalidField."""
-    try:
-        messages = msgspec.json.decode(body.get("messages", b"null"), type=list[dict[str, Any]])
-    except msgspec.DecodeError:
-        raise InvalidField("messages is a list of messages", param="messages") from None
-    if not messages:
-        raise InvalidField("messages is empty", param="messages")
-    said = next((each for each in reversed(messages) if each.get("role") == "user"), messages[-1]).get("content")
-    parts = said if isinstance(said, list) else [{"text": said}]
-    return "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
 
 
 def _weight(body: Body) -> float:
