@@ -11,7 +11,7 @@ import pytest
 from app.gateway.app import create_gateway
 from app.gateway.asking import clean
 from tests.client.houses import serving
-from tests.gateway.street import Street, opened
+from tests.gateway.street import Street, eventually, opened
 from tests.rig import Rig
 
 MINI = "gpt-4o-mini"
@@ -72,10 +72,10 @@ async def test_what_a_key_may_not(street: Street) -> None:
 
 async def test_money_that_calls_in_flight_hold_is_waited_for(rig: Rig, tmp_path: Any) -> None:
     async with opened(rig, tmp_path, usd="10", clamp=False) as street:
-        await street.order("delay=1")
-        client, dear = street.openai(), {"model": "claude-opus-4-5", "messages": HELLO, "n": 6}
+        await street.order("delay=3")
+        client, dear = street.openai(), {"model": "claude-opus-4-5", "messages": HELLO, "n": 6, "max_tokens": 60_000}
         first = asyncio.create_task(client.chat.completions.create(**dear))
-        await asyncio.sleep(0.3)
+        await eventually(street.log)  # the upstream has it, so it is held for
         error = await refused(street, model="gpt-4o", n=20)
         assert (error.status_code, error.code) == (429, "funds_held")
         assert int(error.response.headers["retry-after"]) == error.body["metadata"]["retry_after"] > 0
