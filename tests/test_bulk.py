@@ -106,7 +106,7 @@ async def test_a_batch_of_settlements_is_answered_as_its_items_are_alone(shop: R
     mine, twin = [await a_side(shop) for _ in range(2)]
     seeds = [random.Random(seed).random() + place for place in range(60)]
     answered = [await shop.client.post("/v1/meter/settle", headers=await shop.service(), json=a_settle(each, mine)) for each in seeds]  # fmt: skip
-    alone = [_alone(each, b'{"status":200,"charge":%s}' % each.content) for each in answered]
+    alone = [_alone(each, b'{"status":200,"charge":%s}' % each.content.rstrip(b"\n")) for each in answered]
     together = await shop.meter("settle/batch", settles=[a_settle(each, twin) for each in seeds])
     _must_be_alike(alone, together)
     assert len({each.status_code for each in answered}) == 3
@@ -121,7 +121,7 @@ async def test_a_batch_of_events_is_answered_as_its_items_are_alone(shop: Rig, s
     posts = [(json.dumps(an_event(each, mine)), json.dumps(an_event(each, twin))) for each in seeds]
     posts = [each for each in posts if not each[0].startswith("[")]  # alone that is a batch
     answered = [await shop.client.post("/v1/meter/events", headers=headers, content=one) for one, _ in posts]
-    alone = [_alone(each, each.content.removeprefix(b'{"results":[').removesuffix(b'],"charged":1,"refused":0}')) for each in answered]  # fmt: skip
+    alone = [_alone(each, each.content.rstrip(b"\n").removeprefix(b'{"results":[').removesuffix(b'],"charged":1,"refused":0}')) for each in answered]  # fmt: skip
     body = f"[{','.join(other for _, other in posts)}]"
     _must_be_alike(alone, await shop.client.post("/v1/meter/events", headers=headers, content=body))
     assert len({each.status_code for each in answered}) >= 5

@@ -370,8 +370,7 @@ def _own_alone(cluster: Path, data_dir: Path) -> None:
         return  # an ordinary user's, who may want to run it again; or done before
     uid = _unused_uid(str(cluster.resolve()))
     with contextlib.suppress(OSError):  # a container without such numbers; DATA_DIR is closed to `nobody` all the same
-        os.lchown(cluster, uid, uid)
-        for path in cluster.rglob("*"):
+        for path in (*cluster.rglob("*"), cluster):  # the folder last: interrupted, it is still to be done
             os.lchown(path, uid, uid)
 
 
