@@ -68,7 +68,9 @@ class Ask(msgspec.Struct, frozen=True):
 
     def names(self) -> str | None:
         """As functions.sql takes them: with what stands in no name between them."""
-        return _BETWEEN_NAMES.join({self.model: None} | dict.fromkeys(self.model_names)) if self.model else None
+        if not self.model or self.model_names in ((), (self.model,)):  # nearly every model has one name
+            return self.model or None
+        return _BETWEEN_NAMES.join({self.model: None} | dict.fromkeys(self.model_names))
 
     def fingerprint(self, verb: str, owner: KeyOwner, work: "Work | None" = None) -> bytes:
         """Tells a repeat of this request from another one, or another key's, under the same request_id."""

@@ -19,13 +19,15 @@ __all__ = ["Cost", "Limits", "Pricer", "lines_of"]
 
 class Limits(msgspec.Struct, frozen=True):
     """What is held for a call: `amount_nusd` if it is there, and `min_nusd` at least. The price version and the moment say
-    so, and price the call when it is settled. `quote` is what the whole of it may cost; None where the proxy said that."""
+    so, and price the call when it is settled. `quote` is what the whole of it may cost; where the proxy said that, None, and
+    `asked_nusd` is it."""
 
     amount_nusd: int
     min_nusd: int
     price_version: int | None
     made_at: datetime
     quote: Quote | None = None
+    asked_nusd: int = 0
 
 
 class HoldTooSmall(InvalidField):
@@ -42,12 +44,13 @@ class Pricer:
         """The version that a call authorized now is priced by, None while nothing is sold; and this moment."""
         return await self._catalogues.moment(self._db)
 
-    async def names(self, model: str | None) -> tuple[str, ...]:
-        """Every name that a list of allowed models may have this model under."""
-        version_id, _ = await self.moment()
-        if model is None or version_id is None:
-            return () if model is None else (model,)
-        return names_of(await self._catalogues.at(self._db, version_id), model)
+    async def names(self, model: str | None, version_id: int | None = None) -> tuple[str, ...]:
+        """Every name that a list of allowed models may have this model under; in the version in effect if none is given."""
+        if model is None:
+            return ()
+        if version_id is None:
+            version_id, _ = await self.moment()
+        return (model,) if version_id is None else names_of(await self._catalogues.at(self._db, version_id), model)
 
     async def limits(self, ask: Ask, min_output_tokens: int | None, max_hold_nusd: int | None = None) -> Limits:
         """What an estimated call may cost at most, and with the shortest answer that is still of use; not more than

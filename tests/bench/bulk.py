@@ -70,7 +70,7 @@ async def _sent(port: int, token: str, path: str, bodies: list[bytes]) -> Measur
                 began = time.perf_counter()
                 answer = await asked.post(path, body)
                 took.append(time.perf_counter() - began)
-                refused += ITEMS if not answer.endswith(f'"charged":{ITEMS},"refused":0}}'.encode()) else 0
+                refused += ITEMS if not answer.rstrip().endswith(f'"charged":{ITEMS},"refused":0}}'.encode()) else 0
 
     started = time.perf_counter()
     await asyncio.gather(*(connection() for _ in range(CONNECTIONS)))

@@ -436,7 +436,7 @@ class MeterController(Controller):
             owner = await owner_of(verifier, data.api_key, data.api_key_hash)
             _check_asked(data)
             limits = await _limits_once(service, data, estimated, owner, pricer, meter)
-            ask = _ask(data, limits, await pricer.names(data.model), service)
+            ask = _ask(data, limits, await pricer.names(data.model, limits.price_version), service)
             held = await meter.authorize(service.name, owner, ask)
             return await _allowed(data, estimated, owner, limits, held, pricer)
         except AppError as error:
@@ -630,15 +630,15 @@ async def _limits_once(
         except HoldNotFound:
             raise error from None
         held_nusd = before.amount_nusd or 0
-        return Limits(held_nusd, held_nusd, before.price_version, before.made_at)
+        return Limits(held_nusd, held_nusd, before.price_version, before.made_at, asked_nusd=held_nusd)
 
 
 async def _limits(data: AuthorizeRequest, estimated: quote.Ask | None, owner: KeyOwner, pricer: Pricer) -> Limits:
     max_hold_nusd = reported_usd(data.max_hold_usd, "max_hold_usd") if is_given(data.max_hold_usd) else None
     if estimated is None:
-        amount_nusd = reported_usd(data.max_cost_usd, "max_cost_usd")
-        amount_nusd = amount_nusd if max_hold_nusd is None else min(amount_nusd, max_hold_nusd)
-        return Limits(amount_nusd, amount_nusd, *await pricer.moment())
+        asked_nusd = reported_usd(data.max_cost_usd, "max_cost_usd")
+        amount_nusd = asked_nusd if max_hold_nusd is None else min(asked_nusd, max_hold_nusd)
+        return Limits(amount_nusd, amount_nusd, *await pricer.moment(), asked_nusd=asked_nusd)
     least_tokens = (data.min_output_tokens or 1) if data.mode == "clamp" else None
     try:
         return await pricer.limits(quote.by_account(estimated, str(owner.account_id)), least_tokens, max_hold_nusd)
@@ -654,7 +654,7 @@ async def _allowed(
     """A repeat is told what its first was: all by the prices of the moment when that was made."""
     priced, granted = limits.quote, None
     if estimated is None or held.price_version is None:
-        most_nusd = reported_usd(data.max_cost_usd, "max_cost_usd") if estimated is None else held.amount_nusd
+        most_nusd = limits.asked_nusd if estimated is None else held.amount_nusd
     else:
         mine = quote.by_account(estimated, str(owner.account_id))
         if priced is None or held.made_at != limits.made_at:
