@@ -505,6 +505,24 @@ def made_open_by_an_earlier_version(program: Program) -> None:
     program.data_dir.chmod(0o755)
 
 
+@pytest.mark.skipif(not IS_ROOT, reason="only root gives a cluster to another user")
+def test_a_cluster_that_was_given_to_its_user_by_half_is_given_whole() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o700)
+        server = EmbeddedPostgres(Path(folder))
+        server.start()
+        server.stop()
+        cluster = Path(folder) / "postgres"
+        for path in list(cluster.rglob("*"))[::2]:  # Ctrl-C came while it was given away
+            shutil.chown(path, "nobody")
+        try:
+            with psycopg.connect(server.start()) as conn:
+                assert conn.execute("SELECT 1").fetchone() == (1,)
+        finally:
+            server.stop()
+        assert len({path.lstat().st_uid for path in (cluster, *cluster.rglob("*"))}) == 1
+
+
 @pytest.mark.parametrize("as_root", [True, False])
 def test_data_dir_and_its_database_are_the_operator_s_alone(as_root: bool) -> None:
     if as_root and not IS_ROOT:

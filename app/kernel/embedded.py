@@ -365,13 +365,17 @@ def _group_of(uid: int) -> list[int]:
 
 
 def _own_alone(cluster: Path, data_dir: Path) -> None:
-    """Give a cluster that `nobody` has, whom others are as well, to a user whom nobody else is."""
-    if cluster.stat().st_uid != pwd.getpwnam("nobody").pw_uid or data_dir.stat().st_uid != 0:
-        return  # an ordinary user's, who may want to run it again; or done before
-    uid = _unused_uid(str(cluster.resolve()))
+    """Give a cluster that `nobody` has, whom others are as well, to a user whom nobody else is; all of it, also where that was
+    interrupted before."""
+    owner = cluster.stat().st_uid
+    is_of_ours = owner in _PRIVATE_UIDS or owner == pwd.getpwnam("nobody").pw_uid
+    if data_dir.stat().st_uid != 0 or not is_of_ours:
+        return  # an ordinary user's, who may want to run it again
+    uid = owner if owner in _PRIVATE_UIDS else _unused_uid(str(cluster.resolve()))
     with contextlib.suppress(OSError):  # a container without such numbers; DATA_DIR is closed to `nobody` all the same
-        for path in (*cluster.rglob("*"), cluster):  # the folder last: interrupted, it is still to be done
-            os.lchown(path, uid, uid)
+        for path in (cluster, *cluster.rglob("*")):
+            if path.lstat().st_uid != uid:
+                os.lchown(path, uid, uid)
 
 
 def _unused_uid(seed: str) -> int:
