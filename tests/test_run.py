@@ -100,8 +100,17 @@ def test_a_newcomer_gets_a_service_that_is_alive_and_ready(program: Program) -> 
     assert program.status("/health/ready") == 200
 
 
-def test_demo_prints_seven_names_and_they_work(program: Program, demo: dict[str, str]) -> None:
-    names = ["base_url", "sandbox_url", "credit_id", "api_key", "service_token", "admin_token", "nwc_url"]
+def test_demo_prints_eight_names_and_they_work(program: Program, demo: dict[str, str]) -> None:
+    names = [
+        "base_url",
+        "sandbox_url",
+        "credit_id",
+        "api_key",
+        "service_token",
+        "admin_token",
+        "nwc_url",
+        "gateway_url",
+    ]
     assert list(demo) == names
     assert demo["base_url"] == program.base_url
     assert demo["nwc_url"].startswith("nostr+walletconnect://")
@@ -656,7 +665,7 @@ def test_make_alone_lists_what_there_is_and_does_nothing(checkout: Path) -> None
     done = make(checkout)
     assert done.returncode == 0
     offered = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("make ")}
-    assert offered == {"setup", "run", "quick", "test", "lint", "check", "torture", "bench"}
+    assert offered == {"setup", "run", "quick", "test", "lint", "check", "torture", "bench", "bench-gateway"}
     assert not (checkout / ".venv").exists()
 
 

@@ -36,13 +36,12 @@ def new_session() -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_SECONDS, ttl_dns_cache=60)
     return aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, read_bufsize=_READ_BYTES,
-        trust_env=False,
+        trust_env=False, headers={"accept-encoding": "identity"},
     )  # fmt: skip
 
 
 def request_headers(upstream: Upstream, caller: Mapping[str, str], content_type: str | None) -> dict[str, str]:
     sent = {name: caller[name] for name in _SENT_ON if name in caller}
-    sent["accept-encoding"] = "identity"
     if content_type is not None:
         sent["content-type"] = content_type
     if upstream.kind == "anthropic":

@@ -21,7 +21,7 @@ async def models(gateway: Gateway, exchange: Exchange) -> None:
 async def model(gateway: Gateway, exchange: Exchange) -> None:
     """GET /v1/models/{id}."""
     name = exchange.path.partition("/models/")[2]
-    found = await _listed(gateway, "/v1/models", {"model": name})
+    found = await _listed(gateway, "/v1/models", {"model": name, "type": "all"})
     if not found["data"]:
         raise unknown(name)
     await exchange.answer(200, msgspec.json.encode(found["data"][0]))

@@ -280,15 +280,18 @@ class EmbeddedPostgres:
         `{cluster}` in an argument is how the program finds it. Raises EmbeddedError.
         """
         with tempfile.TemporaryFile("w+") as said, _as_its_owner(cluster or self._folder) as (place, options):
-            process = subprocess.Popen(  # noqa: S603 - the wheel's
-                [_programs() / program, "-D", place, *(each.replace("{cluster}", place) for each in arguments)],
-                cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
-                **options,
-            )  # fmt: skip
+            process: subprocess.Popen[bytes] | None = None
             try:
+                with _uninterrupted():
+                    process = subprocess.Popen(  # noqa: S603 - the wheel's
+                        [_programs() / program, "-D", place, *(each.replace("{cluster}", place) for each in arguments)],
+                        cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+                        start_new_session=True, **options,
+                    )  # fmt: skip
                 process.wait()
             except KeyboardInterrupt:
-                process.wait()  # let it end what it began, or nobody would know of the server that it started
+                if process is not None:
+                    process.wait()  # let it end what it began, or nobody would know of the server that it started
                 raise
             if process.returncode != 0:
                 said.seek(0)
@@ -306,6 +309,16 @@ class EmbeddedPostgres:
         with psycopg.connect(self._url("postgres"), autocommit=True, connect_timeout=10) as conn:
             if conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
                 conn.execute(f"CREATE DATABASE {DATABASE}")
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """What interrupts this thread comes when the block is over: not between a child's birth and our knowing it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _first_line(error: BaseException) -> str:

@@ -93,12 +93,13 @@ models = ["gpt-4o-mini", "gpt-image-1", "not-priced"]
 """
     async with opened(rig, tmp_path, upstreams=two) as street:
         found = (await street.http.get(street.url + path)).json()
-        media = "media" in path
-        expected = {"gpt-image-1"} if media else {"gpt-4o-mini", "gpt-image-1"}
-        assert {row["id"] for row in found["data"]} == expected
+        assert {row["id"] for row in found["data"]} == {"gpt-image-1" if "media" in path else "gpt-4o-mini"}
+        every = (await street.http.get(f"{street.url}{path}?type=all")).json()
+        assert {row["id"] for row in every["data"]} == {"gpt-4o-mini", "gpt-image-1"}
         assert found["object"] == "list"
         one = await street.http.get(f"{street.url}/v1/models/gpt-4o-mini")
         assert one.json()["pricing"]["input"] == 1.5e-07
+        assert (await street.http.get(f"{street.url}/v1/models/gpt-image-1")).json()["id"] == "gpt-image-1"
         assert (await street.http.get(f"{street.url}/v1/models/gpt-4o")).status_code == 404
 
 
