@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import random
 import uuid
 from collections import Counter
@@ -32,6 +33,7 @@ PEPPER: Final = Pepper(b"a pepper for tests, of 32 bytes and more")
 SERVICE: Final = "proxy"
 HELD_NUSD, CAPTURED_NUSD, COST_NUSD, BALANCE_NUSD = 1_000, 3_000, 500, 10**9
 AT_ONCE: Final = 40
+OF_A_PAIR: Final = int(os.environ.get("RACES_OF_A_PAIR", "200"))
 
 
 @dataclass(slots=True)
@@ -366,11 +368,11 @@ async def test_every_pair_of_verbs_at_once_leaves_no_failure_and_no_charge_twice
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
-async def test_two_hundred_of_every_pair_of_verbs_leave_no_failure_and_no_charge_twice_or_lost(
+async def test_hundreds_of_every_pair_of_verbs_leave_no_failure_and_no_charge_twice_or_lost(
     clean: str, owner_conn: psycopg.Connection[Any], setup: Sequence[Mapping[str, bool]]
 ) -> None:
     async with processes(clean, setup) as sides:
-        await show(sides, owner_conn, 200)
+        await show(sides, owner_conn, OF_A_PAIR)
 
 
 # --- two processes of the program, over HTTP --------------------------------------------------------------
