@@ -28,6 +28,7 @@ from tests.databases import WORKER
 
 ROOT: Final = Path(__file__).parent.parent
 Finished = subprocess.CompletedProcess[str]
+_WELCOME: Final = "Satmeter is running at"
 
 
 class Program:
@@ -49,7 +50,7 @@ class Program:
             "TOPUPS_WAITING": "100000", "TOPUPS_ONCE_PAID": "100000", "KEYS_PER_ACCOUNT": "100000",
         } | environ  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
-        self._printed, self._logged = folder / "stdout", folder / "stderr"
+        self._printed, self._logged, self._welcomes = folder / "stdout", folder / "stderr", 0
 
     def run_the_source_of(self, tree: Path) -> None:
         """From now on another checkout's, by its own Python where it has one."""
@@ -81,6 +82,7 @@ class Program:
 
     def start(self, *arguments: str) -> None:
         """`python -m app run`, in a process group of its own, as a terminal would give it."""
+        self._welcomes = self.printed.count(_WELCOME) if self._printed.exists() else 0
         with self._printed.open("ab") as printed, self._logged.open("ab") as logged:
             self._process = subprocess.Popen(
                 [self._python, "-m", "app", "run", *arguments], cwd=self._tree, env=self._environ, stdin=subprocess.DEVNULL,
@@ -96,7 +98,8 @@ class Program:
     def wait_until_ready(self, seconds: float = 60) -> None:
         def is_ready() -> bool:
             assert self.is_alive, f"it ended:\n{self.printed}\n{self.logged}"
-            return self.status("/health/ready") == 200
+            # Its first child answers before the parent knows that all of them do; stopped in between it says "interrupted".
+            return self.printed.count(_WELCOME) > self._welcomes and self.status("/health/ready") == 200
 
         eventually(is_ready, seconds)
 

@@ -94,7 +94,7 @@ class RunningGateway:
             self.meter = await stack.enter_async_context(
                 Meter(
                     settings.meter_url, settings.service_token, spool=settings.folder / "spool",
-                    transport=AiohttpTransport(),
+                    transport=AiohttpTransport(), ask_seconds=settings.ask_seconds,
                 )
             )  # fmt: skip
             await stack.enter_async_context(self.streams.watched())

@@ -15,7 +15,7 @@ from app.gateway.upstreams import SHIPPED, Upstreams, UpstreamsError, read_upstr
 
 OWN: Final = (
     "GATEWAY_PORT", "GATEWAY_UPSTREAMS", "GATEWAY_METER_URL", "GATEWAY_SERVICE_TOKEN", "GATEWAY_PUBLIC_URL",
-    "GATEWAY_CLAMP", "GATEWAY_CLIENT_GONE_SECONDS", "GATEWAY_MODELS_URL", "MEDIA_DAYS", "LOW_BALANCE_STATUS",
+    "GATEWAY_ASK_SECONDS", "GATEWAY_CLAMP", "GATEWAY_CLIENT_GONE_SECONDS", "GATEWAY_MODELS_URL", "MEDIA_DAYS", "LOW_BALANCE_STATUS",
 )  # fmt: skip
 """The variables that are the gateway's alone."""
 
@@ -35,6 +35,7 @@ class GatewaySettings:
     meter_url: str
     service_token: str = field(repr=False)
     upstreams: Upstreams
+    ask_seconds: int = 2
     clamp: bool = True
     client_gone_seconds: int = 30
     low_balance_status: int = 402
@@ -69,6 +70,7 @@ def load(environ: Mapping[str, str] = os.environ) -> GatewaySettings:
         meter_url=_url(text("GATEWAY_METER_URL", f"http://{_authority(host)}:{http_port}"), "GATEWAY_METER_URL"),
         service_token=token,
         upstreams=upstreams(environ),
+        ask_seconds=_number(text("GATEWAY_ASK_SECONDS", "2"), "GATEWAY_ASK_SECONDS", 1, 60),
         clamp=_switch(text("GATEWAY_CLAMP", "on"), "GATEWAY_CLAMP"),
         client_gone_seconds=_number(
             text("GATEWAY_CLIENT_GONE_SECONDS", "30"), "GATEWAY_CLIENT_GONE_SECONDS", 0, 86_400

@@ -60,7 +60,7 @@ async def sells(rig: Rig) -> None:
 
 async def a_meter(rig: Rig, spool: Path | None, wire: Wire | None = None, **options: Any) -> Meter:
     token = (await rig.service())["Authorization"].removeprefix("Bearer ")
-    options = {"settle_seconds": 0, "capture_seconds": 0.02, "ask_seconds": 0.5} | options
+    options = {"settle_seconds": 0, "capture_seconds": 0.02, "ask_seconds": 20} | options
     return Meter("http://satmeter", token, spool=spool, transport=wire or Wire(rig), **options)
 
 

@@ -91,7 +91,7 @@ def settings_of(folder: Path, offline_url: str, house_url: str, token: str, inte
     )  # fmt: skip
     return GatewaySettings(
         "127.0.0.1", 0, "http://gateway", folder, house_url, token, Upstreams((offline,), {}),
-        films_looked_for_every_seconds=interval_seconds,
+        ask_seconds=20, films_looked_for_every_seconds=interval_seconds,
     )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ async def opened(
             path = folder / "upstreams.toml"
             path.write_text(upstreams)
         served = read_upstreams(path, {"GATEWAY_MODELS_URL": f"{models_url}/v1", "SECRET": "sk-upstreams-own-secret"})
-        settings = GatewaySettings("127.0.0.1", 0, "http://gateway", folder, house_url, token, served)
+        settings = GatewaySettings("127.0.0.1", 0, "http://gateway", folder, house_url, token, served, ask_seconds=20)
         gateway = create_gateway(replace(settings, **changed))
         url = await stack.enter_async_context(serving(gateway))
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=30, trust_env=False))

@@ -71,7 +71,7 @@ async def test_an_upstream_that_says_nothing_is_502_after_its_time(rig: Rig, tmp
 name = "slow"
 kind = "openai"
 base_url = "${GATEWAY_MODELS_URL}"
-timeout_seconds = 0.5
+timeout_seconds = 2
 models = ["gpt-4o-mini"]
 """
     async with opened(rig, tmp_path, upstreams=slow) as street:
