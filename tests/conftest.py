@@ -27,6 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # What the app has to say is for operators; a test that wants to read it configures the logs itself.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+logs._least = logging.CRITICAL
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -57,13 +58,13 @@ def pytest_testnodedown(node: Any) -> None:
 def process_as_before() -> Iterator[None]:
     """What a test does with the logs ends with it, the stream that they went to may be closed by then; and who may read
     what is made from now on."""
-    before, least = structlog.get_config(), logs._least
+    before, least, stream = structlog.get_config(), logs._least, logs._stream
     mask = os.umask(0o022)
     os.umask(mask)
     yield
     os.umask(mask)
     structlog.configure(**before)
-    logs._least = least
+    logs._least, logs._stream = least, stream
 
 
 @pytest.fixture(scope="session")

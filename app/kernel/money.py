@@ -167,7 +167,10 @@ def usd_text(amount_nusd: int) -> str:
 
 def usd(amount_nusd: int) -> JsonNumber:
     """Nano-USD as a JSON number."""
-    return msgspec.Raw(usd_text(amount_nusd).encode())
+    return _ZERO if amount_nusd == 0 else msgspec.Raw(usd_text(amount_nusd).encode())
+
+
+_ZERO: Final = msgspec.Raw(b"0")  # most lines of most costs
 
 
 def usd_or_null(amount_nusd: int | None) -> JsonNumber:

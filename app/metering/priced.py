@@ -78,11 +78,16 @@ class Pricer:
         """What a call that was authorized then may cost at most."""
         return (await self._catalogues.at(self._db, version_id)).estimate(ask, made_at)
 
-    async def granted_output_tokens(self, ask: Ask, version_id: int, held_nusd: int, made_at: datetime) -> int | None:
-        """How long each answer may be for what is held; None for a call that answers in no tokens."""
+    async def granted_output_tokens(
+        self, ask: Ask, most: Quote, version_id: int, held_nusd: int, made_at: datetime
+    ) -> int | None:
+        """How long each answer may be for what is held; None for a call that answers in no tokens. `most` is what the whole
+        call may cost."""
         catalogue = await self._catalogues.at(self._db, version_id)
         asked = catalogue.answer_tokens(ask, made_at)
-        return catalogue.affordable_output_tokens(held_nusd, ask, made_at) if asked else None
+        if not asked or held_nusd >= most.cost_nusd:
+            return asked or None
+        return catalogue.affordable_output_tokens(held_nusd, ask, made_at)
 
     async def cost(
         self,

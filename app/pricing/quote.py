@@ -33,16 +33,11 @@ from app.pricing.rows import (
 from app.pricing.sheet import NO_PRICES, Prices, Sheet, Timeline
 from app.pricing.used import Used, used_by
 
-__all__ = ["AUSD_PER_NUSD", "DEFAULT_OUTPUT_TOKENS", "Ask", "Call", "Catalogue", "Line", "Quote", "by_account"]
+__all__ = ["AUSD_PER_NUSD", "DEFAULT_OUTPUT_TOKENS", "Ask", "Call", "Catalogue", "Line", "Quote"]
 AUSD_PER_NUSD: Final = PUSD_PER_NUSD * PPM
 D = Dimension
 DEFAULT_OUTPUT_TOKENS: Final = 16_384
 """What a call is held for when it does not say how long its answer may be."""
-
-
-def by_account(ask: Ask, account: str) -> Ask:
-    """The same ask, at what this account pays."""
-    return replace(ask, call=replace(ask.call, account=account))
 
 
 class Line(NamedTuple):
@@ -178,9 +173,11 @@ class Catalogue:
         """What of the call has a price; what has none is named in `unpriced`. Raises ModelNotPriced for an unknown model."""
         prices = self._prices(call, input_total(usage), now)
         priced = tuple(each for each in call.features if self._has_fee(each, now))
-        bill = self._bill(replace(call, features=priced), prices, used_by(prices, usage), now)
+        known = call if priced == call.features else replace(call, features=priced)
+        bill = self._bill(known, prices, used_by(prices, usage), now)
         missing = [each.value for each in bill.used.unpriced] + [each for each in call.features if each not in priced]
-        return replace(self._quoted(prices, bill, "usage"), unpriced=tuple(missing))
+        quote = self._quoted(prices, bill, "usage")
+        return replace(quote, unpriced=tuple(missing)) if missing else quote
 
     def estimate(self, ask: Ask, now: datetime) -> Quote:
         """What a call may cost at most, for its hold. An image model makes `n` images where it is not said how many.

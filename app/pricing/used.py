@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
@@ -111,15 +112,18 @@ def _input(prices: Prices, usage: Usage, covered: set[Dimension], used: Used, is
             put(used, Kind.CACHE_INPUT if cell in CACHE else Kind.INPUT, cell, units, price)
 
 
+JOINT: Final = tuple(cell for how in INPUT_CELLS[1:] for cell in how[1:] if cell in COUNTED_IN)
+_kinds_of: Final = attrgetter(*(COUNTED_IN[kind] for kind in (*INPUT_CELLS[0][1:], *JOINT)))
+_readings_of: Final = attrgetter(*(COUNTED_IN[cell] for cell in (*(how[0] for how in INPUT_CELLS[1:]), *JOINT)))
+_NOTHING: Final = frozenset({None})
+
+
 def is_kind_told(usage: Usage) -> bool:
-    return any(getattr(usage, COUNTED_IN[kind]) is not None for kind in (*INPUT_CELLS[0][1:], *JOINT))
+    return not _NOTHING.issuperset(_kinds_of(usage))
 
 
 def is_reading_told(usage: Usage) -> bool:
-    return any(getattr(usage, COUNTED_IN[cell]) is not None for cell in (*(how[0] for how in INPUT_CELLS[1:]), *JOINT))
-
-
-JOINT: Final = tuple(cell for how in INPUT_CELLS[1:] for cell in how[1:] if cell in COUNTED_IN)
+    return not _NOTHING.issuperset(_readings_of(usage))
 
 
 def _unless(covered: set[Dimension], prices: Prices, cell: Dimension) -> Price | None:

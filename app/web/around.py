@@ -38,6 +38,7 @@ def around_requests(app: ASGIApp, every: Lines, of_origin: OfOrigin) -> ASGIApp:
             return
         headers = dict(scope["headers"])  # ASGI has the names in lower case
         request_id, state = request_id_of(headers), scope.setdefault("state", {})
+        state["request_id"] = request_id
         started, status, body = state.setdefault("started", time.perf_counter()), 500, Body(receive, headers)
         structlog.contextvars.bind_contextvars(request_id=request_id)  # a request is a context of its own
 
@@ -84,14 +85,12 @@ def _with_ours(
     ]
 
 
-def heading(every: Lines, of_origin: OfOrigin) -> Callable[[str, Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]:
-    """What an answer bears to a request for this path with these headers, for a route that does without all this; its log
-    lines get the id."""
+def heading(every: Lines, of_origin: OfOrigin) -> Callable[[Scope, Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """What an answer bears to a request with these headers, for a route that does without all this; its log line gets the id."""
 
-    def lines(path: str, headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-        request_id = request_id_of(headers)
-        structlog.contextvars.bind_contextvars(request_id=request_id)
-        return [*every, *of_origin(path, headers), (b"x-request-id", request_id.encode())]
+    def lines(scope: Scope, headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        request_id = scope["state"]["request_id"] = request_id_of(headers)
+        return [*every, *of_origin(scope["path"], headers), (b"x-request-id", request_id.encode())]
 
     return lines
 

@@ -1,6 +1,5 @@
 """Requests counted: how many were answered how, and how fast; and one log line for each."""
 
-import logging
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from prometheus_client import REGISTRY, Metric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from app.kernel.logs import is_told, log
+from app.kernel.logs import tell_of_request
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """What is counted by its own name; callers may invent others, and each would be a new time series."""
@@ -25,12 +24,8 @@ def account_for(scope: Scope, status: int, seconds: float) -> None:
     route, method = scope.get("path_template") or "unmatched", str(scope.get("method", ""))
     method = method if method in _METHODS else "other"
     _answered.count(method, route, status, seconds)
-    if is_told(logging.INFO):
-        log.info(
-            "request",
-            method=method, path=route, status=status, duration_ms=round(seconds * 1000, 2),
-            code=scope["state"].get("error_code"),
-        )  # fmt: skip
+    state = scope["state"]
+    tell_of_request(state.get("request_id"), method, route, status, round(seconds * 1000, 2), state.get("error_code"))
 
 
 @dataclass(slots=True)

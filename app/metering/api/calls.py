@@ -431,14 +431,15 @@ class MeterController(Controller):
         as long as what is held pays for: `granted_output_tokens`. What the caller asked for and cannot be is a `deny`.
         The same request_id again answers the same hold while it is open and its key may still spend, with `repeat`; of one
         that is not: 409 `hold_closed`."""
-        estimated = _estimated(data)
+        _check_told(data)
         try:
             owner = await owner_of(verifier, data.api_key, data.api_key_hash)
             _check_asked(data)
+            estimated = _estimated(data, owner.account_id)
             limits = await _limits_once(service, data, estimated, owner, pricer, meter)
             ask = _ask(data, limits, await pricer.names(data.model, limits.price_version), service)
             held = await meter.authorize(service.name, owner, ask)
-            return await _allowed(data, estimated, owner, limits, held, pricer)
+            return await _allowed(estimated, limits, held, pricer)
         except AppError as error:
             return _verdict(error)
 
@@ -596,17 +597,22 @@ async def owner_of(verifier: Verifier, secret: str | None, sha256_hex: str | Non
     return owner
 
 
-def _estimated(data: AuthorizeRequest) -> quote.Ask | None:
-    """What the catalogue is asked, None where the proxy says itself what the call may cost."""
+def _check_told(data: AuthorizeRequest) -> None:
+    """Raises InvalidField unless it is told in one way what the call may cost."""
     if is_given(data.max_cost_usd) == (data.estimate is not None):
         raise InvalidField("give either estimate or max_cost_usd", param="max_cost_usd")
-    if data.estimate is None:
-        if data.mode == "clamp":
-            raise InvalidField("mode clamp needs an estimate, to know what a token costs", param="mode")
-        return None
-    if data.model is None:
+    if data.estimate is None and data.mode == "clamp":
+        raise InvalidField("mode clamp needs an estimate, to know what a token costs", param="mode")
+    if data.estimate is not None and data.model is None:
         raise InvalidField("model is required to price an estimate", param="model")
-    call = quote.Call(data.model, attributes=data.estimate.attributes(), features=tuple(data.features))
+
+
+def _estimated(data: AuthorizeRequest, account_id: UUID) -> quote.Ask | None:
+    """What the catalogue is asked, None where the proxy says itself what the call may cost."""
+    if data.estimate is None:
+        return None
+    how, features = data.estimate.attributes(), tuple(data.features)
+    call = quote.Call(data.model or "", account=str(account_id), attributes=how, features=features)
     return quote.Ask(call, data.estimate.usage(), data.estimate.max_output_tokens, data.estimate.n)
 
 
@@ -623,7 +629,7 @@ async def _limits_once(
     """What is to be held. Prices may have changed since a call was held for, so that it could not be again: it is a repeat,
     and has its hold. Raises ModelNotPriced, and CallersMistake for a call that is dearer than any may be."""
     try:
-        return await _limits(data, estimated, owner, pricer)
+        return await _limits(data, estimated, pricer)
     except (ModelNotPriced, CallersMistake) as error:
         try:
             before = await meter.found(service.name, owner, data.request_id)
@@ -633,7 +639,7 @@ async def _limits_once(
         return Limits(held_nusd, held_nusd, before.price_version, before.made_at, asked_nusd=held_nusd)
 
 
-async def _limits(data: AuthorizeRequest, estimated: quote.Ask | None, owner: KeyOwner, pricer: Pricer) -> Limits:
+async def _limits(data: AuthorizeRequest, estimated: quote.Ask | None, pricer: Pricer) -> Limits:
     max_hold_nusd = reported_usd(data.max_hold_usd, "max_hold_usd") if is_given(data.max_hold_usd) else None
     if estimated is None:
         asked_nusd = reported_usd(data.max_cost_usd, "max_cost_usd")
@@ -641,25 +647,24 @@ async def _limits(data: AuthorizeRequest, estimated: quote.Ask | None, owner: Ke
         return Limits(amount_nusd, amount_nusd, *await pricer.moment(), asked_nusd=asked_nusd)
     least_tokens = (data.min_output_tokens or 1) if data.mode == "clamp" else None
     try:
-        return await pricer.limits(quote.by_account(estimated, str(owner.account_id)), least_tokens, max_hold_nusd)
+        return await pricer.limits(estimated, least_tokens, max_hold_nusd)
     except InvalidField as error:
         if error.param in ("estimate", "estimate.size", "max_hold_usd"):  # for what was asked for, and how
             raise CallersMistake(error.message, param=error.param) from None
         raise
 
 
-async def _allowed(
-    data: AuthorizeRequest, estimated: quote.Ask | None, owner: KeyOwner, limits: Limits, held: Held, pricer: Pricer
-) -> Allowed:
+async def _allowed(estimated: quote.Ask | None, limits: Limits, held: Held, pricer: Pricer) -> Allowed:
     """A repeat is told what its first was: all by the prices of the moment when that was made."""
     priced, granted = limits.quote, None
     if estimated is None or held.price_version is None:
         most_nusd = limits.asked_nusd if estimated is None else held.amount_nusd
     else:
-        mine = quote.by_account(estimated, str(owner.account_id))
         if priced is None or held.made_at != limits.made_at:
-            priced = await pricer.quoted(mine, held.price_version, held.made_at)
-        granted = await pricer.granted_output_tokens(mine, held.price_version, held.amount_nusd, held.made_at)
+            priced = await pricer.quoted(estimated, held.price_version, held.made_at)
+        granted = await pricer.granted_output_tokens(
+            estimated, priced, held.price_version, held.amount_nusd, held.made_at
+        )
         most_nusd = priced.cost_nusd
     return Allowed(
         held.hold_id, held.account_id, held.key_id, usd(held.amount_nusd), usd(held.available_nusd), held.expires_at,

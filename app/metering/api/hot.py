@@ -31,8 +31,8 @@ class Door:
     read_json: Callable[[bytes, Any, str | None], Any]
     service_of: Callable[[str], Awaitable[Service]]
     """From the Authorization header."""
-    headers: Callable[[str, Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]
-    """What every answer bears, to a request for this path with these."""
+    headers: Callable[[Scope, Mapping[bytes, bytes]], list[tuple[bytes, bytes]]]
+    """What every answer bears, to a request with these."""
     answered: Callable[[Scope, int, float], None]
     """Counts a request by its status and seconds."""
     refuse: Callable[[Scope, Receive, Send, Exception], Awaitable[None]]
@@ -81,9 +81,7 @@ def in_front_of(app: ASGIApp, parts: Mapping[str, object], door: Door) -> ASGIAp
             await door.refuse(scope, receive, send, error)
             return
         own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answered))]
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": own + door.headers(scope["path"], headers)}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": own + door.headers(scope, headers)})
         await send({"type": "http.response.body", "body": answered, "more_body": False})
         door.answered(scope, 200, time.perf_counter() - started)
 
