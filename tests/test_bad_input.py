@@ -71,6 +71,7 @@ _EVENT: Final = {
 _KEY: Final = {
     "name": "$new", "usage_limit_usd": 1.5, "reset_period": "daily", "expire_at": "2999-01-01T00:00:00Z",
     "scopes": ["spend"], "allowed_models": ["m"], "disabled": False,
+    "max_usd_per_call": 1.5, "requests_per_minute": 60,
 }  # fmt: skip
 _MANAGED_KEY: Final = {
     "name": "$new", "limit": 1.5, "limit_reset": "daily", "expires_at": "2999-01-01T00:00:00Z", "disabled": False,
@@ -1173,6 +1174,7 @@ BAD_KEYS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("scopes", {"scopes": ["admin"]}), ("scopes", {"scopes": ["spend"] * 5}), ("scopes", {"scopes": "spend"}), ("scopes", {"scopes": [""]}),
     ("allowed_models", {"allowed_models": [""]}), ("allowed_models", {"allowed_models": ["a b"]}), ("allowed_models", {"allowed_models": ["é"]}),
     ("allowed_models", {"allowed_models": ["m"] * 201}), ("allowed_models", {"allowed_models": ["x" * 201]}), ("allowed_models", {"allowed_models": ["a\n"]}),
+    ("requests_per_minute", {"requests_per_minute": 0}), ("requests_per_minute", {"requests_per_minute": True}), ("max_usd_per_call", {"max_usd_per_call": 0}),
     ("disabled", {"disabled": None}), ("disabled", {"disabled": "false"}), ("disabled", {"disabled": 0}),
 )  # fmt: skip
 

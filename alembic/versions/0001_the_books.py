@@ -48,7 +48,7 @@ _RIGHTS = {
 _CHANGED = {
     "account": "posted_nusd, held_nusd, entry_count, low_nusd, updated_at",
     "api_key": "name, sealed_secret, limit_nusd, reset_period, window_start, window_usage_nusd, held_nusd, lifetime_nusd, scopes,"
-    " allowed_models, expire_at, disabled_at, deleted_at, updated_at",
+    " allowed_models, call_limit_nusd, requests_per_minute, minute_start, minute_calls, expire_at, disabled_at, deleted_at, updated_at",
     "hold": "window_start, amount_nusd, captured_nusd, state, expires_at, closed_at",
     "topup": "amount_units, status, additional_status, invoice_id, checkout_url, destination, payment_link, total_coin_units,"
     " due_coin_units, paid_coin_units, fee_coin_units, rate, usd_per_coin, rate_source, rate_at, credited_nusd, bonus_nusd, review,"
@@ -324,6 +324,10 @@ def _make_tables() -> None:
     sa.Column('masked_hash', sa.LargeBinary(), nullable=True),
     sa.Column('limit_nusd', sa.BigInteger(), nullable=True),
     sa.Column('reset_period', sa.Text(), nullable=True),
+    sa.Column('call_limit_nusd', sa.BigInteger(), nullable=True),
+    sa.Column('requests_per_minute', sa.Integer(), nullable=True),
+    sa.Column('minute_start', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('minute_calls', sa.Integer(), nullable=True),
     sa.Column('window_start', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('window_usage_nusd', sa.BigInteger(), server_default='0', nullable=False),
     sa.Column('held_nusd', sa.BigInteger(), server_default='0', nullable=False),
@@ -336,6 +340,8 @@ def _make_tables() -> None:
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('updated_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.CheckConstraint("reset_period IN ('day', 'week', 'month')", name='api_key_period_known'),
+    sa.CheckConstraint('call_limit_nusd > 0', name='api_key_call_limit_positive'),
+    sa.CheckConstraint('requests_per_minute > 0', name='api_key_requests_positive'),
     sa.CheckConstraint('held_nusd >= 0', name='api_key_held_not_negative'),
     sa.CheckConstraint('limit_nusd IS NULL OR limit_nusd >= 0', name='api_key_limit_not_negative'),
     sa.CheckConstraint('reset_period IS NULL OR limit_nusd IS NOT NULL', name='api_key_period_needs_limit'),

@@ -316,6 +316,7 @@ TOGETHER: Final[dict[str, Json]] = {
 
 _KEY_NAME: Final[Json] = {"pattern": r"^ *[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,23}[^\x00-\x20\x7f])? *$"}
 WITHIN: Final[dict[str, Json]] = {
+    "KeyRequest.max_usd_per_call": {"exclusiveMinimum": 0},
     "KeyRequest.usage_limit_usd": {"minimum": 0.01},
     "KeyRequest.name": _KEY_NAME,
     "ManagedKeyRequest.limit": {"minimum": 0.01},
@@ -335,6 +336,7 @@ NULL_IN_ANSWERS: Final = {
     "ManagedKeyView.limit",
     "ManagedKeyView.limit_remaining",
     "ConnectionView.max_per_day_usd",
+    "KeyView.max_usd_per_call",
     "KeyView.usage_limit_usd",
     "TopupView.rate_usd",
 }
@@ -569,6 +571,8 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "default_attributes": ("What a call is taken to ask for when it does not say.", None),
     "deleted_at": ("When it was revoked.", None),
     "dimension": ("What is counted.", "images"),
+    "max_usd_per_call": ("The most that one call may cost, USD: a dearer one is refused; null for no limit.", 0.5),
+    "requests_per_minute": ("How many calls there may be in a minute: one more is 429; null for no limit.", 60),
     "disabled": ("True switches the key off without revoking it.", False),
     "display_name": ("For people.", "Bitcoin Lightning"),
     "enabled": ("Whether it tops up when the balance runs low.", True),

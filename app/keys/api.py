@@ -42,6 +42,8 @@ class KeyRequest(msgspec.Struct, frozen=True):
     scopes: Annotated[list[Scope], msgspec.Meta(max_length=len(SCOPES))] | None | msgspec.UnsetType = msgspec.UNSET
     allowed_models: Annotated[list[ModelName], msgspec.Meta(max_length=200)] | None | msgspec.UnsetType = msgspec.UNSET
     disabled: bool | msgspec.UnsetType = msgspec.UNSET
+    max_usd_per_call: JsonNumber = msgspec.Raw(b"")
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None | msgspec.UnsetType = msgspec.UNSET
 
 
 class KeyView(msgspec.Struct, frozen=True, rename={"id": "_id"}):
@@ -62,6 +64,8 @@ class KeyView(msgspec.Struct, frozen=True, rename={"id": "_id"}):
     expire_at: datetime | None
     scopes: list[str] | None
     allowed_models: list[str] | None
+    max_usd_per_call: JsonNumber
+    requests_per_minute: int | None
     disabled: bool
     created_at: datetime
     updated_at: datetime
@@ -79,6 +83,7 @@ class KeyView(msgspec.Struct, frozen=True, rename={"id": "_id"}):
                 "expire_at",
                 "scopes",
                 "allowed_models",
+                "requests_per_minute",
                 "created_at",
                 "updated_at",
                 "deleted_at",
@@ -88,6 +93,7 @@ class KeyView(msgspec.Struct, frozen=True, rename={"id": "_id"}):
             **same,
             api_key_preview=key["preview"],
             usage_limit_usd=usd_or_null(key["limit_nusd"]),
+            max_usd_per_call=usd_or_null(key["call_limit_nusd"]),
             current_period_usage_usd=usd(key["window_usage_nusd"]),
             total_usage_all_time_usd=usd(key["lifetime_nusd"]),
             reset_period=_WORDS.get(key["reset_period"]),  # type: ignore[arg-type]
@@ -242,7 +248,20 @@ def wanted_changes(data: KeyRequest) -> dict[str, Any]:
         changes["allowed_models"] = data.allowed_models
     if data.disabled is not msgspec.UNSET:
         changes["is_disabled"] = data.disabled
+    if bytes(data.max_usd_per_call):
+        changes["call_limit_nusd"] = _limit_of_a_call(data.max_usd_per_call)
+    if data.requests_per_minute is not msgspec.UNSET:
+        changes["requests_per_minute"] = data.requests_per_minute
     return changes
+
+
+def _limit_of_a_call(raw: JsonNumber) -> int | None:
+    if not is_given(raw):
+        return None
+    limit = parse_usd(raw, "max_usd_per_call")
+    if limit == 0:
+        raise InvalidField("max_usd_per_call must be more than 0, or null for no limit", param="max_usd_per_call")
+    return limit
 
 
 def _limit(raw: JsonNumber) -> int | None:

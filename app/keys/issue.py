@@ -27,7 +27,7 @@ SCOPES = ("spend", "balance", "topup", "activity")
 """What a key may be narrowed to; a key without scopes may do all of them."""
 
 _WINDOW_NOW = """
-    id, name, preview, sealed_secret, masked_hash, limit_nusd, reset_period, held_nusd, lifetime_nusd, scopes, allowed_models,
+    id, name, preview, sealed_secret, masked_hash, limit_nusd, reset_period, call_limit_nusd, requests_per_minute, held_nusd, lifetime_nusd, scopes, allowed_models,
     expire_at, disabled_at, deleted_at, created_at, updated_at,
     CASE WHEN window_start < date_trunc(reset_period, now(), 'UTC') THEN 0 ELSE window_usage_nusd END AS window_usage_nusd,
     date_trunc(reset_period, now(), 'UTC') + ('1 ' || reset_period)::interval AS reset_at
@@ -46,6 +46,8 @@ class NewKey:
     scopes: Sequence[str] | None = None
     allowed_models: Sequence[str] | None = None
     is_disabled: bool = False
+    call_limit_nusd: int | None = None
+    requests_per_minute: int | None = None
 
 
 class Keyring:
@@ -125,13 +127,14 @@ async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, 
         await row(
             session,
             """INSERT INTO api_key (account_id, id, name, preview, sealed_secret, masked_hash, limit_nusd, reset_period, expire_at,
-                                    scopes, allowed_models, disabled_at)
+                                    scopes, allowed_models, disabled_at, call_limit_nusd, requests_per_minute)
                VALUES (:account_id, :id, :name, :preview, :sealed, :masked_hash, :limit_nusd, :reset_period, :expire_at,
-                       :scopes, :allowed_models, CASE WHEN :is_disabled THEN now() END)""",
+                       :scopes, :allowed_models, CASE WHEN :is_disabled THEN now() END, :call_limit_nusd, :requests_per_minute)""",
             account_id=account_id, id=key_id, name=new.name, preview=preview(secret),
             sealed=keyring.seal(secret, account_id, key_id), masked_hash=keyring.masked(secret, key_id),
             limit_nusd=new.limit_nusd, reset_period=new.reset_period,
             expire_at=new.expire_at, scopes=new.scopes, allowed_models=new.allowed_models, is_disabled=new.is_disabled,
+            call_limit_nusd=new.call_limit_nusd, requests_per_minute=new.requests_per_minute,
         )  # fmt: skip
     except IntegrityError as error:
         raise _name_taken(error, new.name) from None
@@ -224,8 +227,11 @@ async def change(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID
     if before["deleted_at"] is not None:
         raise KeyNotFound
     after = {
-        name: before[name] for name in ("name", "limit_nusd", "reset_period", "expire_at", "scopes", "allowed_models")
-    }
+        name: before[name]
+        for name in (
+            "name", "limit_nusd", "reset_period", "expire_at", "scopes", "allowed_models", "call_limit_nusd", "requests_per_minute"
+        )
+    }  # fmt: skip
     after |= {name: value for name, value in changes.items() if name in after}
     if changes.get("limit_nusd", 0) is None and "reset_period" not in changes:
         after["reset_period"] = None
@@ -242,6 +248,7 @@ async def change(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID
             session,
             """UPDATE api_key SET name = :name, limit_nusd = :limit_nusd, reset_period = :reset_period, scopes = :scopes,
                       expire_at = :expire_at, allowed_models = :allowed_models, updated_at = now(),
+                      call_limit_nusd = :call_limit_nusd, requests_per_minute = :requests_per_minute,
                       disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, now()) END
                WHERE account_id = :account_id AND id = :id""",
             **after, account_id=account_id, id=key_id,

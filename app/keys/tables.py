@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, Index, LargeBinary, Text, text
+from sqlalchemy import CheckConstraint, Index, Integer, LargeBinary, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 from sqlmodel import Field, SQLModel
 
@@ -39,7 +39,8 @@ class ApiKey(SQLModel, table=True):
     """A key's limits and what it has spent.
 
     The window rolls lazily: it is over when `window_start` lies before the period that now is in.
-    `window_usage_nusd` sums the charges whose hold began in this window; `held_nusd` all open holds.
+    `window_usage_nusd` sums the charges whose hold began in this window; `held_nusd` all open holds. `minute_calls` counts
+    the calls that were admitted in the minute of `minute_start`, where there is a limit to them.
     `masked_hash` is the secret's SHA-256 under a pad of the pepper's: without that it tells nothing.
     """
 
@@ -49,6 +50,8 @@ class ApiKey(SQLModel, table=True):
         CheckConstraint("limit_nusd IS NULL OR limit_nusd >= 0", name="api_key_limit_not_negative"),
         CheckConstraint("reset_period IN ('day', 'week', 'month')", name="api_key_period_known"),
         CheckConstraint("reset_period IS NULL OR limit_nusd IS NOT NULL", name="api_key_period_needs_limit"),
+        CheckConstraint("call_limit_nusd > 0", name="api_key_call_limit_positive"),
+        CheckConstraint("requests_per_minute > 0", name="api_key_requests_positive"),
         Index("api_key_live_name", "account_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
         {"postgresql_with": {"fillfactor": 50}},
     )
@@ -61,6 +64,10 @@ class ApiKey(SQLModel, table=True):
     masked_hash: bytes | None = Field(default=None, sa_type=LargeBinary)
     limit_nusd: int | None = money(nullable=True)
     reset_period: str | None = words(default=None)
+    call_limit_nusd: int | None = money(nullable=True)
+    requests_per_minute: int | None = Field(default=None, sa_type=Integer)
+    minute_start: datetime | None = when(nullable=True)
+    minute_calls: int | None = Field(default=None, sa_type=Integer)
     window_start: datetime = when()
     window_usage_nusd: int = money()
     held_nusd: int = money()

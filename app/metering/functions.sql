@@ -41,6 +41,13 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 
+-- How many calls of a key were admitted in this minute; not counted where there is no limit to them.
+CREATE OR REPLACE FUNCTION meter_calls(p_key api_key) RETURNS int
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN p_key.minute_start = date_trunc('minute', now()) THEN p_key.minute_calls ELSE 0 END
+$$;
+
+
 -- Why a key may make no call at all, whatever it costs; null if it may. p_names are all names of the call's model.
 CREATE OR REPLACE FUNCTION meter_refusal(p_key api_key, p_status text, p_names text) RETURNS text
 LANGUAGE sql STABLE AS $$
@@ -50,6 +57,13 @@ LANGUAGE sql STABLE AS $$
                 WHEN p_key.scopes IS NOT NULL AND NOT 'spend' = ANY (p_key.scopes) THEN 'missing_scope'
                 WHEN p_key.allowed_models IS NOT NULL
                      AND NOT coalesce(p_key.allowed_models && string_to_array(p_names, E'\x7f'), false) THEN 'model_not_allowed' END
+$$;
+
+
+-- Whether a key's call is one too many in this minute, or dearer than one may be; null if neither.
+CREATE OR REPLACE FUNCTION meter_excess(p_calls_left bigint, p_needed bigint, p_most bigint) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_calls_left <= 0 THEN 'too_many_calls' WHEN p_needed > p_most THEN 'call_too_dear' END
 $$;
 
 
@@ -90,6 +104,9 @@ DECLARE
     v_account_nusd bigint;
     v_key_number bigint;
     v_min_nusd bigint;
+    v_most_nusd bigint;
+    v_calls_left bigint;
+    v_key_calls bigint[] := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
     v_key_nusd bigint[] := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
     v_granted_nusd bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_hold_id)]);
     v_places tid[] := array_fill(NULL::tid, ARRAY[cardinality(p_hold_id)]);
@@ -97,7 +114,7 @@ DECLARE
 BEGIN
     PERFORM set_config('synchronous_commit', p_synchronous_commit, true);
     FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, window_start, expires_at,
-        made_at, amount_nusd, price_version, state, v_account_id, v_account_place, v_min_nusd, v_key_number IN
+        made_at, amount_nusd, price_version, state, v_account_id, v_account_place, v_min_nusd, v_most_nusd, v_calls_left, v_key_number IN
         SELECT u.item,
                CASE WHEN h.request_hash <> u.request_hash OR e.is_there THEN 'reuse'
                     WHEN h.state <> 'open' OR h.expires_at <= now() THEN 'closed'
@@ -107,7 +124,7 @@ BEGIN
                coalesce(h.window_start, meter_window(k)), h.expires_at, coalesce(h.created_at, u.made_at),
                coalesce(h.amount_nusd, u.amount_nusd), CASE WHEN h.id IS NULL THEN u.price_version ELSE h.price_version END,
                CASE WHEN h.state = 'open' AND h.expires_at <= now() THEN 'expired' ELSE h.state END,
-               u.account_id, a.ctid, u.min_nusd, array_position(p_key_id, u.key_id)
+               u.account_id, a.ctid, u.min_nusd, k.call_limit_nusd, k.requests_per_minute - meter_calls(k), array_position(p_key_id, u.key_id)
         FROM unnest(p_account_id, p_key_id, p_hold_id, p_request_hash, p_amount_nusd, p_min_nusd, p_names, p_price_version, p_made_at)
              WITH ORDINALITY u (account_id, key_id, hold_id, request_hash, amount_nusd, min_nusd, names, price_version, made_at, item)
         JOIN account a ON a.id = u.account_id
@@ -126,11 +143,21 @@ BEGIN
         END IF;
         held_nusd := held_nusd + v_account_nusd;
         key_held_nusd := key_held_nusd + v_key_nusd[v_key_number];
+        IF verdict IS NULL AND (v_calls_left IS NOT NULL OR v_most_nusd IS NOT NULL) THEN
+            verdict := meter_excess(v_calls_left - v_key_calls[v_key_number], v_min_nusd, v_most_nusd);
+            IF verdict IS NULL THEN
+                amount_nusd := least(amount_nusd, v_most_nusd);
+            ELSE
+                limit_nusd := v_most_nusd;
+                reset_at := date_trunc('minute', now()) + interval '1 minute';
+            END IF;
+        END IF;
         IF verdict IS NULL THEN
             verdict := meter_shortage(v_min_nusd, limit_nusd, spent_nusd, key_held_nusd, posted_nusd, held_nusd, floor_nusd);
             IF verdict IS NULL THEN
                 verdict := 'allow';
                 amount_nusd := least(amount_nusd, posted_nusd - held_nusd - floor_nusd, limit_nusd - spent_nusd - key_held_nusd);
+                v_key_calls[v_key_number] := v_key_calls[v_key_number] + 1;
                 expires_at := now() + make_interval(secs => p_ttl_seconds[item]);
                 v_granted_nusd[item] := amount_nusd;
                 v_places[item] := v_account_place;
@@ -147,8 +174,10 @@ BEGIN
         WHERE u.amount_nusd IS NOT NULL
     ),
     key_after AS (
-        UPDATE api_key k SET held_nusd = k.held_nusd + g.held_nusd, window_start = meter_window(k), window_usage_nusd = meter_spent(k)
-        FROM (SELECT account_id, key_id, sum(amount_nusd)::bigint AS held_nusd FROM granted GROUP BY 1, 2) g
+        UPDATE api_key k SET held_nusd = k.held_nusd + g.held_nusd, window_start = meter_window(k), window_usage_nusd = meter_spent(k),
+               minute_start = CASE WHEN k.requests_per_minute IS NOT NULL THEN date_trunc('minute', now()) END,
+               minute_calls = CASE WHEN k.requests_per_minute IS NOT NULL THEN meter_calls(k) + g.calls END
+        FROM (SELECT account_id, key_id, sum(amount_nusd)::bigint AS held_nusd, count(*) AS calls FROM granted GROUP BY 1, 2) g
         WHERE k.account_id = g.account_id AND k.id = g.key_id
     ),
     account_after AS (
@@ -193,17 +222,22 @@ DECLARE
     v_before_id uuid;
     v_account_nusd bigint;
     v_key_number bigint;
+    v_most_nusd bigint;
+    v_calls_left bigint;
+    v_key_calls bigint[];
     v_key_nusd bigint[];
     v_admitted boolean[];
 BEGIN
     IF p_needed_nusd[1] IS NOT NULL THEN
         v_key_nusd := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
+        v_key_calls := v_key_nusd;
         v_admitted := array_fill(false, ARRAY[cardinality(p_hold_id)]);
-        FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, v_account_id, v_key_number IN
+        FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, v_account_id,
+            v_most_nusd, v_calls_left, v_key_number IN
             SELECT u.item, CASE WHEN h.is_there OR e.is_there THEN 'known' ELSE meter_refusal(k, a.status, u.names) END,
                    a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k), k.held_nusd,
                    date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval,
-                   u.account_id, array_position(p_key_id, u.key_id)
+                   u.account_id, k.call_limit_nusd, k.requests_per_minute - meter_calls(k), array_position(p_key_id, u.key_id)
             FROM unnest(p_account_id, p_key_id, p_hold_id, p_names) WITH ORDINALITY u (account_id, key_id, hold_id, names, item)
             JOIN account a ON a.id = u.account_id
             LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
@@ -223,11 +257,19 @@ BEGIN
             END IF;
             posted_nusd := posted_nusd - v_account_nusd;
             spent_nusd := spent_nusd + v_key_nusd[v_key_number];
+            IF verdict IS NULL AND (v_calls_left IS NOT NULL OR v_most_nusd IS NOT NULL) THEN
+                verdict := meter_excess(v_calls_left - v_key_calls[v_key_number], p_needed_nusd[item], v_most_nusd);
+                IF verdict IS NOT NULL THEN
+                    limit_nusd := v_most_nusd;
+                    reset_at := date_trunc('minute', now()) + interval '1 minute';
+                END IF;
+            END IF;
             IF verdict IS NULL THEN
                 verdict := meter_shortage(p_needed_nusd[item], limit_nusd, spent_nusd, key_held_nusd, posted_nusd, held_nusd, floor_nusd);
                 IF verdict IS NULL THEN
                     v_account_nusd := v_account_nusd + p_cost_nusd[item];
                     v_key_nusd[v_key_number] := v_key_nusd[v_key_number] + p_cost_nusd[item];
+                    v_key_calls[v_key_number] := v_key_calls[v_key_number] + 1;
                     v_admitted[item] := true;
                     CONTINUE;
                 END IF;
@@ -293,8 +335,11 @@ BEGIN
     ),
     key_after AS (
         UPDATE api_key k SET held_nusd = k.held_nusd - d.freed_nusd, lifetime_nusd = k.lifetime_nusd + d.cost_nusd,
-               window_start = meter_window(k), window_usage_nusd = meter_spent(k) + d.window_cost_nusd
+               window_start = meter_window(k), window_usage_nusd = meter_spent(k) + d.window_cost_nusd,
+               minute_start = CASE WHEN k.requests_per_minute IS NOT NULL THEN date_trunc('minute', now()) END,
+               minute_calls = CASE WHEN k.requests_per_minute IS NOT NULL THEN meter_calls(k) + d.calls END
         FROM (SELECT account_id, key_id, sum(freed_nusd)::bigint AS freed_nusd, sum(cost_nusd)::bigint AS cost_nusd,
+                     count(is_admitted) AS calls,
                      coalesce(sum(cost_nusd) FILTER (WHERE window_start = key_window_start), 0)::bigint AS window_cost_nusd
               FROM charged GROUP BY 1, 2) d
         WHERE k.account_id = d.account_id AND k.id = d.key_id

@@ -5,6 +5,7 @@ import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from math import ceil
 from typing import Any, Final, LiteralString, cast
 
 import msgspec
@@ -25,6 +26,7 @@ from app.kernel.errors import (
     KeyLimitExceeded,
     MissingScope,
     ModelNotAllowed,
+    RateLimitExceeded,
     RequestIdReuse,
 )
 from app.kernel.logs import log
@@ -384,10 +386,12 @@ WHERE account_id = %(account_id)s AND id = %(hold_id)s AND key_id = %(key_id)s
 
 _VERIFY: Final[LiteralString] = """
 SELECT coalesce(meter_refusal(k, a.status, coalesce(%(names)s::text, array_to_string(k.allowed_models, E'\\x7f'))),
+                meter_excess(k.requests_per_minute - meter_calls(k), 0, k.call_limit_nusd),
                 meter_shortage(0, k.limit_nusd, meter_spent(k), k.held_nusd, a.posted_nusd, a.held_nusd, a.floor_nusd)) AS verdict,
        least(a.posted_nusd - a.held_nusd - a.floor_nusd, k.limit_nusd - meter_spent(k) - k.held_nusd) AS available_nusd,
        a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k) AS spent_nusd, k.held_nusd AS key_held_nusd,
-       date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval AS reset_at, k.scopes, k.allowed_models
+       CASE WHEN k.requests_per_minute <= meter_calls(k) THEN date_trunc('minute', now()) + interval '1 minute'
+            ELSE date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval END AS reset_at, k.scopes, k.allowed_models
 FROM account a LEFT JOIN api_key k ON k.account_id = a.id AND k.id = %(key_id)s WHERE a.id = %(account_id)s
 """
 """Without a name every model that is allowed is one that it may be."""
@@ -459,6 +463,10 @@ def _refusal(found: Row, amount_nusd: int, model: str | None) -> AppError:
     match found["verdict"]:
         case "key_limit_exceeded" | "key_funds_held":
             return _over_key_limit(found, amount_nusd)
+        case "too_many_calls":
+            return _too_many_calls(found)
+        case "call_too_dear":
+            return _too_dear(found, amount_nusd)
         case "insufficient_balance" | "funds_held":
             return _over_balance(found, amount_nusd)
         case "account_frozen":
@@ -499,6 +507,24 @@ def _over_key_limit(found: Row, amount_nusd: int) -> AppError:
             f"This API key's limit is held by requests in flight: {needs}", retry_after_seconds=2, metadata=metadata
         )
     return KeyLimitExceeded(f"This API key has reached its spending limit: {needs}", metadata=metadata)
+
+
+def _too_many_calls(found: Row) -> AppError:
+    seconds = ceil((found["reset_at"] - datetime.now(UTC)).total_seconds())
+    return RateLimitExceeded(
+        "This API key has made as many requests as it may in a minute", retry_after_seconds=min(60, max(1, seconds)),
+        metadata={"limit_source": "requests_per_minute", "reset_at": found["reset_at"]},
+    )  # fmt: skip
+
+
+def _too_dear(found: Row, amount_nusd: int) -> AppError:
+    most = found["limit_nusd"]
+    return KeyLimitExceeded(
+        f"A call by this API key may cost ${usd_text(most)}, and this one needs ${usd_text(amount_nusd)}",
+        metadata={
+            "limit_source": "max_usd_per_call", "required_usd": usd(amount_nusd), "available_usd": usd(most), "limit_usd": usd(most)
+        },
+    )  # fmt: skip
 
 
 def _closed(state: str) -> HoldClosed:
