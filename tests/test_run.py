@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import resource
+import secrets
 import shutil
 import signal
 import socket
@@ -45,12 +46,12 @@ PRODUCTION = {
     "ENVIRONMENT": "production",
     "DATABASE_URL": "postgresql://satmeter:secret-of-the-database@127.0.0.1:1/satmeter",
     "PUBLIC_URL": "https://satmeter.example",
-    "SECRET_PEPPER": "p" * 43,
-    "SEALING_KEYS": "k1:" + base64.b64encode(bytes(32)).decode(),
+    "SECRET_PEPPER": secrets.token_urlsafe(48),
+    "SEALING_KEYS": "k1:" + base64.b64encode(secrets.token_bytes(32)).decode(),
     "BTCPAY_URL": "https://btcpay.example",
-    "BTCPAY_API_KEY": "a" * 40,
+    "BTCPAY_API_KEY": secrets.token_hex(20),
     "BTCPAY_STORE_ID": "store",
-    "BTCPAY_WEBHOOK_SECRET": "w" * 24,
+    "BTCPAY_WEBHOOK_SECRET": secrets.token_urlsafe(24),
 }
 
 

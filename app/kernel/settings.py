@@ -22,9 +22,10 @@ from urllib.parse import urlsplit
 
 from app.kernel.errors import InvalidField
 from app.kernel.money import parse_usd
+from app.kernel.production import PLACEHOLDER as PLACEHOLDER
+from app.kernel.production import refusals
 from app.kernel.security import Pepper, Sealer
 
-PLACEHOLDER = "change-me"
 _METHODS = ("btc-lightning", "btc", "ltc", "lbtc", "xmr")
 _OURS = (
     "secrets.json",
@@ -224,25 +225,7 @@ class _Reader:
 
 def _refuse_conveniences(read: _Reader, backends: set[str]) -> None:
     """Production starts with everything given, or not at all; says all that is wrong at once."""
-    wrong = []
-    for name in ("DATABASE_URL", "PUBLIC_URL", "SECRET_PEPPER", "SEALING_KEYS"):
-        wrong += [f"{name} is not set"] * (not read.text(name, ""))
-    btcpay = ("BTCPAY_URL", "BTCPAY_API_KEY", "BTCPAY_STORE_ID", "BTCPAY_WEBHOOK_SECRET")
-    for name in btcpay if "btcpay" in backends else ():
-        wrong += [f"{name} is not set (the sandbox is for development)"] * (not read.text(name, ""))
-    for name in (
-        "DATABASE_URL",
-        "SECRET_PEPPER",
-        "SEALING_KEYS",
-        "BTCPAY_API_KEY",
-        "BTCPAY_STORE_ID",
-        "BTCPAY_WEBHOOK_SECRET",
-    ):
-        wrong += [f"{name} still has its placeholder"] * (PLACEHOLDER in read.text(name, ""))
-    wrong += ["BTCPAY_URL is plain http; use https"] * read.text("BTCPAY_URL", "").lower().startswith("http:")
-    for name in ("SANDBOX_LITECOIN_RPC", "SANDBOX_MONERO_WALLET_RPC"):
-        wrong += [f"{name} is set (the sandbox is for development)"] * bool(read.text(name, ""))
-    wrong += ["NWC_ALLOW_PRIVATE_RELAYS is on"] * (read.text("NWC_ALLOW_PRIVATE_RELAYS", "off") == "on")
+    wrong = list(refusals(lambda name: read.text(name, ""), backends))
     if wrong:
         raise SettingsError(
             "ENVIRONMENT=production refuses to start: " + "; ".join(wrong) + ". See deploy/.env.example"
