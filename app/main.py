@@ -1,6 +1,7 @@
 """The HTTP door: puts the routes of every room into one application."""
 
 import gc
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,10 +31,11 @@ from app.topups import api as topups
 from app.topups.gateway import Gateways
 from app.web.around import around_requests, heading, lines_of_every_answer, refusing
 from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json, refuse_large_body
-from app.web.callers import Callers, bearer, giving_who_called
+from app.web.callers import Callers, giving_who_called, shown_service
 from app.web.cors import Origins
 from app.web.guards import one_after_the_other
 from app.web.idempotency import provide_once, refuse_malformed_key
+from app.web.limits import RequestLimits
 from app.web.methods import tell_every_method
 from app.web.metrics import account_for
 from app.web.outgoing import heads_as_gets, well_ended
@@ -85,8 +87,8 @@ def metrics() -> Response[bytes]:
     return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def create_app(house: House) -> Litestar:
-    """The application over a house of parts."""
+def create_app(house: House, *, now: Callable[[], float] = time.time) -> Litestar:
+    """The application over a house of parts. By `now` the minutes of requests are told apart."""
     parts = {
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
         "keyring": house.keyring, "meter": house.meter, "services": house.services,
@@ -94,6 +96,7 @@ def create_app(house: House) -> Litestar:
         "wallets": house.wallets, "watcher": house.watcher,
     }  # fmt: skip
     callers = Callers(house.db, house.settings.pepper, house.verifier, house.services)
+    limits = RequestLimits(house.db, house.settings, now)
     contract = docs.Contract(house.settings.public_url)
     app = Litestar(
         route_handlers=[
@@ -106,7 +109,7 @@ def create_app(house: House) -> Litestar:
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
         | {name: Provide(giving_who_called(), sync_to_thread=False) for name in callers.names}
         | {"once": Provide(provide_once)},
-        guards=[one_after_the_other(callers.ask, refuse_malformed_key, refuse_large_body, refuse_odd_query)],
+        guards=[one_after_the_other(limits.asking(callers.ask), refuse_malformed_key, refuse_large_body, refuse_odd_query)],
         request_class=JsonRequest,
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={AppError: on_app_error, HTTPException: on_http_error, Exception: on_defect},
@@ -120,7 +123,7 @@ def create_app(house: House) -> Litestar:
     # Around the router too: Litestar's own middleware would not see a path or a method that we do not have.
     every, origins = lines_of_every_answer(house.settings.public_url), Origins(house.settings.cors_origins, app)
     door = Door(
-        MAX_BODY_BYTES, read_json, lambda header: house.services.service(bearer(header)), heading(every, origins.lines),
+        MAX_BODY_BYTES, read_json, limits.serving(shown_service(house.services.service)), heading(every, origins.lines),
         account_for, refusing(every, origins.lines),
     )  # fmt: skip
     inner = origins.answering_preflights(heads_as_gets(well_ended(app.asgi_handler)))

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
@@ -130,11 +131,13 @@ class Door:
 
 
 @asynccontextmanager
-async def opened(url: str, settings: Settings, **changed: Any) -> AsyncIterator[Door]:
+async def opened(
+    url: str, settings: Settings, *, now: Callable[[], float] = time.time, **changed: Any
+) -> AsyncIterator[Door]:
     """The app over an empty database, with some settings changed; afterwards the books are audited."""
     settings, btcpay = replace(settings, **changed), FakeLightning()
     house = build(settings, url, gateway=btcpay, wallets=FakeWallets(btcpay))
-    app = create_app(house)
+    app = create_app(house, now=now)
     transport = httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False)
     await house.db.open()
     try:

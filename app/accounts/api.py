@@ -15,7 +15,7 @@ from app.kernel.db import Database
 from app.kernel.errors import InvalidCreditId, MalformedHeader, NotFound
 from app.kernel.idempotency import Once
 from app.kernel.money import JsonNumber, number, usd, usd_or_null
-from app.kernel.ratelimit import blocks_of, count_or_refuse
+from app.kernel.ratelimit import count_or_refuse, shares_of
 from app.kernel.security import Caller
 from app.kernel.settings import Settings
 from app.keys.issue import Keyring
@@ -83,9 +83,10 @@ async def create_account(
     address = request.client.host if request.client else "unknown"
 
     async def admit() -> None:
-        for block, times in blocks_of(address):
-            await count_or_refuse(db, f"account/{block}", times * settings.accounts_per_hour_per_block)
-        await count_or_refuse(db, "account", settings.accounts_per_hour)
+        in_all = settings.accounts_per_hour
+        for block, share in shares_of(address, settings.accounts_per_hour_per_block, in_all):
+            await count_or_refuse(db, f"account/{block}", share, policy="accounts")
+        await count_or_refuse(db, "account", in_all, policy="accounts-in-all", is_told=False)
 
     async def effect(session: Any) -> NewAccount:
         opened = await open_account(session, keyring)

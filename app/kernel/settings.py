@@ -86,6 +86,11 @@ class Settings:
     ext_authz_hold_usd: str
     accounts_per_hour: int
     accounts_per_hour_per_block: int
+    requests_per_minute_per_block: int
+    requests_per_minute_per_credit_id: int
+    requests_per_minute_per_key: int
+    requests_per_minute_per_service: int
+    reap_empty_days: int
     topups_waiting: int
     topups_per_hour: int
     topups_once_paid: int
@@ -147,6 +152,10 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         _refuse_conveniences(read, {backend for _, backend in methods})
     data_dir = Path(read.text("DATA_DIR", "./.data")).resolve()
     made = {} if production else _generated(data_dir)
+
+    def a_minute(of: str, in_production: int) -> int:
+        return read.number(f"REQUESTS_PER_MINUTE_PER_{of}", in_production if production else 0, 0, 10**9)
+
     host, port = read.text("HOST", "127.0.0.1"), read.number("PORT", 8080, 1, 65535)
     return Settings(
         environment=environment,
@@ -185,6 +194,11 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         ext_authz_hold_usd=_positive_usd(read.text("EXT_AUTHZ_HOLD_USD", "0.01"), "EXT_AUTHZ_HOLD_USD"),
         accounts_per_hour=read.number("ACCOUNTS_PER_HOUR", 10_000 if production else 1_000_000, 1, 10**9),
         accounts_per_hour_per_block=read.number("ACCOUNTS_PER_HOUR_PER_BLOCK", 30 if production else 100_000, 1, 10**9),
+        requests_per_minute_per_block=a_minute("BLOCK", 600),
+        requests_per_minute_per_credit_id=a_minute("CREDIT_ID", 600),
+        requests_per_minute_per_key=a_minute("KEY", 1200),
+        requests_per_minute_per_service=a_minute("SERVICE", 1_000_000),
+        reap_empty_days=read.number("REAP_EMPTY_DAYS", 90, 0, 36_500),
         topups_waiting=read.number("TOPUPS_WAITING", 10, 1, 10**6),
         topups_per_hour=read.number("TOPUPS_PER_HOUR", 30, 1, 10**6),
         topups_once_paid=read.number("TOPUPS_ONCE_PAID", 100, 1, 10**6),

@@ -10,6 +10,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kernel.errors import AppError
+from app.kernel.ratelimit import as_headers, begin, met
 from app.web.bodies import Body, JsonRequest
 from app.web.metrics import account_for
 from app.web.outgoing import well_ended
@@ -41,6 +42,7 @@ def around_requests(app: ASGIApp, every: Lines, of_origin: OfOrigin) -> ASGIApp:
         state["request_id"] = request_id
         started, status, body = state.setdefault("started", time.perf_counter()), 500, Body(receive, headers)
         structlog.contextvars.bind_contextvars(request_id=request_id)  # a request is a context of its own
+        limits = state.setdefault("limits", None) or begin()
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -48,7 +50,7 @@ def around_requests(app: ASGIApp, every: Lines, of_origin: OfOrigin) -> ASGIApp:
                 status = message["status"]
                 is_over = status >= 400 and body.may_be_long and not body.is_whole  # nobody waits for the rest
                 closing = [(b"connection", b"close")] if is_over else []
-                ours = [*every, *of_origin(scope["path"], headers)]
+                ours = [*every, *of_origin(scope["path"], headers), *as_headers(limits)]
                 message["headers"] = _with_ours(message.get("headers", ()), ours, scope, request_id) + closing
             await send(message)
 
@@ -90,7 +92,7 @@ def heading(every: Lines, of_origin: OfOrigin) -> Callable[[Scope, Mapping[bytes
 
     def lines(scope: Scope, headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         request_id = scope["state"]["request_id"] = request_id_of(headers)
-        return [*every, *of_origin(scope["path"], headers), (b"x-request-id", request_id.encode())]
+        return [*every, *of_origin(scope["path"], headers), *as_headers(met()), (b"x-request-id", request_id.encode())]
 
     return lines
 
@@ -104,6 +106,7 @@ def refusing(every: Lines, of_origin: OfOrigin) -> Callable[[Scope, Receive, Sen
             answer = on_app_error(request, error) if isinstance(error, AppError) else on_defect(request, error)
             await answer.to_asgi_response(app=None, request=request)(scope, receive, send)
 
+        scope["state"]["limits"] = met()  # those that it has met so far
         await around_requests(well_ended(refuse), every, of_origin)(scope, receive, send)
 
     return send_refusal

@@ -149,6 +149,15 @@ def bearer(header: str) -> str:
     return token.strip()
 
 
+def shown_service(find: Callable[[str], Awaitable[Service]]) -> Callable[[str], Awaitable[Service]]:
+    """From an Authorization header to the service that its token is of, as `find` knows it."""
+
+    async def found(header: str) -> Service:
+        return await find(bearer(header))
+
+    return found
+
+
 def _token(lines: Lines) -> str:
     """Raises InvalidToken where there is none, and MalformedHeader where there are two."""
     shown = [value for name, value in lines if name == "authorization" and value[:6].lower() == "bearer"]
