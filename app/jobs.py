@@ -9,6 +9,7 @@ from typing import Any, Final
 from apscheduler.executors.asyncio import AsyncIOExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from app.accounts.reap import reap_empty
 from app.activity.archive import make_partitions
 from app.activity.rollup import recount, roll_up
 from app.kernel.db import Database
@@ -51,6 +52,11 @@ JOBS: Final = (
     Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
     Job("sum the last days again", 3600, lambda house: recount(house.db)),
     Job("make partitions", 3600, lambda house: make_partitions(house.db)),
+    Job(
+        "close empty accounts",
+        21_600,
+        lambda house: reap_empty(house.db, house.keyring, house.settings.reap_empty_days),
+    ),
     Job("forget closed holds", 3600, lambda house: forget_closed_holds(house.db)),
     Job("forget old webhooks' bodies", 3600, lambda house: forget_old_bodies(house.db)),
     Job("forget old answers", 3600, lambda house: forget_old_answers(house.db)),

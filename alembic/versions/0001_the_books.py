@@ -46,7 +46,7 @@ _RIGHTS = {
 
 # What the service changes, and no more: not whose a row is, not a floor, not what a key's or top-up's beginning was.
 _CHANGED = {
-    "account": "posted_nusd, held_nusd, entry_count, low_nusd, updated_at",
+    "account": "posted_nusd, held_nusd, entry_count, low_nusd, status, updated_at",
     "api_key": "name, sealed_secret, limit_nusd, reset_period, window_start, window_usage_nusd, held_nusd, lifetime_nusd, scopes,"
     " allowed_models, call_limit_nusd, requests_per_minute, minute_start, minute_calls, expire_at, disabled_at, deleted_at, updated_at",
     "hold": "window_start, amount_nusd, captured_nusd, state, expires_at, closed_at",
@@ -73,7 +73,7 @@ def _make_tables() -> None:
     sa.Column('status', sa.Text(), server_default='active', nullable=False),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('updated_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
-    sa.CheckConstraint("status IN ('active', 'frozen')", name='account_status_known'),
+    sa.CheckConstraint("status IN ('active', 'frozen', 'closed')", name='account_status_known'),
     sa.CheckConstraint('floor_nusd <= 0', name='account_floor_not_positive'),
     sa.CheckConstraint('held_nusd >= 0', name='account_held_not_negative'),
     sa.PrimaryKeyConstraint('id'),
@@ -111,6 +111,7 @@ def _make_tables() -> None:
     sa.CheckConstraint("kind IN ('credit_id', 'api_key')", name='credential_kind_known'),
     sa.PrimaryKeyConstraint('secret_hash')
     )
+    op.create_index('credential_of_owner', 'credential', ['account_id'], unique=False, postgresql_where=sa.text("kind = 'credit_id'"))
     op.create_table('entry',
     sa.Column('account_id', sa.UUID(), nullable=False),
     sa.Column('id', sa.BigInteger(), autoincrement=False, nullable=False),

@@ -25,7 +25,10 @@ class Credential(SQLModel, table=True):
     `proof` is a MAC over the rest with the pepper: two hashes that somebody swapped in the database have none.
     """
 
-    __table_args__ = (CheckConstraint("kind IN ('credit_id', 'api_key')", name="credential_kind_known"),)
+    __table_args__ = (
+        CheckConstraint("kind IN ('credit_id', 'api_key')", name="credential_kind_known"),
+        Index("credential_of_owner", "account_id", postgresql_where=text("kind = 'credit_id'")),
+    )
 
     secret_hash: bytes = Field(sa_type=LargeBinary, primary_key=True)
     kind: str = words()

@@ -14,6 +14,7 @@ from app.kernel.tables import account_key_of_calls, money, when, words
 class AccountStatus(StrEnum):
     ACTIVE = "active"
     FROZEN = "frozen"
+    CLOSED = "closed"
 
 
 class EntryKind(StrEnum):
@@ -36,7 +37,7 @@ class Account(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("held_nusd >= 0", name="account_held_not_negative"),
         CheckConstraint("floor_nusd <= 0", name="account_floor_not_positive"),
-        CheckConstraint("status IN ('active', 'frozen')", name="account_status_known"),
+        CheckConstraint("status IN ('active', 'frozen', 'closed')", name="account_status_known"),
         {"postgresql_with": {"fillfactor": 50}},  # room for updates in place: this is the hottest row there is
     )
 

@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Row, row
-from app.kernel.errors import RateLimitExceeded
+from app.kernel.errors import InvalidCreditId, RateLimitExceeded
 
 SAME_WITHIN_SECONDS: Final = 60
 """So soon the same wish again is taken for the same top-up: somebody pressed twice, or an answer was lost."""
@@ -25,8 +25,13 @@ class Caps:
 
 
 async def lock_account(session: AsyncSession, account_id: uuid.UUID) -> None:
-    """Until the transaction ends, nobody else counts this account's top-ups or adds one."""
-    await row(session, "SELECT 1 AS locked FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
+    """Until the transaction ends, nobody else counts this account's top-ups or adds one.
+
+    Raises InvalidCreditId for one that was closed since its caller was asked who it is: nobody could spend what is paid.
+    """
+    locked = await row(session, "SELECT status FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
+    if locked is not None and locked["status"] == "closed":
+        raise InvalidCreditId
 
 
 async def same_wish(

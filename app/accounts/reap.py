@@ -1,0 +1,91 @@
+"""The reaper: closes accounts that were opened long ago and that nothing was ever done with, as anybody can open many."""
+
+import uuid
+from functools import partial
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import Database, row, rows
+from app.kernel.security import Kind, new_credit_id
+from app.keys.issue import Keyring, revoke
+from app.ledger.tables import AccountStatus
+
+_NO_USE: Final = ("api_key", "credential", "seal", "audit_finding")
+"""Tables that tell of every account, used or not. A row in any other one that names an account keeps it, so that whatever
+comes to be remembered of accounts keeps them too."""
+_UNTOUCHED: Final = """
+    a.status = 'active' AND a.created_at < now() - make_interval(days => :days) AND a.posted_nusd = 0 AND a.held_nusd = 0
+    AND a.floor_nusd = 0 AND a.entry_count = 0
+    AND 1 >= (SELECT count(*) FROM api_key k WHERE k.account_id = a.id)
+    AND NOT EXISTS (SELECT FROM api_key k WHERE k.account_id = a.id
+                    AND (k.lifetime_nusd <> 0 OR k.held_nusd <> 0 OR k.deleted_at IS NOT NULL OR k.updated_at <> k.created_at))"""
+"""With the one key it was opened with, as it was then."""
+
+
+async def reap_empty(db: Database, keyring: Keyring, days: int, at_once: int = 1000) -> int:
+    """Close every account that is older than `days` and has no entry, top-up, hold, call, wallet, second or touched key.
+
+    `at_once` accounts are looked at in a transaction each. Rows of accounts are never deleted: a closed one has no
+    credential that works. Returns how many were closed; 0 `days` is never.
+    """
+    if days == 0:
+        return 0
+    uses = await db.transaction(_tables_of_uses)
+    total, after = 0, uuid.UUID(int=0)
+    while True:
+        closed, last = await db.transaction(
+            partial(_reap_some, keyring=keyring, uses=uses, days=days, after=after, at_once=at_once)
+        )
+        total += closed
+        if last is None:
+            return total
+        after = last
+
+
+async def _tables_of_uses(session: AsyncSession) -> list[str]:
+    found = await rows(
+        session,
+        """SELECT c.relname AS name FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'account_id'
+           WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+             AND c.relname <> ALL(:known)""",
+        known=list(_NO_USE),
+    )
+    return [each["name"] for each in found]
+
+
+async def _reap_some(
+    session: AsyncSession, *, keyring: Keyring, uses: list[str], days: int, after: uuid.UUID, at_once: int
+) -> tuple[int, uuid.UUID | None]:
+    """Of the next accounts behind `after` close those that are empty; returns the last one looked at, None at the end."""
+    walked = await rows(
+        session, "SELECT id FROM account WHERE id > :after ORDER BY id LIMIT :at_once", after=after, at_once=at_once
+    )
+    unused = " ".join(f"AND NOT EXISTS (SELECT FROM {name} x WHERE x.account_id = a.id)" for name in uses)
+    empty = f"SELECT a.id FROM account a WHERE a.id = ANY(:ids) AND {_UNTOUCHED} {unused}"
+    found = await rows(session, empty, ids=[each["id"] for each in walked], days=days)
+    # Nobody spends from it or tops it up while we hold its row; who did a moment ago shows on the snapshot after the lock.
+    locked = await rows(
+        session,
+        "SELECT id FROM account WHERE id = ANY(:ids) ORDER BY id FOR UPDATE SKIP LOCKED",
+        ids=[each["id"] for each in found],
+    )
+    still = await rows(session, empty, ids=[each["id"] for each in locked], days=days)
+    for each in still:
+        await _close(session, keyring, each["id"])
+    return len(still), walked[-1]["id"] if len(walked) == at_once else None
+
+
+async def _close(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID) -> None:
+    keys = await rows(session, "SELECT id FROM api_key WHERE account_id = :account_id", account_id=account_id)
+    for key in keys:
+        await revoke(session, account_id, key["id"])
+    await row(
+        session, "DELETE FROM credential WHERE account_id = :account_id AND kind = 'credit_id'", account_id=account_id
+    )
+    await keyring.register(session, new_credit_id(), Kind.CREDIT_ID, account_id, None)  # which nobody is told
+    await row(
+        session,
+        "UPDATE account SET status = :closed, updated_at = now() WHERE id = :id",
+        closed=AccountStatus.CLOSED.value, id=account_id,
+    )  # fmt: skip
