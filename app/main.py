@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -54,6 +55,13 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class Departure:
+    """Whether this process is about to stop: it serves whoever comes, but nobody should be sent to it any more."""
+
+    is_near: Callable[[], bool] = lambda: False
+
+
 @get("/health/live", tags=["Operations"], summary="Is the process alive?", sync_to_thread=False)
 def live() -> Health:
     """Touches nothing."""
@@ -61,11 +69,16 @@ def live() -> Health:
 
 
 @get("/health/ready", tags=["Operations"], summary="Can it serve?")
-async def ready(db: NamedDependency[Database], gateways: NamedDependency[Gateways]) -> Response[Health]:
-    """503 without the database or with another schema; a dead payment backend is only `degraded`.
+async def ready(
+    db: NamedDependency[Database], gateways: NamedDependency[Gateways], departure: NamedDependency[Departure]
+) -> Response[Health]:
+    """503 without the database, with another schema, or once it is asked to stop (`draining`); a dead payment backend is
+    only `degraded`.
 
     `warnings`: what works, though less well than it is set up to, and what would help.
     """
+    if departure.is_near():
+        return Response(Health("draining"), status_code=503, headers={"Retry-After": "1"})
     try:
         found = await db.transaction(lambda session: row(session, "SELECT version_num FROM alembic_version"))
     except DatabaseUnavailable:
@@ -87,7 +100,9 @@ def metrics() -> Response[bytes]:
     return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def create_app(house: House, *, now: Callable[[], float] = time.time) -> Litestar:
+def create_app(
+    house: House, departure: Departure | None = None, *, now: Callable[[], float] = time.time
+) -> Litestar:
     """The application over a house of parts. By `now` the minutes of requests are told apart."""
     parts = {
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
@@ -108,7 +123,7 @@ def create_app(house: House, *, now: Callable[[], float] = time.time) -> Litesta
         ],
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
         | {name: Provide(giving_who_called(), sync_to_thread=False) for name in callers.names}
-        | {"once": Provide(provide_once)},
+        | {"once": Provide(provide_once), "departure": Provide(_giving(departure or Departure()), sync_to_thread=False)},
         guards=[one_after_the_other(limits.asking(callers.ask), refuse_malformed_key, refuse_large_body, refuse_odd_query)],
         request_class=JsonRequest,
         request_max_body_size=MAX_BODY_BYTES,

@@ -16,9 +16,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-import uvicorn
 from prometheus_client import REGISTRY
 
 from app.admin.tokens import create_token, verify_service
@@ -30,19 +29,22 @@ from app.kernel.embedded import EmbeddedError, EmbeddedPostgres
 from app.kernel.errors import InvalidToken
 from app.kernel.logs import log
 from app.kernel.settings import Settings, SettingsError, private_append, private_write, variables
-from app.main import create_app
+from app.main import Departure, create_app
 from app.migrations import check, head, migrate
 from app.pricing.starter import ensure_starter
-from app.sandbox.btcpay import SandboxConfig, create_sandbox
+from app.sandbox.btcpay import LEAST_PERMISSIONS, SandboxConfig, create_sandbox
 from app.sandbox.models import create_models
-from app.serve import App, Connections, Limits, http_server, networks, raise_descriptor_limit
+from app.serve import App, Connections, Limits, Server, http_server, networks, raise_descriptor_limit
 from app.wiring import House, build
 
 _SOCKET_VARIABLE: Final = "SATMETER_SOCKET"
-_GRACE_SECONDS: Final = 10
+_GRACE_SECONDS: Final = 25
+"""For what is under way when we stop: longer than the longest question to a payment backend."""
 _UPLOAD_SECONDS: Final = 300
 """For 25 MB over a slow line."""
 _GATEWAY_PER_ADDRESS: Final = 5_000
+Only = Literal["http", "jobs"]
+"""A part of `run`, for where each has a place of its own."""
 Say = Callable[[str], None]
 WhenReady = Callable[[str, Callable[[], bool]], object]
 """Told the database's URL, and how to know that we are stopping by now."""
@@ -77,6 +79,11 @@ class Child:
     def ask_to_stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
+
+    def hurry(self) -> None:
+        """What a second Ctrl-C says to it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
 
     def wait(self, seconds: float) -> None:
         if self.process is None:
@@ -118,11 +125,22 @@ def bring_to_head(settings: Settings, url: str, say: Say) -> None:
     check(url)
 
 
-def run(settings: Settings, say: Say, *, when_ready: WhenReady | None = None, log_path: Path | None = None) -> None:
-    """Run everything until SIGINT or SIGTERM. Raises SettingsError, EmbeddedError or MigrationError before it starts,
-    and KeyboardInterrupt if it was stopped before it was ready."""
+def run(
+    settings: Settings,
+    say: Say,
+    *,
+    only: Only | None = None,
+    when_ready: WhenReady | None = None,
+    log_path: Path | None = None,
+) -> None:
+    """Run everything, or `only` a part of it, until SIGINT or SIGTERM.
+
+    Raises SettingsError, EmbeddedError or MigrationError before it starts, and KeyboardInterrupt if it was stopped
+    before it was ready."""
+    if only is not None and (settings.uses_sandbox or settings.database_url is None):
+        raise SettingsError(f"run --only {only} needs DATABASE_URL and BTCPAY_URL: ours belong to a whole `run`")
     raise_descriptor_limit()
-    listeners = {"http": _listen(settings.host, settings.port, "PORT")}
+    listeners = {} if only == "jobs" else {"http": _listen(settings.host, settings.port, "PORT")}
     if settings.uses_sandbox:
         listeners["sandbox"] = _listen("127.0.0.1", settings.sandbox_port, "SANDBOX_PORT")
     if has_gateway(settings):
@@ -130,11 +148,18 @@ def run(settings: Settings, say: Say, *, when_ready: WhenReady | None = None, lo
     with database(settings, say) as (url, server):
         bring_to_head(settings, url, say)
         environ = _child_environment(settings, url)
-        say(f"Starting HTTP on {settings.host}, port {settings.port} ...")
+        if "http" in listeners:
+            say(f"Starting HTTP on {settings.host}, port {settings.port} ...")
         with _stderr_into(log_path):
-            children = [Child("sandbox", listeners["sandbox"], environ)] if settings.uses_sandbox else []
-            children += [Child("http", listeners["http"], environ) for _ in range(settings.workers)]
-            was_ready = asyncio.run(_supervise(settings, url, server, children, listeners.get("gateway"), when_ready))
+            children = [Child("sandbox", listeners["sandbox"], environ)] if "sandbox" in listeners else []
+            children += [
+                Child("http", listeners["http"], environ) for _ in range(settings.workers) if "http" in listeners
+            ]
+            was_ready = asyncio.run(
+                _supervise(
+                    settings, url, server, children, listeners.get("gateway"), when_ready, has_jobs=only != "http"
+                )
+            )
         if not was_ready:
             raise KeyboardInterrupt
         say("Stopping ...")
@@ -167,9 +192,11 @@ async def _supervise(
     children: list[Child],
     gateway: socket.socket | None,
     when_ready: WhenReady | None,
+    *,
+    has_jobs: bool,
 ) -> bool:
     """Whether we were ready before we were told to stop."""
-    stop, ready = _stop_on_signals(), asyncio.Event()
+    stop, ready = _stop_on_signals(children), asyncio.Event()
     for child in children:
         child.start()
     house = build(settings, url)
@@ -179,8 +206,10 @@ async def _supervise(
     if gateway is not None:
         children.append(Child("gateway", gateway, _gateway_environment(await _gateway_token(settings, house))))
         children[-1].start()
-    scheduler = schedule(house)
-    announcing = asyncio.create_task(_announce(settings, when_ready, url, ready, stop))
+    scheduler = schedule(house) if has_jobs else None
+    doors = [settings.port] if any(child.role == "http" for child in children) else []
+    doors += [gateway_port()] if gateway is not None else []
+    announcing = asyncio.create_task(_announce(settings, doors, when_ready, url, ready, stop))
     try:
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -188,8 +217,9 @@ async def _supervise(
             await asyncio.to_thread(_keep_alive, server, children, stop)
     finally:
         announcing.cancel()
-        scheduler.shutdown(wait=False)
-        await asyncio.to_thread(_stop_all, children)
+        if scheduler is not None:
+            scheduler.shutdown(wait=False)
+        await asyncio.to_thread(_stop_all, children, settings.drain_seconds)
         await house.close()
     return ready.is_set()
 
@@ -207,11 +237,15 @@ def _keep_alive(server: EmbeddedPostgres | None, children: list[Child], stop: as
 
 
 async def _announce(
-    settings: Settings, when_ready: WhenReady | None, url: str, ready: asyncio.Event, stop: asyncio.Event
+    settings: Settings,
+    ports: list[int],
+    when_ready: WhenReady | None,
+    url: str,
+    ready: asyncio.Event,
+    stop: asyncio.Event,
 ) -> None:
-    """Tell that we are up once the HTTP door answers."""
+    """Tell that we are up once every door answers."""
     while True:
-        ports = [settings.port, *([gateway_port()] if has_gateway(settings) else [])]
         if all([await asyncio.to_thread(_answers, settings.host, port) for port in ports]):
             break
         await asyncio.sleep(0.1)
@@ -230,19 +264,32 @@ def _answers(host: str, port: int) -> bool:
     return False
 
 
-def _stop_all(children: list[Child]) -> None:
+def _stop_all(children: list[Child], drain_seconds: int) -> None:
+    """First who asks others, then whom they ask. From now on the listening sockets are the children's alone: one that
+    we kept open would take connections that nobody serves."""
     for child in children:
-        child.ask_to_stop()
-    for child in children:
-        child.wait(_GRACE_SECONDS)
+        child.listener.close()
+    for role in ("gateway", "http", "sandbox"):
+        leaving = [child for child in children if child.role == role]
+        for child in leaving:
+            child.ask_to_stop()
+        for child in leaving:
+            child.wait((drain_seconds if role == "http" else 0) + _GRACE_SECONDS)
 
 
-def _stop_on_signals() -> asyncio.Event:
-    """SIGINT is left alone where it was ignored when we came, as by `nohup … &`."""
+def _stop_on_signals(children: list[Child]) -> asyncio.Event:
+    """A second Ctrl-C is passed on. SIGINT is left alone where it was ignored when we came, as by `nohup … &`."""
     stop = asyncio.Event()
+
+    def heed(number: int) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            for child in children:
+                child.hurry()
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, heed, number)
     return stop
 
 
@@ -312,7 +359,8 @@ def _gateway_environment(token: str) -> dict[str, str]:
 def serve(role: str, settings: Settings) -> None:
     """A child's life: serve one application on the socket that the parent bound."""
     assert settings.database_url is not None
-    app: App = create_app(build(settings, settings.database_url)) if role == "http" else _sandbox(settings)
+    departure = Departure()
+    app: App = create_app(build(settings, settings.database_url), departure) if role == "http" else _sandbox(settings)
     connections = Connections(_limits(settings).within(raise_descriptor_limit()))
     if role == "http":
         REGISTRY.register(connections)
@@ -323,8 +371,11 @@ def serve(role: str, settings: Settings) -> None:
         lifespan="on",
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies or None,
-        timeout_graceful_shutdown=_GRACE_SECONDS - 2,
+        timeout_graceful_shutdown=_GRACE_SECONDS - 5,
     )
+    if role == "http":
+        server.drain_seconds = settings.drain_seconds
+        departure.is_near = lambda: server.is_draining
     listener = socket.socket(fileno=int(os.environ[_SOCKET_VARIABLE]))
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # uvloop, where there is one
         runner.run(_serve_until_orphaned(server, connections, listener))
@@ -337,7 +388,7 @@ def serve_gateway(settings: GatewaySettings) -> None:
         Limits(body_seconds=_UPLOAD_SECONDS, per_address=_GATEWAY_PER_ADDRESS).within(descriptors)
     )
     server = http_server(
-        create_gateway(settings), connections, ws="none", lifespan="on", timeout_graceful_shutdown=_GRACE_SECONDS - 2
+        create_gateway(settings), connections, ws="none", lifespan="on", timeout_graceful_shutdown=_GRACE_SECONDS - 5
     )
     has_parent = _SOCKET_VARIABLE in os.environ
     try:
@@ -353,7 +404,7 @@ def serve_gateway(settings: GatewaySettings) -> None:
 
 
 async def _serve_gateway(
-    server: uvicorn.Server, connections: Connections, listener: socket.socket, *, has_parent: bool
+    server: Server, connections: Connections, listener: socket.socket, *, has_parent: bool
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if has_parent:
@@ -371,13 +422,13 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-async def _serve_until_orphaned(server: uvicorn.Server, connections: Connections, listener: socket.socket) -> None:
+async def _serve_until_orphaned(server: Server, connections: Connections, listener: socket.socket) -> None:
     async with _watching_parent(server), connections.watched():
         await server.serve(sockets=[listener])
 
 
 @contextlib.asynccontextmanager
-async def _watching_parent(server: uvicorn.Server) -> AsyncIterator[None]:
+async def _watching_parent(server: Server) -> AsyncIterator[None]:
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -385,7 +436,7 @@ async def _watching_parent(server: uvicorn.Server) -> AsyncIterator[None]:
 
     async def watch() -> None:
         await reader.read()
-        server.should_exit = True
+        server.leave_at_once()
 
     task = asyncio.create_task(watch())
     try:
@@ -405,6 +456,7 @@ def _sandbox(settings: Settings) -> App:
         webhook_secret=settings.btcpay_webhook_secret,
         litecoin_rpc=settings.sandbox_litecoin_rpc,
         monero_wallet_rpc=settings.sandbox_monero_wallet_rpc,
+        permissions=LEAST_PERMISSIONS,
     )
     return _with_models(create_sandbox(config), create_models(settings.data_dir / "sandbox" / "models"))
 

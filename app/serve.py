@@ -7,11 +7,17 @@ request itself costs a few comparisons of integers and no timer.
 
 import asyncio
 import contextlib
+import ctypes
 import ipaddress
 import random
 import resource
+import select
+import signal
+import socket
+import struct
+import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeAlias, cast
@@ -42,6 +48,23 @@ _MOST_QUEUED: Final = 20
 _LEAVING_SECONDS: Final = 2
 _STOPPING_SECONDS: Final = 1
 """For what is still being sent or read when we are asked to stop."""
+_HANDSHAKE_SECONDS: Final = 0.2
+"""How long who had begun to connect when we stopped listening has to arrive."""
+_LAST_LOOKS: Final = 400
+_TICK_SECONDS: Final = 0.1
+_ATTACH_FILTER: Final = 26
+"""SO_ATTACH_FILTER, on Linux; Python has no name for it."""
+_NO_NEWCOMERS: Final = b"".join(
+    struct.pack("HBBI", *step)
+    for step in (
+        (0x30, 0, 0, 13),  # a segment's flags,
+        (0x54, 0, 0, 0x12),  # of them SYN and ACK:
+        (0x15, 1, 0, 0x02),  # SYN alone is
+        (0x06, 0, 0, 0xFFFF_FFFF),  # (anything else is let in)
+        (0x06, 0, 0, 0),  # dropped
+    )
+)
+"""A packet filter for a listening socket, in the kernel's steps of a code, two jumps and a value."""
 _TOLD_EVERY_SECONDS: Final = 10
 _OWN_DESCRIPTORS: Final = 192
 """For database, payment backends, wallets, files."""
@@ -113,6 +136,7 @@ class Connections(Collector):
         self._told: Counter[str] = Counter()
         self._tell_at = 0
         self._crowded = ""
+        self.is_stopping = False
 
     def is_kept_for(self, host: str) -> bool:
         try:
@@ -147,9 +171,12 @@ class Connections(Collector):
         self._ended[reason] += 1
 
     def stop(self) -> None:
-        """From now on nobody is waited for any longer."""
+        """From now on nobody is waited for any longer, and every answer is its connection's last."""
+        if self.is_stopping:
+            return
+        self.is_stopping = True
         soon = min(self.limits.body_seconds, _STOPPING_SECONDS)
-        self.limits = replace(self.limits, head_seconds=0, body_seconds=soon, idle_seconds=0, write_seconds=soon)
+        self.limits = replace(self.limits, head_seconds=soon, body_seconds=soon, idle_seconds=soon, write_seconds=soon)
 
     def sweep(self, now: int) -> None:
         """Close what is overdue at this second, and tell about it."""
@@ -282,6 +309,8 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > _MOST_HEADERS:
             raise ValueError("too many headers")  # ends the parsing; `send_400_response` is asked for
         super().on_headers_complete()
+        if self._among.is_stopping and self.cycle is not None:  # it is None before the upgrade to a websocket
+            self.cycle.keep_alive = False
         self.phase, self.since, self._unparsed = _BODY, self._among.now, 0
         self.headers = self.headers[:]  # trailers are no headers: those that come are not added to the request's
         if len(self.pipeline) > _MOST_QUEUED:
@@ -354,9 +383,23 @@ class Connection(HttpToolsProtocol):
         """Whether an answer is under way."""
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
+    @property
+    def _may_be_sending(self) -> bool:
+        is_read = self.phase == _IDLE or (self._among.is_stopping and self.phase in (_HEAD, _BODY))
+        return is_read and not self.flow.read_paused and not self.transport.is_closing()
+
+    @property
+    def _is_sending(self) -> bool:
+        """Whether something of theirs has arrived that we did not read yet: who closes now cuts it off unanswered."""
+        arrived = select.poll()
+        arrived.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(arrived.poll(0))
+
     def look(self, now: int) -> None:
         """End it if it is overdue at this second."""
         limits, waited = self._among.limits, now - self.since
+        if self._may_be_sending and self._is_sending:
+            return
         if self.phase == _HEAD and waited > limits.head_seconds and not self._is_asked:
             self.end("head")
         elif self.phase == _BODY and waited > limits.body_seconds:
@@ -386,9 +429,16 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def shutdown(self) -> None:
-        """Asked to stop: what is under way is finished, but nobody is waited for."""
+        """Asked to stop: what is under way is finished, and the next answer is the last.
+
+        One that idles is not closed at once, when its next request may be under way, but by a sweep a second later: who
+        asks often has been told by then, and who does not is unlikely to ask in that very moment. HTTP allows no more.
+        """
         self._among.stop()
-        super().shutdown()
+        if self._is_asked:
+            self.cycle.keep_alive = False
+        elif self.phase in (_HEAD, _IDLE):
+            self.since = self._among.now
 
     def _refuse(self, error: AppError | None, *, hear_out: bool = False) -> None:
         """Say why, where nothing was answered yet, and close."""
@@ -484,9 +534,66 @@ def networks(text: str) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(item.strip()) for item in text.split(",") if item.strip())
 
 
-def http_server(app: App, connections: Connections, **options: Any) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """uvicorn's, that leaves without cutting anybody off.
+
+    It says that it is leaving, to who asks whether it is ready, and goes on for `drain_seconds`, for load balancers to
+    send their callers elsewhere; then it lets nobody new in; then it finishes what is under way.
+    """
+
+    drain_seconds: float = 0
+
+    @property
+    def is_draining(self) -> bool:
+        return self.should_exit
+
+    def leave_at_once(self) -> None:
+        self.drain_seconds, self.should_exit = 0, True
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """A second Ctrl-C ends the draining, and a third the waiting; another SIGTERM, as systemd may send, does not."""
+        if sig == signal.SIGINT and self.should_exit:
+            self.force_exit, self.drain_seconds = self.drain_seconds == 0, 0
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ticks = 0
+        while ticks * _TICK_SECONDS < self.drain_seconds:
+            await self.on_tick(ticks := ticks + 1)  # which tells the time to our answers
+            await asyncio.sleep(_TICK_SECONDS)
+        await _let_the_last_in(sockets or [])
+        await super().shutdown(sockets)
+
+
+async def _let_the_last_in(listeners: Sequence[socket.socket]) -> None:
+    """To close a listener is to reset whoever waits in its queue: so nobody new may join it, and it is emptied first.
+
+    Who tries to connect meanwhile is not answered, tries again a second later, and is refused by then. Where there is no
+    such filter somebody may still come in the last moment.
+    """
+    for listener in listeners:
+        with contextlib.suppress(OSError):
+            _keep_newcomers_out(listener)
+    await asyncio.sleep(_HANDSHAKE_SECONDS)
+    waiting = select.poll()
+    for listener in listeners:
+        waiting.register(listener.fileno(), select.POLLIN)
+    for _ in range(_LAST_LOOKS):  # whatever else keeps us busy, the loop lets them in between
+        if not waiting.poll(0):
+            return
+        await asyncio.sleep(0.005)
+
+
+def _keep_newcomers_out(listener: socket.socket) -> None:
+    """Raises OSError where it cannot be done."""
+    if not sys.platform.startswith("linux"):
+        return
+    steps = ctypes.create_string_buffer(_NO_NEWCOMERS, len(_NO_NEWCOMERS))
+    program = struct.pack("HP", len(_NO_NEWCOMERS) // 8, ctypes.addressof(steps))
+    listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
+
+
+def http_server(app: App, connections: Connections, **options: Any) -> Server:
     """uvicorn's, with our connections."""
     protocol = cast("type[asyncio.Protocol]", partial(Connection, connections))
-    return uvicorn.Server(
-        uvicorn.Config(app, http=protocol, log_config=None, access_log=False, server_header=False, **options)
-    )
+    return Server(uvicorn.Config(app, http=protocol, log_config=None, access_log=False, server_header=False, **options))

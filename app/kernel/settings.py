@@ -100,6 +100,7 @@ class Settings:
     connections: int
     connections_per_address: int
     connections_kept_for: str
+    drain_seconds: int
     log_level: str
 
     @property
@@ -208,6 +209,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         connections=read.number("CONNECTIONS", 10_000, 16, 1_000_000),
         connections_per_address=read.number("CONNECTIONS_PER_ADDRESS", 1_000, 1, 1_000_000),
         connections_kept_for=_networks(read.text("CONNECTIONS_KEPT_FOR", ""), "CONNECTIONS_KEPT_FOR"),
+        drain_seconds=read.number("DRAIN_SECONDS", 5 if production else 0, 0, 600),
         log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
     )
 
