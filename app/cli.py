@@ -21,6 +21,7 @@ from app.activity import commands as usage
 from app.admin.tokens import TokenKind, create_token
 from app.audit import Secrets, audit
 from app.autotopup import connect as wallets
+from app.doctor import examine, exit_code
 from app.gateway import settings as gateways
 from app.gateway.settings import GatewaySettings, GatewaySettingsError
 from app.kernel import logs, progress
@@ -34,7 +35,7 @@ from app.kernel.settings import Settings, SettingsError, load, private_write
 from app.keys import issue as keys
 from app.migrations import MigrationError, head, migrate
 from app.pricing import commands as prices
-from app.run import bring_to_head, database, has_gateway, run, serve, serve_gateway
+from app.run import Only, bring_to_head, database, has_gateway, run, serve, serve_gateway
 from app.sandbox.demo import Demo, DemoError, balance, fund_new_account, wallet_url
 from app.wiring import House, build
 
@@ -83,11 +84,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
 
-    command("run", _run, "HTTP, jobs and, where they are not given, database and sandbox").add_argument(
-        "--demo", action="store_true", help="make a funded demo account and print commands to try"
-    )
+    running = command("run", _run, "HTTP, jobs and, where they are not given, database and sandbox")
+    running.add_argument("--demo", action="store_true", help="make a funded demo account and print commands to try")
+    running.add_argument("--only", choices=get_args(Only), help="one part, where the other runs elsewhere")
     command("migrate", _migrate, "bring the database to this version's schema")
     command("audit", _audit, "recompute every figure in the books; exit code 1 if one differs")
+    command(
+        "doctor",
+        _doctor,
+        "ask the real world whether it is as the settings say; exit code 1 with warnings, 2 with a fault",
+    )
     command("demo", _demo, "make a funded account on the running development server")
     create = command(
         "create", _token_create, "make a token; it is shown once",
@@ -149,6 +155,9 @@ def _run(settings: Settings, args: argparse.Namespace) -> int:
     log_path = settings.data_dir / "satmeter.log" if wants_demo else None
 
     def when_ready(url: str, is_stopping: Callable[[], bool]) -> None:
+        if args.only == "jobs":
+            _say("\nSatmeter's jobs are running.")
+            return
         _say(f"\nSatmeter is running at {settings.public_url}   (API: {settings.public_url}/docs)")
         if settings.uses_sandbox:
             _say(f"Sandbox BTCPay, no real money:  {settings.sandbox_url}")
@@ -161,7 +170,7 @@ def _run(settings: Settings, args: argparse.Namespace) -> int:
         if not is_stopping():
             _say("\nCtrl-C stops everything and keeps the data.")
 
-    run(settings, _say, when_ready=when_ready, log_path=log_path)
+    run(settings, _say, only=args.only, when_ready=when_ready, log_path=log_path)
     return 0
 
 
@@ -278,6 +287,13 @@ def _audit(settings: Settings, args: argparse.Namespace) -> int:
     found = "nothing differs" if report.is_clean else f"{len(report.findings)} figures differ"
     _say(f"{report.checks} checks over {report.accounts} accounts and {report.entries} entries: {found}.")
     return 0 if report.is_clean else 1
+
+
+def _doctor(settings: Settings, args: argparse.Namespace) -> int:
+    with database(settings) as (url, _):
+        lines = asyncio.run(_with_house(settings, url, lambda house: examine(house, url)))
+    _say(msgspec.json.encode({"lines": lines}).decode() if args.json else "\n".join(map(str, lines)))
+    return exit_code(lines)
 
 
 def _token_create(settings: Settings, args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
+from typing import TypeAlias
 
 from app.adapters.btcpay import BtcpayGateway
 from app.adapters.lnbits import LnbitsGateway, RateSource
@@ -122,6 +123,21 @@ def lnbits(settings: Settings) -> InvoiceGateway:
         rates=_rates(settings),
         service_name=settings.service_name,
         webhook_url=f"{settings.public_url}/webhooks/lnbits" if settings.lnbits_webhook else None,
+    )
+
+
+Rates: TypeAlias = RateSource
+
+
+def second_rates(settings: Settings) -> Rates:
+    """Somebody other than who prices the top-ups: RATE_URL beside BTCPay; beside LNbits, which is priced by that, another
+    exchange."""
+    if settings.takes_with("btcpay"):
+        return _rates(settings)
+    if "kraken" in settings.rate_url:
+        return HttpRateSource("https://api.coinbase.com/v2/prices/{coin}-USD/spot", "data.amount", names={"BTC": "BTC"})
+    return HttpRateSource(
+        "https://api.kraken.com/0/public/Ticker?pair={coin}USD", "result.*.b[0]", names={"BTC": "XBT"}
     )
 
 

@@ -31,6 +31,7 @@ from app.topups.gateway import (
     NewInvoice,
     Rate,
 )
+from app.topups.setup import BackendSetup, Hook
 
 PAGE_INVOICES: Final = 100
 MAX_PAGES: Final = 1000
@@ -169,6 +170,48 @@ class BtcpayGateway:
             return health.status == store.status == 200 and wire.is_synchronized(health.body)
         except (GatewayError, httpx.HTTPError, TimeoutError, OSError, RuntimeError):
             return False  # RuntimeError is httpx's word for a client that was closed
+
+    async def setup(self) -> BackendSetup:
+        """How the store, its server and our key are set up. Raises GatewayUnavailable.
+
+        A webhook's secret is never told; how its last delivery was answered is.
+        Source: Greenfield "Get current API Key", "Get store's payment methods", "Get webhooks", "Get latest deliveries".
+        """
+        store_id, store = self._store_id, self._store_path
+        key, server, health, methods = await asyncio.gather(
+            self._told("/api/v1/api-keys/current"), self._told("/api/v1/server/info"), self._told("/api/v1/health"),
+            self._told(f"{store}/payment-methods", {"onlyEnabled": "true"}, may_lack=True),
+        )  # fmt: skip
+        assert key is not None
+        assert server is not None
+        assert health is not None
+        return BackendSetup(
+            version=wire.read_server(server).version,
+            is_synchronized=wire.is_synchronized(health),
+            store_id=store_id,
+            permissions=wire.read_permissions(key),
+            methods=frozenset(wire.METHOD_IDS) if methods is None else wire.read_enabled(methods),
+            nodes=wire.read_server(server).nodes,
+            hooks=await self._hooks(),
+        )
+
+    async def _hooks(self) -> tuple[Hook, ...] | None:
+        path = f"{self._store_path}/webhooks"
+        body = await self._told(path, may_lack=True)
+        if body is None:
+            return None
+        hooks = []
+        for hook in wire.read_hooks(body):
+            last = await self._told(f"{path}/{hook.id}/deliveries", {"count": "1"}, may_lack=True)
+            hooks.append(wire.to_hook(hook, wire.read_deliveries(last or b"[]")))
+        return tuple(hooks)
+
+    async def _told(self, path: str, query: Mapping[str, str] | None = None, *, may_lack: bool = False) -> bytes | None:
+        """The body of an answer; with `may_lack` None where our key may not ask."""
+        answer = await self._asker.ask("GET", path, query)
+        if may_lack and answer.status == 403:
+            return None
+        return self._wanted(answer, may_refuse=False)
 
     async def close(self) -> None:
         """Give back the connections, unless the client is somebody else's."""

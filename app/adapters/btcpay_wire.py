@@ -27,6 +27,7 @@ from app.topups.gateway import (
     Payment,
     PaymentStatus,
 )
+from app.topups.setup import Hook
 
 METHOD_IDS: Final[Mapping[str, str]] = {
     "btc-lightning": "BTC-LN",
@@ -136,6 +137,51 @@ class _RateWire(_Wire, frozen=True, kw_only=True):
 
 class _HealthWire(_Wire, frozen=True, kw_only=True):
     synchronized: bool
+
+
+class _KeyWire(_Wire, frozen=True, kw_only=True):
+    permissions: tuple[str, ...]
+
+
+class _SyncWire(_Wire, frozen=True, kw_only=True):
+    payment_method_id: str | None = None
+    available: bool = True
+
+
+class ServerWire(_Wire, frozen=True, kw_only=True):
+    version: _Line
+    sync_status: tuple[_SyncWire, ...] | None = None
+
+    @property
+    def nodes(self) -> dict[str, bool]:
+        """Ours that it tells about, and whether each is there; Lightning's it tells nothing about."""
+        named = ((our_method(each.payment_method_id or ""), each.available) for each in self.sync_status or ())
+        return {name: is_there for name, is_there in named if name is not None}
+
+
+class _EnabledWire(_Wire, frozen=True, kw_only=True):
+    payment_method_id: str | None = None
+    payment_method: str | None = None
+    enabled: bool = True
+
+
+class _EventsWire(_Wire, frozen=True, kw_only=True):
+    everything: bool = False
+    specific_events: tuple[str, ...] = ()
+
+
+class HookWire(_Wire, frozen=True, kw_only=True):
+    id: _Id
+    url: _Line
+    enabled: bool = True
+    automatic_redelivery: bool = True
+    authorized_events: _EventsWire = _EventsWire(everything=True)
+
+
+class _DeliveryWire(_Wire, frozen=True, kw_only=True):
+    http_code: int | None = None
+    timestamp: _UnixSeconds | None = None
+    delivery_time: _UnixSeconds | None = None
 
 
 class _FieldProblemWire(_Wire, frozen=True, kw_only=True):
@@ -252,6 +298,44 @@ def read_rate(body: bytes, pair: str) -> Decimal:
     if rate >= _RATE_MAX_USD:
         raise rubbish(f"rates.{pair}.rate")
     return rate
+
+
+def read_permissions(body: bytes) -> tuple[str, ...]:
+    """Of the key that asks, as Greenfield spells them: `permission`, or `permission:store`."""
+    return tuple(plain(each) for each in _decode(body, _KeyWire, "apiKey").permissions)
+
+
+def read_server(body: bytes) -> ServerWire:
+    return _decode(body, ServerWire, "serverInfo")
+
+
+def read_enabled(body: bytes) -> frozenset[str]:
+    """Our names of the methods that the store takes."""
+    listed = _decode(body, tuple[_EnabledWire, ...], "paymentMethods")
+    named = (our_method(each.payment_method_id or each.payment_method or "") for each in listed if each.enabled)
+    return frozenset(name for name in named if name is not None)
+
+
+def read_hooks(body: bytes) -> tuple[HookWire, ...]:
+    return _decode(body, tuple[HookWire, ...], "webhooks")
+
+
+def read_deliveries(body: bytes) -> tuple[_DeliveryWire, ...]:
+    return _decode(body, tuple[_DeliveryWire, ...], "deliveries")
+
+
+def to_hook(hook: HookWire, deliveries: Sequence[_DeliveryWire]) -> Hook:
+    """`deliveries` newest first."""
+    last, events = next(iter(deliveries), None), hook.authorized_events
+    at = (last.delivery_time or last.timestamp) if last else None
+    return Hook(
+        url=hook.url,
+        is_enabled=hook.enabled,
+        is_repeated=hook.automatic_redelivery,
+        events=None if events.everything else frozenset(events.specific_events),
+        last_code=last.http_code if last else None,
+        last_at=_utc(at) if at is not None else None,
+    )
 
 
 def is_synchronized(body: bytes) -> bool:

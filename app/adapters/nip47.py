@@ -9,6 +9,7 @@ What is said stands in `nip47_wire.py`, how a relay is reached in `relay.py`, wh
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -134,6 +135,14 @@ class NwcWallets:
         except TimeoutError:
             raise WalletUnreachable(wire.UNREACHABLE) from None
         return Probe(encryption, methods, alias=wire.read_alias(answer), balance_msat=wire.read_balance(balance))
+
+    async def reaches(self, relay: str) -> bool:
+        """Whether a relay can be connected to from here; never raises."""
+        try:
+            async with asyncio.timeout(self._patience.info_seconds), self._dialler.open(relay, secrets.token_hex(32)):
+                return True
+        except (RelayFailed, TimeoutError):
+            return False
 
     def read_invoice(self, bolt11: str) -> LightningInvoice:
         """Raises ValueError for what is not a valid BOLT11."""

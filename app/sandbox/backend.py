@@ -16,6 +16,7 @@ from .invoices import Change, Event, EventType, Invoice, Prompt, Seen, Status, a
 from .lightning import LightningNode, Request, to_coins, to_msat
 from .methods import Method
 from .rates import RateBook, round_price
+from .setup import Setup
 from .store import Store
 from .webhooks import Post
 from .wire import Order
@@ -65,6 +66,7 @@ class Backend:
         post: Post,
         rates: RateBook,
         clock: Clock,
+        setup: Setup,
     ) -> None:
         self.store_id = store_id
         self.public_url = public_url
@@ -74,6 +76,7 @@ class Backend:
         self.post = post
         self.rates = rates
         self.clock = clock
+        self.setup = setup
         kept = sorted(store.every("invoices", Invoice), key=lambda invoice: invoice.number)
         self._invoices = {invoice.id: invoice for invoice in kept}
         self._next_number = kept[-1].number + 1 if kept else 1
@@ -128,6 +131,10 @@ class Backend:
         )
 
     async def _offer(self, invoice: Invoice, method: Method, problems: list[str]) -> Prompt | None:
+        if method.id in self.setup.disabled | self.setup.offline:
+            is_down = method.id in self.setup.offline
+            problems.append(f"{method.id}: {'Full node not available' if is_down else 'No wallet has been linked'}")
+            return None
         rate = self.rates.rate(method.coin, invoice.currency)
         if rate is None:
             problems.append(f"{method.id}: Rate unavailable ({method.coin}_{invoice.currency})")
@@ -155,9 +162,11 @@ class Backend:
         return replace(tweaked, destination=self._bolt11(invoice, payable).bolt11)
 
     def _bolt11(self, invoice: Invoice, amount: Decimal) -> Request:
-        """A BOLT11 for this many whole bitcoins that lasts as long as the invoice."""
+        """A BOLT11 for this many whole bitcoins that lasts as long as the invoice, unless its node knows better."""
         text = f"Paid to Sandbox store (Order ID: {invoice.metadata.get('orderId', '')})"
-        return self.node.request(invoice.id, to_msat(amount) or None, text, self.clock.now(), invoice.expires_at)
+        now, minutes = self.clock.now(), self.setup.bolt11_minutes
+        until = invoice.expires_at if minutes is None else now + minutes * 60
+        return self.node.request(invoice.id, to_msat(amount) or None, text, now, until)
 
     # Paying and the rest of the world
 

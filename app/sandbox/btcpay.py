@@ -37,12 +37,12 @@ from .node import Node, Sightings
 from .outage import Outage, OutageMiddleware
 from .rates import DEFAULT_RATES, RateBook
 from .relay import Relay
+from .setup import Setup
 from .store import Store
 from .wallet import Wallet
 from .webhooks import Delivery, Post, Webhook
 from .wire import invoice_view, methods_view, plain, read_object, read_order
 
-VERSION = "2.4.1"
 VIEW = "btcpay.store.canviewinvoices"
 CREATE = "btcpay.store.cancreateinvoice"
 MODIFY = "btcpay.store.canmodifyinvoices"
@@ -83,7 +83,7 @@ def create_sandbox(
     """The sandbox as an application. `chains` replaces simulated ones by method id, such as `LTC-CHAIN`."""
     backend, outage = _backend(config, chains or {}, webhook_transport), Outage()
     down = OutageMiddleware(lambda: outage)
-    greenfield = Router("/", route_handlers=GREENFIELD, guards=[_key_check(config)], middleware=[down])
+    greenfield = Router("/", route_handlers=GREENFIELD, guards=[_key_check(config, backend.setup)], middleware=[down])
     health = Router("/", route_handlers=[get_health], middleware=[down])
     wallet = Wallet(backend.store, backend, Relay(), _relay_url(config))
     given = {"backend": backend, "outage": outage, "config": config, "wallet": wallet, "relay": wallet.relay}
@@ -109,6 +109,7 @@ def _backend(config: SandboxConfig, chains: Mapping[str, Chain], transport: http
         post=Post(store, clock.now, config.time_scale, transport),
         rates=RateBook({**DEFAULT_RATES, **config.rates}),
         clock=clock,
+        setup=Setup(config.permissions),
     )
 
 
@@ -161,7 +162,7 @@ def _show_error(_: Call, error: SandboxError) -> Response[Any]:
 # Who may ask
 
 
-def _key_check(config: SandboxConfig) -> Any:
+def _key_check(config: SandboxConfig, setup: Setup) -> Any:
     """A guard: the key must be ours, hold the permission the route names, and be of the store in the path."""
     expected = f"token {config.api_key}".encode()
 
@@ -170,8 +171,8 @@ def _key_check(config: SandboxConfig) -> Any:
         if not hmac.compare_digest(given, expected):
             raise Unauthenticated
         permission = handler.opt.get("permission")
-        is_ours = connection.path_params.get("store_id", config.store_id) == config.store_id
-        if permission is not None and (permission not in config.permissions or not is_ours):
+        store_id = connection.path_params.get("store_id", config.store_id)
+        if permission is not None and (store_id != config.store_id or not setup.allows(permission, store_id)):
             raise MissingPermission(permission)
 
     return check
@@ -292,17 +293,21 @@ def _store_view(backend: Backend) -> dict[str, Any]:
 
 
 @get(f"{STORE}/payment-methods", permission=SETTINGS)
-async def list_store_methods(request: Call) -> list[dict[str, Any]]:
-    wants_disabled = not _flag(request, "onlyEnabled", True)
-    return [] if wants_disabled else [{"enabled": True, "paymentMethodId": id} for id in METHODS]
+async def list_store_methods(request: Call, backend: TheBackend) -> list[dict[str, Any]]:
+    shown = _flag(request, "onlyEnabled", True)
+    return [
+        {"enabled": id not in backend.setup.disabled, "paymentMethodId": id}
+        for id in METHODS
+        if (id not in backend.setup.disabled) == shown
+    ]
 
 
 @get(f"{STORE}/payment-methods/{{method_id:str}}", permission=SETTINGS)
-async def get_store_method(method_id: Id) -> dict[str, Any]:
+async def get_store_method(method_id: Id, backend: TheBackend) -> dict[str, Any]:
     method = find_method(method_id)
     if method is None:
         raise NotFound("paymentmethod")
-    return {"enabled": True, "paymentMethodId": method.id}
+    return {"enabled": method.id not in backend.setup.disabled, "paymentMethodId": method.id}
 
 
 @get(f"{STORE}/rates", permission=SETTINGS)
@@ -322,27 +327,27 @@ def _rate_view(backend: Backend, coin: str, currency: str) -> dict[str, Any]:
 
 
 @get("/api/v1/server/info")
-async def get_server_info() -> dict[str, Any]:
+async def get_server_info(backend: TheBackend) -> dict[str, Any]:
     chains = [method.id for method in METHODS.values() if not method.is_lightning]
     return {
-        "version": VERSION,
+        "version": backend.setup.version,
         "onion": None,
         "supportedPaymentMethods": list(METHODS),
-        "fullySynched": True,
-        "syncStatus": [{"paymentMethodId": id, "available": True} for id in chains],
+        "fullySynched": backend.setup.synchronized,
+        "syncStatus": [{"paymentMethodId": id, "available": id not in backend.setup.offline} for id in chains],
     }
 
 
 @get("/api/v1/api-keys/current")
-async def get_api_key(config: NamedDependency[SandboxConfig]) -> dict[str, Any]:
-    """The key that asks, with its permissions, each for the one store."""
-    permissions = [f"{permission}:{config.store_id}" for permission in config.permissions]
+async def get_api_key(config: NamedDependency[SandboxConfig], backend: TheBackend) -> dict[str, Any]:
+    """The key that asks, with its permissions."""
+    permissions = backend.setup.told(config.store_id)
     return {"apiKey": config.api_key, "label": "Satmeter sandbox", "permissions": permissions}
 
 
 @get("/api/v1/health")
-async def get_health() -> dict[str, bool]:
-    return {"synchronized": True}
+async def get_health(backend: TheBackend) -> dict[str, bool]:
+    return {"synchronized": backend.setup.synchronized}
 
 
 # Webhooks

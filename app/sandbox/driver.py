@@ -218,6 +218,14 @@ def _read_rate(value: Any, pair: str) -> Decimal | None:
     return rate
 
 
+@post("/setup", status_code=200)
+async def set_up(request: Call, backend: TheBackend) -> Mapping[str, Any]:
+    """{"permissions": of the API key; "disabled", "offline": payment methods' ids; "synchronized": false while a node
+    catches up; "version"; "bolt11_minutes": how long a BOLT11 lasts, null for as long as its invoice}; the rest stays"""
+    backend.setup.change(await request.body())
+    return backend.setup.view()
+
+
 @post("/clock", status_code=200)
 async def move_clock(request: Call, backend: TheBackend, outage: TheOutage) -> dict[str, Any]:
     """{"advance_seconds": n}; whatever that lets expire has expired in the answer."""
@@ -253,6 +261,7 @@ router = Router(
         lose_events,
         go_down,
         set_rates,
+        set_up,
         move_clock,
     ],
 )
