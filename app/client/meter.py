@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from app.client.retry import Asking, Away
-from app.client.spool import Begun, Captured, Owed, Spool, SpoolFile, outcomes, settling
+from app.client.spool import Begun, Captured, Known, Owed, Spool, SpoolFile, outcomes, settling, unfinished
 from app.client.telling import Outcome, Telling, error_of
 from app.client.transport import Answer, HttpxTransport, Transport
 from app.client.wire import (
@@ -27,6 +27,7 @@ from app.client.wire import (
     Extended,
     Hold,
     OnExpiry,
+    Refunded,
     Refused,
     Unavailable,
     Usage,
@@ -183,6 +184,14 @@ class Meter:
         self._spool.append(Begun(call.request_id, call.hold_id, call.sent))
         self._calls[call.request_id] = _Call(call, so_far, call.sent)
 
+    def known(self, call: Hold, done: Done) -> None:
+        """What the call's settle will say whatever is used, as soon as it is known: who serves it, by which id, with which
+        features. Whoever settles it if this process dies says it too."""
+        made = self._calls.get(call.request_id)
+        if made is not None:
+            made.known = done
+            self._spool.append(Known(call.request_id, call.hold_id, done))
+
     async def extend(
         self, call: Hold, *, ttl_seconds: int = 900, captured_usd: Decimal | None = None
     ) -> Extended | Refused | Unavailable:
@@ -199,12 +208,12 @@ class Meter:
 
     # --- after it ---
 
-    def settle(self, call: Hold, done: Done) -> "asyncio.Future[Outcome]":
+    def settle(self, call: Hold, done: Done, *, at_once: bool = False) -> "asyncio.Future[Outcome]":
         """Charge what was used. Returns at once: it is told in the background, until it is answered, however long that
-        takes. Who wants to know the charge awaits what is returned: Charged, or Refused. A call is settled once: what is
-        said first counts."""
+        takes. Who wants to know the charge awaits what is returned: Charged, or Refused; with `at_once` it does not wait
+        for others to go with. A call is settled once: what is said first counts."""
         self._calls.pop(call.request_id, None)
-        return self._owe(settling(call, done))
+        return self._owe(settling(call, done), at_once=at_once)
 
     def release(self, call: Hold, reason: str = "not made") -> "asyncio.Future[Outcome]":
         """The call was not made, or the upstream refused it before it ran: give back what is held, in the background.
@@ -213,7 +222,7 @@ class Meter:
         """
         made = self._calls.pop(call.request_id, None)
         if made is not None and made.is_captured:
-            return self.settle(call, Done(usage=made.used, outcome="partial", usage_estimated=True))
+            return self.settle(call, unfinished(made.used, made.known))
         body = _said(hold_id=call.hold_id, reason=reason[:200])
         return self._owe(Owed(call.request_id, "release", msgspec.Raw(body)))
 
@@ -236,23 +245,43 @@ class Meter:
             request_id=request_id or new_id(), api_key_hash=key_hash(api_key), model=model, endpoint=endpoint,
             max_cost_usd=max_cost_usd, **done.body(),
         )  # fmt: skip
-        owed = Owed(msgspec.json.decode(asked)["request_id"], "charge", msgspec.Raw(asked))
-        told = self._owe(owed)
-        try:
-            async with asyncio.timeout(self._ask_seconds):
-                outcome = await asyncio.shield(told)
-        except TimeoutError:
+        outcome = await self._answer_of(Owed(msgspec.json.decode(asked)["request_id"], "charge", msgspec.Raw(asked)))
+        if outcome is None:
             return self._unavailable("Billing cannot be reached; the charge is told as soon as it can be")
-        assert outcome is not None
         if isinstance(outcome, Refused):
             return Denied.of(outcome.status, msgspec.Raw(msgspec.json.encode(outcome.error)), {})
+        assert isinstance(outcome, Charged), "a charge is answered by nothing else"
+        return outcome
+
+    async def refund(
+        self, charge_id: str, *, amount_usd: Decimal | None = None, reason: str | None = None
+    ) -> Refunded | Refused | Unavailable:
+        """Give money back of a charge, all of it where no amount is said; once, however often it is asked. Refused where
+        there is no such charge, or another amount was given back before.
+
+        Unavailable where Satmeter gave no answer in time: it is told all the same, as soon as it can be.
+        """
+        asked = _said(charge_id=charge_id, amount_usd=amount_usd, reason=reason[:200] if reason else None)
+        outcome = await self._answer_of(Owed(f"refund {charge_id} {amount_usd}", "refund", msgspec.Raw(asked)))
+        if outcome is None:
+            return self._unavailable("Billing cannot be reached; the refund is told as soon as it can be")
+        assert isinstance(outcome, Refunded | Refused), "a refund is answered by nothing else"
         return outcome
 
     # --- inside ---
 
-    def _owe(self, owed: Owed, *, looks: int = 0) -> "asyncio.Future[Outcome]":
+    def _owe(self, owed: Owed, *, looks: int = 0, at_once: bool = False) -> "asyncio.Future[Outcome]":
         self._spool.append(owed)
-        return self._telling.add(owed, self._spool.own, looks=looks)
+        return self._telling.add(owed, self._spool.own, looks=looks, at_once=at_once)
+
+    async def _answer_of(self, owed: Owed) -> Outcome:
+        """What Satmeter says of it at once; None where it says nothing in time."""
+        told = self._owe(owed, at_once=True)
+        try:
+            async with asyncio.timeout(self._ask_seconds):
+                return await asyncio.shield(told)
+        except TimeoutError:
+            return None
 
     def _give_back(self, request_id: str, key: str) -> None:
         """What an authorize without an answer may have held, or may yet hold: it may still be on its way."""
@@ -336,6 +365,7 @@ class _Call:
     def __init__(self, allowed: Allowed, so_far: SoFar | None, used: Usage | None) -> None:
         self.allowed, self._so_far, self.used = allowed, so_far, used
         self.told: Usage | None = used
+        self.known = Done()
         self.told_at = time.monotonic()
         self.is_captured = False
 

@@ -179,7 +179,7 @@ class _Call:
         self._answer = Answer("", count_tokens=count_tokens)
         self._passing = _Passing(hides_usage=False, hidden=frozenset())
         self._is_gone = asyncio.Event()
-        self._has_left = self._has_ended = False
+        self._has_left = self._has_ended = self._is_known = False
 
     async def run(self, app: ASGIApp, scope: Scope, body: bytes, receive: Receive, reads_on_seconds: float) -> None:
         messages = [{"type": "http.request", "body": body, "more_body": False}]
@@ -223,6 +223,11 @@ class _Call:
             if body and self._first_byte is None:
                 self._first_byte = time.monotonic()
             self._answer.feed(body)
+            if self._answer.upstream_id is not None and not self._is_known and not is_last:
+                self._is_known = True
+                self._meter.known(
+                    self.allowed, Done(served_model=self._answer.model, upstream_id=self._answer.upstream_id)
+                )
             self._has_ended = is_last
             message = dict(message) | {"body": self._passing.through(body, is_last=is_last)}
         if self._is_gone.is_set():

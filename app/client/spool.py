@@ -22,7 +22,7 @@ from app.client.wire import Done, Hold, Refused, Usage
 
 log = logging.getLogger("satmeter.client")
 
-Verb = Literal["settle", "release", "charge"]
+Verb = Literal["settle", "release", "charge", "refund"]
 REFUSED_FILE: Final = "refused.jsonl"
 _SUFFIX: Final = ".spool"
 _REWRITTEN_FROM_BYTES: Final = 1024 * 1024
@@ -42,6 +42,14 @@ class Captured(msgspec.Struct, frozen=True, tag="captured"):
     id: str
     hold_id: str
     used: Usage
+
+
+class Known(msgspec.Struct, frozen=True, tag="known"):
+    """What a settle of the call says whatever was used: who serves it, and by which id."""
+
+    id: str
+    hold_id: str
+    done: Done
 
 
 class Owed(msgspec.Struct, frozen=True, tag="owed"):
@@ -68,7 +76,7 @@ class Kept(msgspec.Struct, frozen=True):
     error: msgspec.Raw
 
 
-Line = Begun | Captured | Owed | Told
+Line = Begun | Captured | Known | Owed | Told
 _LINES: Final = msgspec.json.Decoder(Line)
 
 
@@ -294,12 +302,18 @@ def outcomes(file: SpoolFile) -> list[Owed]:
 
 
 def _outcome(lines: Mapping[type[Line], Line]) -> Owed:
-    owed, captured, begun = (lines.get(kind) for kind in (Owed, Captured, Begun))
+    owed, captured, known, begun = (lines.get(kind) for kind in (Owed, Captured, Known, Begun))
     if isinstance(owed, Owed):
         return owed
-    last = captured or begun
-    assert isinstance(last, Captured | Begun), "there are no other kinds"
-    return settling(Hold(last.id, last.hold_id), Done(usage=last.used, outcome="partial", usage_estimated=True))
+    last = captured or begun or known
+    assert isinstance(last, Captured | Begun | Known), "there are no other kinds"
+    used = None if isinstance(last, Known) else last.used
+    return settling(Hold(last.id, last.hold_id), unfinished(used, known.done if isinstance(known, Known) else Done()))
+
+
+def unfinished(used: Usage | None, known: Done) -> Done:
+    """What is told of a call whose end nobody saw."""
+    return msgspec.structs.replace(known, usage=used, outcome="partial", usage_estimated=True)
 
 
 def settling(call: Hold, done: Done) -> Owed:

@@ -10,9 +10,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from app.client.retry import Asking, Away, pause_seconds
-from app.client.spool import Owed, Spool, SpoolFile, Told
+from app.client.spool import Owed, Spool, SpoolFile, Told, Verb
 from app.client.transport import Answer
-from app.client.wire import Charged, Refused
+from app.client.wire import Charged, Refunded, Refused
 
 log = logging.getLogger("satmeter.client")
 
@@ -22,7 +22,7 @@ MOST_BYTES: Final = 900_000
 _SECONDS: Final = 10.0
 _SECOND_LOOK_SECONDS: Final = 5.0
 
-Outcome = Charged | Refused | None
+Outcome = Charged | Refunded | Refused | None
 """None of what charges nothing: a release."""
 
 
@@ -62,8 +62,10 @@ class Telling:
         self._asking, self._spool, self._every_seconds = asking, spool, every_seconds
         self._waiting: dict[str, Item] = {}
         self._later: set[asyncio.TimerHandle] = set()
-        self._wake, self._is_urgent, self._is_empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._wake, self._hurry, self._is_empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._is_empty.set()
+        self._draining = 0
+        """How many wait for all of it."""
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -75,8 +77,11 @@ class Telling:
         """How many things are owed."""
         return len(self._waiting)
 
-    def add(self, owed: Owed, file: SpoolFile, *, looks: int = 0) -> asyncio.Future[Outcome]:
-        """Tell it soon. It is in the file already. The future never fails: nobody need wait for it."""
+    def add(self, owed: Owed, file: SpoolFile, *, looks: int = 0, at_once: bool = False) -> asyncio.Future[Outcome]:
+        """Tell it soon; `at_once`: without waiting for others to go with. It is in the file already. The future never fails:
+        nobody need wait for it."""
+        if at_once:
+            self._hurry.set()
         if owed.id in self._waiting:
             return self._waiting[owed.id].told
         item = Item(owed, file, asyncio.get_running_loop().create_future(), looks)
@@ -87,14 +92,15 @@ class Telling:
 
     async def drain(self, seconds: float) -> int:
         """Wait until all is told, `seconds` at most; how much is left then."""
-        self._is_urgent.set()
+        self._draining += 1
+        self._hurry.set()
         try:
             async with asyncio.timeout(seconds):
                 await self._is_empty.wait()
         except TimeoutError:
             pass
         finally:
-            self._is_urgent.clear()
+            self._draining -= 1
         return self.left
 
     async def close(self) -> None:
@@ -113,6 +119,8 @@ class Telling:
             await self._wake.wait()
             await self._pause()
             self._wake.clear()
+            if not self._draining:
+                self._hurry.clear()
             due = list(self._waiting.values())
             settles = [item for item in due if item.owed.verb == "settle"]
             others = [item for item in due if item.owed.verb != "settle"][:_AT_ONCE]
@@ -138,13 +146,13 @@ class Telling:
             log.warning("satmeter.not_told reason=%r waiting=%d", error, self.left)
 
     async def _pause(self) -> None:
-        """Let some gather; or wait for Satmeter to be back. Whoever drains does not wait for others to come."""
+        """Let some gather; or wait for Satmeter to be back. Whoever is in a hurry does not wait for others to come."""
         if self._failures:
             await asyncio.sleep(pause_seconds(self._failures))
         elif self._every_seconds:
             try:
                 async with asyncio.timeout(self._every_seconds):
-                    await self._is_urgent.wait()
+                    await self._hurry.wait()
             except TimeoutError:
                 pass
 
@@ -165,9 +173,11 @@ class Telling:
         """Raises Away."""
         answer = await self._asking.once(f"/v1/meter/{item.owed.verb}", bytes(item.owed.body), _SECONDS)
         if answer.status != 200:
-            self._answered(item, Refused(answer.status, _about_the_item(answer)))
+            self._answered(item, Refused(answer.status, _about_the_item(answer, item.owed.verb)))
         elif item.owed.verb == "release":
             self._answered(item, None)
+        elif item.owed.verb == "refund":
+            self._answered(item, _read(answer, Refunded))
         else:
             denied = _read(answer, _Denied)
             self._answered(item, Refused(denied.status, denied.error) if denied.error else _read(answer, Charged))
@@ -228,10 +238,11 @@ def _read(answer: Answer, wanted: type[_T]) -> _T:
         raise Away(f"an answer that is none of Satmeter's: {error}", may_have_happened=True) from error
 
 
-def _about_the_item(answer: Answer) -> dict[str, object]:
+def _about_the_item(answer: Answer, verb: Verb = "settle") -> dict[str, object]:
     """The error of a refusal, where it is one of what was told. Raises Away."""
     error = error_of(answer)
-    if error.get("code") in _NOT_ABOUT_THE_ITEM:
+    is_no_such_charge = verb == "refund" and error.get("code") == "not_found"
+    if error.get("code") in _NOT_ABOUT_THE_ITEM and not is_no_such_charge:
         raise Away(f"Satmeter answered {answer.status} {error.get('code')}", may_have_happened=False)
     return error
 

@@ -122,6 +122,8 @@ class Answer:
         self._is_overlong = False
         self._told: dict[str, Any] = {}
         self._text: list[str] = []
+        self._searches: set[str] = set()
+        """Ids of the searches that a provider made by itself, as Responses name them."""
         self._tokens = self._pieces = 0
         self.bytes = 0
         self.images = 0
@@ -152,7 +154,10 @@ class Answer:
 
     @property
     def usage(self) -> Usage | None:
-        return usage_of(self._told)
+        told = usage_of(self._told)
+        if told is None or not self._searches:
+            return told
+        return msgspec.structs.replace(told, queries=max(told.queries or 0, len(self._searches)))
 
     @property
     def produced_tokens(self) -> int:
@@ -237,6 +242,10 @@ class Answer:
         self.has_failed |= kind in ("error", "response.failed") or (
             self.is_stream and isinstance(event.get("error"), dict)
         )
+        output = inner.get("output")
+        for item in (event.get("item"), *(output if isinstance(output, list) else ())):
+            if isinstance(item, dict) and item.get("type") in _SEARCHES and _is_search(item):
+                self._searches.add(str(item.get("id")))
         if isinstance(event.get("duration"), int | float):
             self.audio_seconds = _seconds(event["duration"])
         self._take_text(event)
@@ -265,6 +274,14 @@ class Answer:
         if found:
             self._pieces += 1
             self._text += found
+
+
+_SEARCHES: Final = ("web_search_call", "file_search_call")
+
+
+def _is_search(item: Mapping[str, Any]) -> bool:
+    """To open a page that was found, and to look within it, are no searches. Source: OpenAI docs, "Web search", output."""
+    return _part(item, "action").get("type") not in ("open_page", "find_in_page", "find")
 
 
 _TEXTS: Final = ("content", "text", "refusal", "reasoning", "reasoning_content", "thinking", "partial_json")

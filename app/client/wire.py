@@ -298,6 +298,14 @@ class Charged(msgspec.Struct, frozen=True):
     flags: tuple[str, ...] = ()
 
 
+class Refunded(msgspec.Struct, frozen=True):
+    """Money given back of a charge; the same for every repeat."""
+
+    charge_id: str
+    refunded_usd: Decimal
+    balance_usd: Decimal
+
+
 class Refused(msgspec.Struct, frozen=True):
     """A settlement that Satmeter does not take, whenever it is told. It is kept for the operator: see report.py."""
 

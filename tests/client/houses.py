@@ -12,13 +12,16 @@ from typing import Any
 import psycopg
 import uvicorn
 
-from app.client import Answer, AnswerLost, Meter, NotReached
+from app.client import Allowed, Answer, AnswerLost, Estimate, Meter, NotReached, Usage
 from app.pricing.starter import ensure_starter
-from tests.rig import Rig
+from tests.rig import Customer, Rig
 
 MODEL = "gpt-4o-mini"
 USD_PER_INPUT, USD_PER_OUTPUT = Decimal("0.15") / 10**6, Decimal("0.60") / 10**6
 """Of the starter catalogue."""
+ASKED = Estimate(input_tokens=100, max_output_tokens=1000)
+USED = Usage(input_tokens=100, output_tokens=50)
+SENT_USD, COST_USD = 100 * USD_PER_INPUT, 100 * USD_PER_INPUT + 50 * USD_PER_OUTPUT
 
 
 @dataclass
@@ -62,6 +65,12 @@ async def a_meter(rig: Rig, spool: Path | None, wire: Wire | None = None, **opti
     token = (await rig.service())["Authorization"].removeprefix("Bearer ")
     options = {"settle_seconds": 0, "capture_seconds": 0.02, "ask_seconds": 20} | options
     return Meter("http://satmeter", token, spool=spool, transport=wire or Wire(rig), **options)
+
+
+async def allowed(meter: Meter, customer: Customer, estimate: Estimate = ASKED, **more: Any) -> Allowed:
+    verdict = await meter.authorize(customer.api_key, model=MODEL, estimate=estimate, **more)
+    assert isinstance(verdict, Allowed), verdict
+    return verdict
 
 
 def calls(rig: Rig) -> list[dict[str, Any]]:

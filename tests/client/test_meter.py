@@ -12,37 +12,37 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.client import Allowed, Charged, Denied, Done, Estimate, Hold, Meter, Refused, Unavailable, Usage, Verified
+from app.client import (
+    Allowed,
+    Charged,
+    Denied,
+    Done,
+    Estimate,
+    Hold,
+    Meter,
+    Refunded,
+    Refused,
+    Unavailable,
+    Usage,
+    Verified,
+)
 from app.client.wire import Extended
 from tests.client.houses import (
+    ASKED,
+    COST_USD,
     MODEL,
     USD_PER_INPUT,
     USD_PER_OUTPUT,
+    USED,
     Wire,
     a_meter,
+    allowed,
     calls,
     eventually,
     holds,
     open_holds,
-    sells,
 )
 from tests.rig import Customer, Rig
-
-ASKED = Estimate(input_tokens=100, max_output_tokens=1000)
-USED = Usage(input_tokens=100, output_tokens=50)
-COST_USD = 100 * USD_PER_INPUT + 50 * USD_PER_OUTPUT
-
-
-@pytest.fixture
-async def customer(rig: Rig) -> Customer:
-    await sells(rig)
-    return await rig.customer("10")
-
-
-async def allowed(meter: Any, customer: Customer, **more: Any) -> Allowed:
-    verdict = await meter.authorize(customer.api_key, model=MODEL, estimate=ASKED, **more)
-    assert isinstance(verdict, Allowed), verdict
-    return verdict
 
 
 async def test_a_call_is_held_for_and_charged_by_what_it_used(rig: Rig, customer: Customer, tmp_path: Path) -> None:
@@ -272,16 +272,68 @@ async def test_a_charge_for_work_done_is_made_once_also_where_its_answer_is_lost
         assert isinstance(charged, Charged)
         assert isinstance(again, Charged)
         assert again.charge_id == charged.charge_id
+    async with await a_meter(rig, tmp_path, wire, ask_seconds=0.1) as meter:
         wire.is_cut = True
         assert isinstance(await meter.charge(customer.api_key, Done(usage=USED), model=MODEL), Unavailable)
         wire.is_cut = False
-        assert await meter.drain(10) == 0
+        assert await meter.drain(20) == 0
     assert await rig.balance(customer) == 10 - 2 * COST_USD
     poor = await rig.customer()
     async with await a_meter(rig, tmp_path) as meter:
         denied = await meter.charge(poor.api_key, Done(cost_usd=Decimal(1)))
         assert isinstance(denied, Denied)
         assert (denied.status, denied.code) == (402, "insufficient_balance")
+
+
+async def test_money_is_given_back_once_also_where_the_answer_is_lost(
+    rig: Rig, customer: Customer, tmp_path: Path
+) -> None:
+    wire = Wire(rig)
+    async with await a_meter(rig, tmp_path, wire) as meter:
+        charged = await meter.charge(customer.api_key, Done(usage=USED), model=MODEL)
+        assert isinstance(charged, Charged)
+        wire.loses = 1
+        part = COST_USD / 4
+        given = await meter.refund(charged.charge_id, amount_usd=part, reason="it was slow")
+        assert isinstance(given, Refunded)
+        assert (given.refunded_usd, given.balance_usd) == (part, 10 - COST_USD + part)
+        assert await meter.refund(charged.charge_id, amount_usd=part) == given
+        other = await meter.refund(charged.charge_id)
+        assert isinstance(other, Refused)
+        assert (other.status, other.error["code"]) == (409, "already_refunded")
+        nobodys = await meter.refund("nobody's")
+        assert isinstance(nobodys, Refused)
+        assert nobodys.status == 404
+    assert await rig.balance(customer) == 10 - COST_USD + part
+    await rig.audit()
+
+
+async def test_a_refund_that_was_not_told_is_told_by_the_next_process(
+    rig: Rig, customer: Customer, tmp_path: Path
+) -> None:
+    wire = Wire(rig)
+    async with await a_meter(rig, tmp_path, wire) as meter:
+        charged = await meter.charge(customer.api_key, Done(usage=USED), model=MODEL)
+        assert isinstance(charged, Charged)
+    async with await a_meter(rig, tmp_path, wire, ask_seconds=0.1, drain_seconds=0) as meter:
+        wire.is_cut = True
+        assert isinstance(await meter.refund(charged.charge_id), Unavailable)
+    async with await a_meter(rig, tmp_path) as meter:
+        assert await meter.drain(20) == 0
+    assert await rig.balance(customer) == 10
+
+
+async def test_who_cannot_wait_is_told_the_charge_at_once(rig: Rig, customer: Customer, tmp_path: Path) -> None:
+    async with await a_meter(rig, tmp_path, settle_seconds=3600, drain_seconds=20) as meter:
+        patient, hurried = [await allowed(meter, customer) for _ in range(2)]
+        waits = meter.settle(patient, Done(usage=USED))
+        charged = await asyncio.wait_for(meter.settle(hurried, Done(usage=USED), at_once=True), 20)
+        assert isinstance(charged, Charged)
+        assert isinstance(await waits, Charged), "it goes along"
+        late = meter.settle(await allowed(meter, customer), Done(usage=USED))
+        await asyncio.sleep(0.05)
+        assert not late.done(), "the hurry is over with what was in a hurry"
+    assert await rig.balance(customer) == 10 - 3 * COST_USD
 
 
 async def test_verify_says_whose_key_it_is(rig: Rig, customer: Customer, tmp_path: Path) -> None:

@@ -9,45 +9,33 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.client import Allowed, Charged, Done, Estimate, Hold, Meter, Unavailable, Usage
+from app.client import Allowed, Charged, Done, Estimate, Hold, Meter, Unavailable
 from app.client.report import report
 from app.client.spool import Begun, Captured, Spool, SpoolFile, Told, outcomes, settling
 from tests.client.houses import (
+    ASKED,
+    COST_USD,
     MODEL,
-    USD_PER_INPUT,
+    SENT_USD,
     USD_PER_OUTPUT,
+    USED,
     Wire,
     a_meter,
+    allowed,
     calls,
     eventually,
     holds,
     open_holds,
-    sells,
     serving,
 )
 from tests.program import ROOT
 from tests.rig import Customer, Rig
-
-ASKED = Estimate(input_tokens=100, max_output_tokens=1000)
-USED = Usage(input_tokens=100, output_tokens=50)
-SENT_USD, COST_USD = 100 * USD_PER_INPUT, 100 * USD_PER_INPUT + 50 * USD_PER_OUTPUT
-
-
-@pytest.fixture
-async def customer(rig: Rig) -> Customer:
-    await sells(rig)
-    return await rig.customer("10")
-
-
-async def allowed(meter: Meter, customer: Customer, estimate: Estimate = ASKED) -> Allowed:
-    verdict = await meter.authorize(customer.api_key, model=MODEL, estimate=estimate)
-    assert isinstance(verdict, Allowed), verdict
-    return verdict
 
 
 def files(folder: Path) -> list[Path]:
@@ -75,6 +63,25 @@ async def test_what_was_not_told_is_told_by_the_next_process_once(rig: Rig, cust
     assert holds(rig) == {settled.request_id: "settled", released.request_id: "released", begun.request_id: "settled"}
     cut_off = next(row for row in calls(rig) if row["request_id"] == begun.request_id)
     assert (cut_off["outcome"], cut_off["flags"]) == ("partial", "usage_estimated")
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_what_is_known_of_a_call_is_told_by_whoever_settles_it(
+    rig: Rig, customer: Customer, tmp_path: Path, is_refused: bool
+) -> None:
+    async with await a_meter(rig, tmp_path) as meter:
+        call = await allowed(meter, customer, features=["web"])
+        meter.forwarded(call, lambda: USED)
+        meter.known(call, Done(upstream_id="chatcmpl-7", upstream_model="mini", features_used=("web",)))
+        await eventually(lambda: b'"captured"' in files(tmp_path)[0].read_bytes())
+        if is_refused:
+            await meter.release(call)
+        meter.known(await allowed(meter, customer), Done(upstream_id="never forwarded"))
+    async with await a_meter(rig, tmp_path) as meter:
+        assert await meter.drain(10) == 0
+    [row] = calls(rig)
+    assert (row["upstream_id"], row["upstream_model"], row["outcome"]) == ("chatcmpl-7", "mini", "partial")
+    assert row["cost_nusd"] == (COST_USD + Decimal("0.02")) * 10**9
 
 
 async def test_a_call_of_which_nothing_is_known_costs_what_was_held(
