@@ -19,7 +19,7 @@ from app.client import Usage
 from app.client.usage import Answer, usage_of
 from app.client.wire import Outcome
 from app.gateway import asking, splice
-from app.gateway.call import Call
+from app.gateway.call import Call, Settled
 from app.gateway.costs import Costs, usd_text
 from app.gateway.count import counter
 from app.gateway.errors import Refusal, anthropic_body, openai_body
@@ -94,14 +94,17 @@ async def _send_whole(call: Call, response: aiohttp.ClientResponse, wire: Wire) 
     except (msgspec.DecodeError, UnicodeDecodeError):
         seen = _Seen()
     usage, is_estimated = _used(call, seen.usage, body)
-    costs = await _settled(call, usage, is_estimated, seen.id, seen.service_tier)
-    if call.exchange.gone.is_set():
+    is_gone = call.exchange.gone.is_set()
+    settled = call.settle(
+        usage, outcome="client_disconnected" if is_gone else "completed", is_estimated=is_estimated, upstream_id=seen.id,
+        service_tier=seen.service_tier, is_awaited=not is_gone,
+    )  # fmt: skip
+    costs = None if is_gone else await settled.costs()
+    if is_gone or call.exchange.gone.is_set():
         return seen.id
     if costs is not None:
         body = _with_costs(call, body, seen.usage, usage, costs, wire)
-    beside = call.ask.beside()
-    if beside and body.lstrip().startswith(b"{"):
-        body = splice.put_first(body, beside)
+    body = _with_ours(call, body)
     cost = {} if costs is None else {"x-satmeter-cost-usd": usd_text(costs.total_nusd)}
     head = asking.answer_headers(response)
     kind = head.pop("content-type", "application/json")
@@ -109,22 +112,15 @@ async def _send_whole(call: Call, response: aiohttp.ClientResponse, wire: Wire) 
     return seen.id
 
 
-async def _settled(
-    call: Call, usage: Usage, is_estimated: bool, upstream_id: str | None, tier: str | None
-) -> Costs | None:
-    outcome: Outcome = "client_disconnected" if call.exchange.gone.is_set() else "completed"
-    told = call.settle(usage, outcome=outcome, is_estimated=is_estimated, upstream_id=upstream_id, service_tier=tier)
-    return call.costs(usage, tier) or await call.charged(told)
-
-
 def _used(call: Call, raw: msgspec.Raw, body: bytes) -> tuple[Usage, bool]:
     """What a whole answer used, and whether that was counted here."""
     told = usage_of(msgspec.json.decode(raw)) if bytes(raw) else None
-    if told is not None and (told.output_tokens or call.ask.row == "embeddings"):
+    if told is not None and call.ask.own_searches is None and (told.output_tokens or call.ask.row == "embeddings"):
         return told, False
     answer = Answer("application/json", count_tokens=counter(call.model))
     answer.feed(body)
     answer.end()
+    told = answer.usage
     if told is not None and is_told(told, answer):
         return told, False
     return Usage(input_tokens=call.ask.prompt_tokens(), output_tokens=answer.produced_tokens), True
@@ -135,6 +131,14 @@ def is_told(usage: Usage | None, answer: Answer) -> bool:
     if usage is None:
         return False
     return bool(usage.output_tokens) or not answer.produced_tokens
+
+
+def _with_ours(call: Call, body: bytes) -> bytes:
+    """With what we have to say beside the model's own words."""
+    beside, annotations = call.ask.beside(), call.ask.annotations()
+    if annotations:
+        body = splice.put_into(body, b"message", annotations)
+    return splice.put_first(body, beside) if beside and body.lstrip().startswith(b"{") else body
 
 
 def _with_costs(call: Call, body: bytes, raw: msgspec.Raw, usage: Usage, costs: Costs, wire: Wire) -> bytes:
@@ -167,8 +171,10 @@ async def _send_long(call: Call, response: aiohttp.ClientResponse, begun: bytes)
     raw = _usage_in(tail) or _usage_in(head)
     told = usage_of(msgspec.json.decode(raw)) if raw is not None else None
     usage = told or Usage(input_tokens=call.ask.prompt_tokens(), output_tokens=-(-size // 4))
-    charge = call.settle(usage, outcome="completed" if is_whole else "partial", is_estimated=told is None)
-    costs = call.costs(usage, None) or await call.charged(charge)
+    settled = call.settle(
+        usage, outcome="completed" if is_whole else "partial", is_estimated=told is None, is_awaited=True
+    )
+    costs = await settled.costs()
     if costs is not None and raw is not None and raw in tail:
         begin = tail.rindex(raw)
         tail = tail[:begin] + splice.put_in(b'"usage"' + raw, raw, costs.fields(call.latency_ms, call.ttft_ms))[7:] + tail[begin + len(raw) :]  # fmt: skip
@@ -240,9 +246,10 @@ class _Stream:
         self._held: _Held | None = None
         self._after = b""
         """The event that ends the stream, for as long as one is held back before it."""
-        self._told: Any = None
+        self._settled: Settled | None = None
+        self._beside, self._annotations = call.ask.beside(), call.ask.annotations()
         self._error: Refusal | None = None
-        self._is_over = self._is_settled = self._has_ended = False
+        self._is_over = self._has_ended = self._is_known = False
         self.last_sent_at, self.is_sending = time.monotonic(), False
 
     async def run(self) -> None:
@@ -255,7 +262,7 @@ class _Stream:
                 if not self._exchange.gone.is_set():
                     self._error = self._error or asking.failed("The model's provider broke off its answer")
             finally:
-                if not self._is_settled and self.answer.bytes:
+                if self.answer.bytes:
                     self._settle()
             await self._finish()
 
@@ -292,13 +299,25 @@ class _Stream:
                 return
         else:
             self.answer.feed(event)
+        if not self._is_known and self.answer.upstream_id is not None:
+            self._is_known = True
+            self._call.known(self.answer.upstream_id)
         self._is_over = is_last
         if b'"finish_reason":"' in event or b'"finish_reason": "' in event:
             self._has_ended = True
         if self._is_over and self._held is not None:
             self._after = event
             return
-        yield event
+        yield self._with_ours(event) if self._beside or self._annotations else event
+
+    def _with_ours(self, event: bytes) -> bytes:
+        """With what we have to say, in the first event that has a place for it."""
+        if self._beside and b"{" in event:
+            event, self._beside = splice.put_first(event, self._beside), b""
+        if self._annotations:
+            told = splice.put_into(event, b"delta", self._annotations)
+            event, self._annotations = told, b"" if told is not event else self._annotations
+        return event
 
     def _is_last(self, event: bytes) -> bool:
         if self._wire is Wire.OPENAI:
@@ -345,12 +364,11 @@ class _Stream:
     async def _end(self, passing: bytes) -> None:
         """What came last, with what it cost."""
         self._has_ended = True
-        told = self._settle()
+        settled = self._settle()
         held, fields = self._held, b""
         if held is not None:
             if self._shows_usage and not self._exchange.gone.is_set():
-                usage = self.answer.usage
-                costs = self._call.costs(usage, self.answer.service_tier) or await self._call.charged(told)
+                costs = await settled.costs()
                 fields = b"" if costs is None else costs.fields(self._call.latency_ms, self._call.ttft_ms)
             passing += _shown(held, fields, self._shows_usage) + self._after
         await self._send(passing)
@@ -370,21 +388,21 @@ class _Stream:
             await self._send(error_event(self._error, self._wire))
         await self._exchange.end()
 
-    def _settle(self) -> Any:
+    def _settle(self) -> Settled:
         """Charge it, once."""
-        if self._is_settled:
-            return self._told
-        self._is_settled = True
+        if self._settled is not None:
+            return self._settled
         usage, is_gone = self.answer.usage, self._exchange.gone.is_set()
         is_whole = self._has_ended and self._error is None and is_told(usage, self.answer)
         if not is_whole:
             usage = self._with_counted(Usage(input_tokens=self._call.ask.prompt_tokens()))
         outcome: Outcome = "completed" if self._has_ended and self._error is None else "partial"
-        self._told = self._call.settle(
+        self._settled = self._call.settle(
             usage, outcome="client_disconnected" if is_gone else outcome, is_estimated=not is_whole,
             upstream_id=self.answer.upstream_id, service_tier=self.answer.service_tier,
+            is_awaited=self._held is not None and self._shows_usage and not is_gone,
         )  # fmt: skip
-        return self._told
+        return self._settled
 
     def _with_counted(self, sent: Usage) -> Usage:
         """What was used by now: what the upstream said of it, and what was counted where that is more."""

@@ -40,20 +40,21 @@ def new_session() -> aiohttp.ClientSession:
     )  # fmt: skip
 
 
-def request_headers(upstream: Upstream, caller: Mapping[str, str], content_type: str | None) -> dict[str, str]:
+def request_headers(
+    upstream: Upstream, path: str, caller: Mapping[str, str], content_type: str | None
+) -> dict[str, str]:
     sent = {name: caller[name] for name in _SENT_ON if name in caller}
     if content_type is not None:
         sent["content-type"] = content_type
-    if upstream.kind == "anthropic":
+    if path.startswith("messages"):
         sent.setdefault("anthropic-version", "2023-06-01")
+    if upstream.kind == "anthropic":
         if upstream.key:
             sent["x-api-key"] = upstream.key
     else:
         sent["authorization"] = (
             f"Bearer {upstream.key or 'none'}"  # servers of one's own ask for some key, and take any
         )
-        if "x-api-key" in caller or "anthropic-version" in caller:
-            sent.setdefault("anthropic-version", "2023-06-01")
     return sent
 
 
@@ -82,7 +83,7 @@ async def ask(
     try:
         return await session.request(
             method, f"{upstream.base_url}/{path}", data=body, timeout=timeout, allow_redirects=False,
-            headers=request_headers(upstream, caller, content_type if body is not None else None),
+            headers=request_headers(upstream, path, caller, content_type if body is not None else None),
         )  # fmt: skip
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
         raise NotSent(type(error).__name__) from error

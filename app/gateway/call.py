@@ -7,46 +7,47 @@ authorize ─► forwarded ─► an upstream's answer ─► settle      what i
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Final, Protocol
+from typing import Protocol
 
 import aiohttp
+import msgspec
 
-from app.client import Allowed, Attributes, Charged, Denied, Done, Estimate, Meter, Refused, Usage
+from app.client import Allowed, Attributes, Denied, Done, Estimate, Usage
+from app.client.telling import Outcome as ToldOutcome
 from app.client.wire import Outcome
 from app.gateway import asking
-from app.gateway.asking import NotSent, Silent, refusal_of
+from app.gateway.billed import Billing, charge_of, first_answer, is_another_worth_asking, unused
 from app.gateway.catalogue import Catalogue
 from app.gateway.costs import Costs, told_by
-from app.gateway.errors import InvalidField, Refusal, Told, UnknownModel, UpstreamFailed
+from app.gateway.errors import InvalidField, Refusal, Told, UnknownModel
 from app.gateway.exchange import Exchange
 from app.gateway.owners import Owners
-from app.gateway.settings import GatewaySettings
 from app.gateway.streams import Streams
 from app.gateway.upstreams import Target
 
-_SETTLE_WAITED_SECONDS: Final = 2.0
 
+class Gateway(Billing, Protocol):
+    """What a row that is paid by tokens needs of the gateway that it stands in."""
 
-class Gateway(Protocol):
-    """What rows need of the gateway they stand in."""
-
-    @property
-    def settings(self) -> GatewaySettings: ...
-    @property
-    def meter(self) -> Meter: ...
-    @property
-    def session(self) -> aiohttp.ClientSession: ...
     @property
     def catalogue(self) -> Catalogue: ...
     @property
     def streams(self) -> Streams: ...
     @property
     def owners(self) -> Owners: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSearches:
+    """What a provider's own searches cost: each by its price, or all of a call by a fee where the catalogue has none."""
+
+    fee: str | None
+    least: int = 0
+    """How many are made though nobody tells of them."""
+    context_size: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,11 @@ class Ask:
     features: tuple[str, ...] = ()
     asks_output: int | None = None
     beside: Callable[[], bytes] = lambda: b""
-    """Fields of ours in front of those of a whole answer."""
+    """Fields of ours in front of those of an answer, or of the first event of a stream."""
+    annotations: Callable[[], bytes] = lambda: b""
+    """Fields of ours in front of those of its first message."""
+    own_searches: OwnSearches | None = None
+    """How what the model searches by itself is paid, if it may."""
     prepare: Callable[[], Awaitable[None]] | None = None
     """What is done once money is held, before an upstream is asked. Raises Refusal: then all is given back."""
 
@@ -99,32 +104,22 @@ class Call:
                 self.unused(refused.message, may_have_run=False)
                 raise
         self.gateway.meter.forwarded(self.allowed, lambda: self._so_far())
-        refusal: Refusal = asking.failed("No provider of this model can be reached")
-        may_have_run = False
-        for target in targets:
-            try:
-                body = self.ask.body(target, self.granted)
-                response = await asking.ask(self.gateway.session, target, self.ask.path, body, self.exchange.headers)
-            except NotSent:
-                continue
-            except Silent:
-                refusal, may_have_run = asking.failed("The model's provider did not answer"), True
-                continue
-            if response.status < 400:
-                self.target = target
-                return response
-            refusal = await refusal_of(response, target.upstream)
-            if not is_another_worth_asking(refusal):
-                break
-        self.unused(refusal.message, may_have_run=may_have_run)
-        raise refusal
+
+        async def ask(target: Target) -> aiohttp.ClientResponse:
+            body = self.ask.body(target, self.granted)
+            return await asking.ask(self.gateway.session, target, self.ask.path, body, self.exchange.headers)
+
+        self.target, response = await first_answer(self.gateway.meter, self.allowed, targets, ask)
+        if self.target.upstream.provider or self.ask.features:
+            self.known(None)
+        return response
+
+    def known(self, upstream_id: str | None) -> None:
+        """What is charged if we die now is charged as this upstream's, under its own id of the call."""
+        self.gateway.meter.known(self.allowed, self._served(upstream_id, self._fees(None)))
 
     def unused(self, reason: str, *, may_have_run: bool) -> None:
-        """Nothing came of it. What an upstream may have run is never given back as if it had not been asked."""
-        if may_have_run:
-            self.gateway.meter.settle(self.allowed, Done(cost_usd=Decimal(0), outcome="partial"))
-        else:
-            self.gateway.meter.release(self.allowed, reason[:200])
+        unused(self.gateway.meter, self.allowed, reason, may_have_run=may_have_run)
 
     def settle(
         self,
@@ -134,36 +129,47 @@ class Call:
         is_estimated: bool = False,
         upstream_id: str | None = None,
         service_tier: str | None = None,
-    ) -> asyncio.Future[Charged | Refused | None]:
-        """Charge what was used, in the background; what is returned is told the charge."""
-        assert self.target is not None
+        is_awaited: bool = False,
+    ) -> "Settled":
+        """Charge what was used, in the background."""
+        used, features = self._searched(usage), self._fees(usage)
         tier = service_tier if service_tier not in (None, "default", "standard", "auto") else None
-        done = Done(
-            usage=usage, outcome=outcome, usage_estimated=is_estimated, served_model=self.model,
-            provider=self.target.upstream.provider, features_used=self.ask.features,
-            attributes=Attributes(service_tier=tier) if tier else None, upstream_id=upstream_id,
-            upstream_model=self.target.upstream_model, latency_ms=self.latency_ms, ttft_ms=self.ttft_ms,
+        size = self.ask.own_searches.context_size if self.ask.own_searches is not None else None
+        done = msgspec.structs.replace(
+            self._served(upstream_id, features), usage=used, outcome=outcome, usage_estimated=is_estimated,
+            attributes=Attributes(service_tier=tier, search_context_size=size) if tier or size else None,
+            latency_ms=self.latency_ms, ttft_ms=self.ttft_ms,
         )  # fmt: skip
-        return self.gateway.meter.settle(self.allowed, done)
+        costs = None if tier is not None else self._costs(used, features)
+        told = self.gateway.meter.settle(self.allowed, done, at_once=costs is None and is_awaited)
+        return Settled(told, costs)
 
-    def costs(self, usage: Usage | None, service_tier: str | None) -> Costs | None:
+    def _served(self, upstream_id: str | None, features: tuple[str, ...]) -> Done:
+        assert self.target is not None
+        return Done(
+            served_model=self.model, provider=self.target.upstream.provider, features_used=features,
+            upstream_id=upstream_id, upstream_model=self.target.upstream_model,
+        )  # fmt: skip
+
+    def _searched(self, usage: Usage | None) -> Usage | None:
+        """With the searches that the provider made and does not count; without those that a fee pays for."""
+        own = self.ask.own_searches
+        if usage is None or own is None:
+            return usage
+        return msgspec.structs.replace(usage, queries=None if own.fee else max(usage.queries or 0, own.least) or None)
+
+    def _fees(self, usage: Usage | None) -> tuple[str, ...]:
+        """The features that were used. Of a call whose usage is not known, all that are held for."""
+        own = self.ask.own_searches
+        if own is None or own.fee is None or usage is None or max(usage.queries or 0, own.least):
+            return self.ask.features
+        return tuple(each for each in self.ask.features if each != own.fee)
+
+    def _costs(self, usage: Usage | None, features: tuple[str, ...]) -> Costs | None:
         """What the call costs by the prices that the authorize told; None where those are not all."""
         if usage is None or self.target is None or self.target.upstream.provider is not None:
             return None
-        if service_tier not in (None, "default", "standard", "auto"):
-            return None
-        return told_by(self.allowed, usage, self.ask.features, self.gateway.catalogue.facts(self.model))
-
-    async def charged(self, told: asyncio.Future[Charged | Refused | None]) -> Costs | None:
-        """What Satmeter charged; None where it could not be asked in time."""
-        hurry = asyncio.create_task(self.gateway.meter.drain(_SETTLE_WAITED_SECONDS))
-        try:
-            with contextlib.suppress(TimeoutError):
-                charge = await asyncio.wait_for(asyncio.shield(told), _SETTLE_WAITED_SECONDS)
-                return Costs.charged(charge.cost) if isinstance(charge, Charged) else None
-        finally:
-            hurry.cancel()
-        return None
+        return told_by(self.allowed, usage, features, self.gateway.catalogue.facts(self.model))
 
     # --- times ---
 
@@ -192,9 +198,19 @@ class Call:
         return granted
 
 
-def is_another_worth_asking(refusal: Refusal) -> bool:
-    """Whether somebody else may serve what one upstream refused: it was busy, broken, or does not have the model."""
-    return isinstance(refusal, UpstreamFailed) or refusal.status in (404, 429)
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A call that is charged: what it costs, as far as that is known here, and who will be told."""
+
+    told: "asyncio.Future[ToldOutcome]"
+    known: Costs | None
+
+    async def costs(self) -> Costs | None:
+        """By our own arithmetic, or as Satmeter says; None where it could not be asked in time."""
+        if self.known is not None:
+            return self.known
+        charge = await charge_of(self.told)
+        return None if charge is None else Costs.charged(charge.cost)
 
 
 async def answered(gateway: Gateway, exchange: Exchange, ask: Ask) -> tuple[Call, aiohttp.ClientResponse]:

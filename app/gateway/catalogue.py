@@ -37,6 +37,12 @@ class Catalogue:
             self._start(self._learn(model))
         return self._facts[model][1]
 
+    async def known(self, model: str) -> Facts | None:
+        """The same, for whoever cannot go on without; None where there is no such model, or Satmeter cannot be asked."""
+        if self._facts.get(model, (0.0, None))[1] is None:
+            await self._learn(model)
+        return self._facts.get(model, (0.0, None))[1]
+
     async def models(self, path: str, query: dict[str, str]) -> dict[str, msgspec.Raw]:
         """One of the lists of models, each field of it as it was written. Raises CatalogueAway."""
         return await self._get(path, query)

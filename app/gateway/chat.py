@@ -23,7 +23,18 @@ from app.gateway.inference import (
     word_of,
 )
 from app.gateway.upstreams import Target
-from app.gateway.websearch import FEATURE, TOKENS_OF_A_RESULT, Found, results_asked, searches, searching
+from app.gateway.websearch import (
+    FEATURE,
+    TOKENS_OF_A_RESULT,
+    Found,
+    is_native,
+    is_searching_always,
+    paying_for_own,
+    results_asked,
+    searches,
+    searching,
+    size_of,
+)
 
 LIMITS: Final = ("max_tokens", "max_completion_tokens")
 PROMPT: Final = ("messages", "tools", "functions", "response_format")
@@ -34,21 +45,23 @@ _REASONS: Final = re.compile(r"(?:.*/)?(?:o\d|gpt-5)", re.IGNORECASE)
 async def chat(gateway: Gateway, exchange: Exchange) -> None:
     """POST /chat/completions."""
     body = await exchange.json()
-    ask = with_search(gateway, body) if "plugins" in body else ask_of(body)
+    ask = await with_search(gateway, body)
     await infer(gateway, exchange, ask, Wire.OPENAI, shows_usage=wants_usage(body))
 
 
-def with_search(gateway: Gateway, body: Body) -> Ask:
-    """The same with what a web search found before the prompt, and its fee; or by the model's own search, if it has one.
+async def with_search(gateway: Gateway, body: Body) -> Ask:
+    """The call, and where it asks for a search that: the model's own, if it has one, else what one found before the prompt.
 
     Raises InvalidField, PluginUnavailable.
     """
     count, plain = results_asked(body), ask_of(body)
     targets = gateway.settings.upstreams.targets(plain.model, "chat", plain.provider)
+    options = bytes(body.get("web_search_options", b"null"))
+    if targets and (options != b"null" or is_searching_always(targets[0]) or (count and is_native(targets[0]))):
+        asked = body | {"web_search_options": msgspec.Raw(b"{}" if options == b"null" else options)}
+        return await paying_for_own(gateway, ask_of(asked), 1, size_of(options), least=1)
     if not count or not targets:
         return plain
-    if targets[0].upstream.web_search == "openai":
-        return ask_of(body | {"web_search_options": body.get("web_search_options", msgspec.Raw(b"{}"))})
     found, query = Found(), last_words(body)
     search = searches(gateway, targets[0])
     input_tokens = (plain.estimate.input_tokens or 0) + count * TOKENS_OF_A_RESULT
@@ -60,7 +73,7 @@ def with_search(gateway: Gateway, body: Body) -> Ask:
 
     return replace(
         plain, body=sent, features=(FEATURE,), prepare=searching(gateway, search, query, count, found),
-        beside=found.annotations, estimate=msgspec.structs.replace(plain.estimate, input_tokens=input_tokens),
+        annotations=found.annotations, estimate=msgspec.structs.replace(plain.estimate, input_tokens=input_tokens),
     )  # fmt: skip
 
 

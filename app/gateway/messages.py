@@ -2,25 +2,30 @@
 
 from typing import Any, Final
 
+import msgspec
+
 from app.client import Denied
 from app.gateway import asking
 from app.gateway.answering import Wire
 from app.gateway.asking import NotSent, Silent, refusal_of
 from app.gateway.call import Ask, Gateway, unknown
-from app.gateway.errors import Refusal, Told
-from app.gateway.exchange import Exchange
+from app.gateway.errors import InvalidField, PluginUnavailable, Refusal, Told
+from app.gateway.exchange import Body, Exchange
 from app.gateway.fields import text_of
 from app.gateway.inference import counting, estimate_of, flag_of, infer, limit_of, limited, sent_on, word_of
 from app.gateway.paths import EMPTY_BALANCE
 from app.gateway.upstreams import Target
+from app.gateway.websearch import own_searches, paying_for_own, results_asked
 
 _PROMPT: Final = ("messages", "system", "tools")
 _LIMITS: Final = ("max_tokens",)
+_WEB_SEARCH: Final = {"type": "web_search_20250305", "name": "web_search"}
+"""Source: Anthropic docs, "Web search tool"."""
 
 
 async def messages(gateway: Gateway, exchange: Exchange) -> None:
     """POST /v1/messages."""
-    body = await exchange.json()
+    body = _with_own_search(gateway, await exchange.json())
     model, most = text_of(body, "model"), limit_of(body, _LIMITS)
     flag_of(body, "stream")
 
@@ -33,7 +38,24 @@ async def messages(gateway: Gateway, exchange: Exchange) -> None:
         estimate=estimate_of(body, _PROMPT, most), prompt_tokens=counting(body, _PROMPT, model),
         provider=word_of(body, "provider"), asks_output=most,
     )  # fmt: skip
+    searches, size = own_searches(body)
+    if searches:
+        ask = await paying_for_own(gateway, ask, searches, size)
     await infer(gateway, exchange, ask, Wire.ANTHROPIC)
+
+
+def _with_own_search(gateway: Gateway, body: Body) -> Body:
+    """With the web plugin as Anthropic's own tool. Raises InvalidField, PluginUnavailable."""
+    if not results_asked(body):
+        return body
+    targets = gateway.settings.upstreams.targets(text_of(body, "model"), "messages", word_of(body, "provider"))
+    if targets and targets[0].upstream.web_search != "anthropic":
+        raise PluginUnavailable("This model cannot search by itself; /v1/chat/completions can", param="plugins")
+    try:
+        tools = msgspec.json.decode(body.get("tools", b"null"), type=list[msgspec.Raw] | None) or []
+    except msgspec.DecodeError:
+        raise InvalidField("tools is a list", param="tools") from None
+    return body | {"tools": msgspec.Raw(msgspec.json.encode([*tools, _WEB_SEARCH]))}
 
 
 async def count_tokens(gateway: Gateway, exchange: Exchange) -> None:

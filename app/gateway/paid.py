@@ -5,7 +5,6 @@ answered; nothing is charged of what no upstream began to answer.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,31 +13,22 @@ from typing import Final, Protocol
 
 import aiohttp
 
-from app.client import Allowed, Attributes, Charged, Denied, Done, Estimate, Meter, OnExpiry, Usage
+from app.client import Allowed, Attributes, Denied, Done, Estimate, OnExpiry, Usage
 from app.client.telling import Outcome
 from app.client.wire import Outcome as CallOutcome
-from app.gateway.asking import NotSent, Silent, failed, refusal_of
-from app.gateway.call import is_another_worth_asking
-from app.gateway.errors import Refusal, Told, UnknownModel
+from app.gateway.billed import Billing, charge_of, first_answer, unused
+from app.gateway.errors import Told, UnknownModel
 from app.gateway.exchange import Exchange
 from app.gateway.fetching import Fetcher
 from app.gateway.media import MediaStore
-from app.gateway.settings import GatewaySettings
 from app.gateway.upstreams import Target
 
-_CHARGE_WAITED_SECONDS: Final = 2.0
 _HOLD_SECONDS: Final = 900
 
 
-class Gateway(Protocol):
+class Gateway(Billing, Protocol):
     """What a media row needs of the gateway that it stands in."""
 
-    @property
-    def settings(self) -> GatewaySettings: ...
-    @property
-    def meter(self) -> Meter: ...
-    @property
-    def session(self) -> aiohttp.ClientSession: ...
     @property
     def media(self) -> MediaStore: ...
     @property
@@ -96,23 +86,8 @@ class Paid:
         Raises what the upstreams refused it with, or UpstreamFailed.
         """
         self.gateway.meter.forwarded(self.allowed)
-        refusal: Refusal = failed("No provider of this model can be reached")
-        may_have_run = False
-        for self.target in targets:
-            try:
-                response = await ask(self.target)
-            except NotSent:
-                continue
-            except Silent:
-                refusal, may_have_run = failed("The model's provider did not answer"), True
-                continue
-            if response.status < 400:
-                return response
-            refusal = await refusal_of(response, self.target.upstream)
-            if not is_another_worth_asking(refusal):
-                break
-        self.unused(refusal.message, may_have_run=may_have_run)
-        raise refusal
+        self.target, response = await first_answer(self.gateway.meter, self.allowed, targets, ask)
+        return response
 
     def charge(
         self, usage: Usage, *, attributes: Attributes | None = None, upstream_id: str | None = None,
@@ -124,22 +99,12 @@ class Paid:
             provider=self.target.upstream.provider, attributes=attributes, upstream_id=upstream_id,
             upstream_model=self.target.upstream_model, latency_ms=(time.perf_counter() - self.began) * 1000,
         )  # fmt: skip
-        return self.gateway.meter.settle(self.allowed, done)
+        return self.gateway.meter.settle(self.allowed, done, at_once=True)
 
     def unused(self, reason: str, *, may_have_run: bool) -> None:
-        """Nothing came of it. What an upstream may have run is never given back as if it had not been asked."""
-        if may_have_run:
-            self.gateway.meter.settle(self.allowed, Done(cost_usd=Decimal(0), outcome="partial"))
-        else:
-            self.gateway.meter.release(self.allowed, reason[:200])
+        unused(self.gateway.meter, self.allowed, reason, may_have_run=may_have_run)
 
     async def cost_usd(self, charge: "asyncio.Future[Outcome]") -> Decimal | None:
         """What was charged; None where that is not known yet, because billing cannot be asked just now."""
-        hurry = asyncio.create_task(self.gateway.meter.drain(_CHARGE_WAITED_SECONDS))
-        try:
-            with contextlib.suppress(TimeoutError):
-                charged = await asyncio.wait_for(asyncio.shield(charge), _CHARGE_WAITED_SECONDS)
-                return charged.cost.total_cost_usd if isinstance(charged, Charged) else None
-        finally:
-            hurry.cancel()
-        return None
+        charged = await charge_of(charge)
+        return None if charged is None else charged.cost.total_cost_usd

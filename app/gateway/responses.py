@@ -9,9 +9,10 @@ from app.gateway.asking import NotSent, Silent, refusal_of
 from app.gateway.call import Ask, Gateway
 from app.gateway.errors import InvalidField, NothingThere, Told
 from app.gateway.exchange import Body, Exchange
-from app.gateway.fields import text_of
+from app.gateway.fields import number_of, text_of
 from app.gateway.inference import counting, estimate_of, flag_of, infer, limit_of, limited, sent_on, texts_of, word_of
 from app.gateway.upstreams import Target
+from app.gateway.websearch import own_searches, paying_for_own
 
 _PROMPT: Final = ("input", "instructions", "tools", "text", "prompt")
 _LIMITS: Final = ("max_output_tokens",)
@@ -21,6 +22,9 @@ async def responses(gateway: Gateway, exchange: Exchange) -> None:
     """POST /v1/responses."""
     body = await exchange.json()
     ask, before = _ask(body), word_of(body, "previous_response_id")
+    most, size = own_searches(body)
+    if most:
+        ask = await paying_for_own(gateway, ask, number_of(body, "max_tool_calls", most, 1, 1000), size)
     if before is not None:
         gateway.owners.of(before, (await _caller(gateway, exchange)).account_id)
     made = await infer(gateway, exchange, ask, Wire.RESPONSES)

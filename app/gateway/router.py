@@ -8,7 +8,7 @@ import msgspec
 from app.gateway.answering import Wire
 from app.gateway.call import Gateway, unknown
 from app.gateway.catalogue import CatalogueAway
-from app.gateway.chat import LIMITS, ask_of, last_words, wants_usage
+from app.gateway.chat import LIMITS, last_words, wants_usage, with_search
 from app.gateway.count import most_tokens
 from app.gateway.errors import InvalidField, UnknownModel, Unpriced
 from app.gateway.exchange import Body, Exchange
@@ -49,7 +49,7 @@ async def router(gateway: Gateway, exchange: Exchange) -> None:
     asked: Body = {name: raw for name, raw in body.items() if name not in _OURS}
     asked["model"] = msgspec.Raw(msgspec.json.encode(choice.model))
     told = b'"routing":' + msgspec.json.encode(routing)
-    ask = replace(ask_of(asked), beside=lambda: told)
+    ask = replace(await with_search(gateway, asked), beside=lambda: told)
     await infer(gateway, exchange, ask, Wire.OPENAI, shows_usage=wants_usage(asked))
 
 

@@ -1,5 +1,7 @@
 """Cost fields put into an answer's usage, every other byte of which stays as the upstream wrote it."""
 
+import re
+
 
 def put_in(document: bytes, usage: bytes, fields: bytes) -> bytes:
     """`document` with `fields` added to its object `usage`, which is given as it stands there."""
@@ -20,6 +22,15 @@ def put_first(document: bytes, fields: bytes) -> bytes:
     begin = document.index(b"{") + 1
     comma = b"" if document[begin:].lstrip()[:1] == b"}" else b","
     return b"".join((document[:begin], fields, comma, document[begin:]))
+
+
+def put_into(document: bytes, name: bytes, fields: bytes) -> bytes:
+    """`document` with `fields` in front of those of its first object of that name; itself where it has none."""
+    found = re.search(rb'"%b"\s*:\s*\{\s*(\}?)' % name, document)
+    if found is None:
+        return document
+    begin = found.start(1)
+    return b"".join((document[:begin], fields, b"" if found[1] else b",", document[begin:]))
 
 
 def _where(document: bytes, usage: bytes) -> int:

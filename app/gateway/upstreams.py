@@ -44,7 +44,7 @@ class Upstream:
     """Whose prices its calls have, where the catalogue has several providers' for a model."""
     timeout_seconds: float = 300.0
     web_search: str | None = None
-    """How its models search the web by themselves, if they do: `openai` or `anthropic`."""
+    """How its models search the web by themselves, if they do: `openai` (its search models), `anthropic`, or `perplexity`."""
 
     def name_of(self, model: str) -> str | None:
         """What the model is called there, None if it is not served."""
@@ -180,8 +180,8 @@ def _made(each: _Upstream, environ: Mapping[str, str]) -> Upstream | None:
     unknown = sorted(set(serves) - set(ALL_SERVED))
     if unknown:
         raise ValueError(f"{where}: serves {unknown[0]!r}, which is not one of {', '.join(ALL_SERVED)}")
-    if each.web_search not in (None, "openai", "anthropic"):
-        raise ValueError(f"{where}: web_search {each.web_search!r} is not one of openai, anthropic")
+    if each.web_search not in (None, "openai", "anthropic", "perplexity"):
+        raise ValueError(f"{where}: web_search {each.web_search!r} is not one of openai, anthropic, perplexity")
     if not 0 < each.timeout_seconds <= 86_400:
         raise ValueError(f"{where}: timeout_seconds is more than 0 and at most 86400")
     models = each.models if isinstance(each.models, dict) else {name: name for name in each.models}

@@ -19,7 +19,7 @@ from app.client import Allowed, Attributes, Charged, Denied, Done, Estimate, Hol
 from app.client.meter import key_hash
 from app.gateway import asking
 from app.gateway.asking import NotSent, Silent
-from app.gateway.call import is_another_worth_asking
+from app.gateway.billed import CHARGE_WAITED_SECONDS, is_another_worth_asking
 from app.gateway.costs import usd_text
 from app.gateway.errors import InvalidField, NothingThere, Refusal, Told
 from app.gateway.exchange import Body, Exchange
@@ -40,7 +40,6 @@ _MOST_SECONDS: Final = 3 * 86_400
 """A film that is not done by then never will be."""
 _POLLED_EVERY_SECONDS: Final = ((600, 5), (3600, 15), (_MOST_SECONDS, 60))
 _MOST_FILM_BYTES: Final = 2 * 1024**3
-_CHARGE_WAITED_SECONDS: Final = 2.0
 _MOST_AT_ONCE: Final = 32
 _MOST_ANSWER_BYTES: Final = 4 * 1024 * 1024
 _NUSD: Final = 10**9
@@ -402,7 +401,7 @@ class Filming:
         return True
 
     async def _charged(self, job: Job) -> None:
-        outcome = await self._told(job, lambda hold: self._gateway.meter.settle(hold, _done(job)))
+        outcome = await self._told(job, lambda hold: self._gateway.meter.settle(hold, _done(job), at_once=True))
         if isinstance(outcome, Charged):
             job.cost_usd = usd_text(int(outcome.cost.total_cost_usd * _NUSD))
         elif isinstance(outcome, Refused):
@@ -427,7 +426,7 @@ class Filming:
         if job.id not in self._charging:
             self._charging[job.id] = tell(Hold(job.request_id, job.hold_id))
         try:
-            outcome = await asyncio.wait_for(asyncio.shield(self._charging[job.id]), _CHARGE_WAITED_SECONDS)
+            outcome = await asyncio.wait_for(asyncio.shield(self._charging[job.id]), CHARGE_WAITED_SECONDS)
         except TimeoutError:
             return _NOT_YET
         del self._charging[job.id]

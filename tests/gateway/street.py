@@ -13,12 +13,15 @@ import anthropic
 import httpx
 import openai
 import psycopg
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.gateway.app import RunningGateway, create_gateway
 from app.gateway.settings import GatewaySettings
 from app.gateway.upstreams import SHIPPED, read_upstreams
 from app.main import create_app
-from app.pricing.starter import ensure_starter
+from app.pricing.catalogue import activate, store
+from app.pricing.importer import read_prices
+from app.pricing.starter import STARTER, ensure_starter
 from app.sandbox.models import create_models
 from tests.client.houses import serving
 from tests.rig import Rig
@@ -116,6 +119,18 @@ async def opened(
         yield street
         assert "open" not in await street.holds()
         await rig.audit()
+
+
+async def sold(rig: Rig, *models: dict[str, Any]) -> None:
+    """Models that are sold beside those of the starter catalogue, written as in a price file; before a street is opened."""
+    written = json.loads(STARTER.read_bytes())
+    draft = read_prices(json.dumps(written | {"models": [*written["models"], *models]}).encode())
+
+    async def work(session: AsyncSession) -> None:
+        version_id = await store(session, draft.prices, draft.models, source="test", source_hash=draft.source_hash)
+        await activate(session, version_id)
+
+    await rig.house.db.transaction(work)
 
 
 async def pieces(stream: Any) -> list[Any]:

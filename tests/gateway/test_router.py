@@ -1,5 +1,6 @@
 """The router decides by published figures and prices, says why, and its call is charged as any; providers in their order."""
 
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -62,6 +63,9 @@ async def test_a_routed_call_is_answered_and_charged(street: Street) -> None:
     assert Decimal(str(answer["usage"]["total_cost_usd"])) * NUSD == charge["cost_nusd"] > 0
     streamed = await street.post("/v1/router", asked(CODE, stream=True))
     assert streamed.text.rstrip().endswith("[DONE]")
+    events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    assert events[0]["routing"]["selected_model"] == events[0]["model"]
+    assert not any("routing" in event for event in events[1:])
     (first, second) = await street.log()
     assert not {"models", "cost_weight", "execute"} & (set(first["asked"]) | set(second["asked"]))
 
