@@ -200,6 +200,8 @@ class Answer:
     # --- reading ---
 
     def _feed_lines(self, chunk: bytes) -> None:
+        if b"\r" in chunk:  # which ends a line too
+            chunk = chunk.replace(b"\r", b"\n")
         self._rest += chunk
         if b"\n" not in chunk:
             if len(self._rest) > _MOST_LINE_BYTES:
