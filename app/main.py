@@ -100,9 +100,7 @@ def metrics() -> Response[bytes]:
     return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def create_app(
-    house: House, departure: Departure | None = None, *, now: Callable[[], float] = time.time
-) -> Litestar:
+def create_app(house: House, departure: Departure | None = None, *, now: Callable[[], float] = time.time) -> Litestar:
     """The application over a house of parts. By `now` the minutes of requests are told apart."""
     parts = {
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
