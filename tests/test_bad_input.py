@@ -25,8 +25,8 @@ from app.kernel.money import ReportedNumber
 from app.kernel.security import new_secret
 from app.kernel.settings import Settings
 from app.main import create_app
-from app.metering.api.calls import SettleRequest
 from app.metering.api.reports import MAX_BODY_BYTES, CloudEvent
+from app.metering.api.wire import SettleRequest
 from app.pricing.starter import ensure_starter
 from app.topups.receipt import receipt_token
 from app.wiring import House

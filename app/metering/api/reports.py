@@ -20,17 +20,8 @@ from app.kernel.errors import AppError, InvalidField, ModelNotPriced
 from app.kernel.reading import read
 from app.kernel.security import Service
 from app.keys.verify import KeyOwner, Verifier
-from app.metering.api.calls import (
-    ChargeView,
-    SettleRequest,
-    Sha256Hex,
-    Word,
-    WorkDone,
-    owner_of,
-    priced_work,
-    ticket_of,
-    told,
-)
+from app.metering.api.calls import owner_of, priced_work, ticket_of, told
+from app.metering.api.wire import ChargeView, SettleRequest, Sha256Hex, Word, WorkDone
 from app.metering.holds import Ask, Charged, Meter, Used, hold_id_for
 from app.metering.priced import Pricer
 from app.metering.ticket import HoldTicket
