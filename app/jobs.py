@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from apscheduler.executors.asyncio import AsyncIOExecutor
@@ -22,7 +22,7 @@ from app.metering.retention import forget_closed_holds
 from app.topups.credit import check_due
 from app.topups.gateway import InvoiceGateway
 from app.topups.inbox import forget_old_bodies, process_waiting
-from app.topups.sweep import CATCH_UP, sweep
+from app.topups.sweep import CATCH_UP, REGULAR, sweep
 from app.wiring import House
 
 Work = Callable[[House], Awaitable[Any]]
@@ -42,10 +42,14 @@ async def for_each_gateway(house: House, work: Callable[[Database, InvoiceGatewa
     await asyncio.gather(*(work(house.db, gateway) for gateway in house.gateways))
 
 
+async def sweep_back(house: House, back: timedelta) -> None:
+    await for_each_gateway(house, lambda db, gateway: sweep(db, gateway, back, house.settings.pepper))
+
+
 JOBS: Final = (
     Job("look into webhooks", 0.5, lambda house: for_each_gateway(house, process_waiting)),
     Job("check top-ups", 2, lambda house: for_each_gateway(house, check_due)),
-    Job("sweep invoices", 600, lambda house: for_each_gateway(house, sweep)),
+    Job("sweep invoices", 600, lambda house: sweep_back(house, REGULAR)),
     Job("expire holds", 5, lambda house: expire_holds(house.db)),
     Job("drive auto top-ups", 3, lambda house: house.watcher.look_for_due()),
     Job("look for low balances", 30, lambda house: house.watcher.look_for_low()),
@@ -64,9 +68,7 @@ JOBS: Final = (
 )
 
 
-_CATCH_UP: Final = Job(
-    "catch up", 0, lambda house: for_each_gateway(house, lambda db, gateway: sweep(db, gateway, CATCH_UP))
-)
+_CATCH_UP: Final = Job("catch up", 0, lambda house: sweep_back(house, CATCH_UP))
 """Once at start: payments that came while we were away, and invoices we never heard of."""
 
 

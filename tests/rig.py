@@ -78,7 +78,7 @@ class FakeBtcpay:
             expires_at=now + timedelta(minutes=new.expires_in_minutes),
             watched_until=now + timedelta(minutes=new.expires_in_minutes + new.monitor_minutes),
             checkout_url="http://127.0.0.1/i/1", method=new.method, destination="lnbcrt1fake", payment_link="lightning:lnbcrt1fake",
-            rate=rate, total=coins, due=coins, paid=Decimal(0), fee=Decimal(0), payments=(),
+            rate=rate, total=coins, due=coins, paid=Decimal(0), fee=Decimal(0), payments=(), order_url=new.receipt_url,
         )  # fmt: skip
         self.invoices[invoice.id] = invoice
         self.created += 1

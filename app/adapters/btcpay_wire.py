@@ -402,6 +402,7 @@ def to_invoice(wire: InvoiceWire, methods: Sequence[MethodWire]) -> Invoice:
         paid=_amount(method.payment_method_paid, "paymentMethods.paymentMethodPaid"),
         fee=_fee(fee, total, "paymentMethods.paymentMethodFee"),
         payments=_payments(method.payments),
+        order_url=_text(wire.metadata, "orderUrl"),
     )
 
 
@@ -519,9 +520,13 @@ def _additional_status(word: str) -> AdditionalStatus:
 
 
 def _order_id(metadata: Any) -> str | None:
-    """`metadata.orderId`, None where it is absent or not a text: metadata is free JSON."""
-    order_id = metadata.get("orderId") if isinstance(metadata, dict) else None
-    return order_id if isinstance(order_id, str) and order_id else None
+    return _text(metadata, "orderId")
+
+
+def _text(metadata: Any, name: str) -> str | None:
+    """A member of the metadata, None where it is absent or not a text: metadata is free JSON."""
+    found = metadata.get(name) if isinstance(metadata, dict) else None
+    return found if isinstance(found, str) and found else None
 
 
 def _utc(unix_seconds: int) -> datetime:

@@ -76,6 +76,7 @@ class OursWire(msgspec.Struct, frozen=True, kw_only=True):
     rate: Raw
     expires_in_seconds: Annotated[int, Meta(ge=1, le=10**8)]
     monitor_minutes: Annotated[int, Meta(ge=0, le=10**7)]
+    order_url: str | None = None
 
 
 class _EnvelopeWire(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +165,7 @@ def new_invoice_body(
             "expires_in_seconds": seconds,
             "monitor_minutes": new.monitor_minutes,
             "hint_token": hint_token,
+            **({"order_url": new.receipt_url} if new.receipt_url else {}),
         },
     }
     return msgspec.json.encode(body | ({"webhook": webhook_url} if webhook_url else {}))
@@ -254,6 +256,7 @@ def to_invoice(wire: PaymentWire, now: datetime) -> Invoice:
         paid=paid,
         fee=total * 0,
         payments=(_payment(wire),) if wire.status == "success" else (),
+        order_url=wire.extra.order_url,
     )
 
 

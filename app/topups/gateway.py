@@ -60,7 +60,7 @@ class Invoice:
     `amount` is in `currency` (as the backend rounded it). `rate` is `currency` per whole coin, fixed at
     creation. `total`, `due`, `paid` and `fee` are whole coins; `due` may be negative when overpaid; `paid`
     counts unconfirmed payments too and is for showing only. `destination` (address or BOLT11) and
-    `payment_link` can change after a partial payment.
+    `payment_link` can change after a partial payment. `order_url` is the page we gave its payer to come back to.
     """
 
     id: str
@@ -82,6 +82,7 @@ class Invoice:
     paid: Decimal
     fee: Decimal
     payments: tuple[Payment, ...]
+    order_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""The sweep: invoices that the backend knows and we do not, found by the order id we gave them."""
+"""The sweep: invoices that the backend knows and we do not, found by the order id we gave them.
+
+Also those whose top-ups we do not know any more, after the database was restored to an earlier moment.
+"""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -6,24 +9,29 @@ from typing import Final
 
 from app.kernel.db import Database, Row, row
 from app.kernel.logs import log
+from app.kernel.security import Pepper
 from app.topups.create import attach
 from app.topups.credit import TopupRef, credit_if_paid
 from app.topups.finding import note_finding
 from app.topups.gateway import GatewayError, Invoice, InvoiceGateway
+from app.topups.restore import restored
 
 REGULAR: Final = timedelta(hours=2)
 CATCH_UP: Final = timedelta(days=8)
 """At start: longer than an on-chain invoice is watched, whatever happened while we were away."""
 
 
-async def sweep(db: Database, gateway: InvoiceGateway, back: timedelta = REGULAR) -> int:
+async def sweep(db: Database, gateway: InvoiceGateway, back: timedelta = REGULAR, pepper: Pepper | None = None) -> int:
     """Tie every invoice of the last while to its top-up, and credit what was paid. Returns how many were found.
 
+    With the `pepper` also where the top-up itself was lost in a restore.
     Raises GatewayUnavailable if the backend could not be asked.
     """
     found = 0
     for invoice in await gateway.list_since(datetime.now(UTC) - back):
         topup = await _topup_of(db, gateway.name, invoice)
+        if topup is None and pepper is not None:
+            topup = await restored(db, gateway, pepper, invoice)
         if topup is None or topup["invoice_id"] == invoice.id:
             continue
         found += 1
