@@ -19,7 +19,7 @@ import shtab
 from app import __version__
 from app.activity import commands as usage
 from app.admin.tokens import TokenKind, create_token
-from app.audit import Secrets, audit
+from app.audit import Report, Secrets, audit
 from app.autotopup import connect as wallets
 from app.doctor import examine, exit_code
 from app.gateway import settings as gateways
@@ -28,6 +28,7 @@ from app.kernel import logs, progress
 from app.kernel.db import Database
 from app.kernel.embedded import EmbeddedError
 from app.kernel.errors import AppError
+from app.kernel.figures import keep
 from app.kernel.logs import where_it_broke
 from app.kernel.money import usd_text
 from app.kernel.security import OnExpiry, Resealed
@@ -271,9 +272,16 @@ def _migrate(settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
+async def _audited(settings: Settings, house: House, told: progress.Told) -> Report:
+    """The verdict, which monitoring is told too."""
+    report = await audit(house.db, Secrets.of(settings), told)
+    await house.db.transaction(lambda session: keep(session, audit_differences=len(report.findings)))
+    return report
+
+
 def _audit(settings: Settings, args: argparse.Namespace) -> int:
     with progress.shown("Auditing", "checks") as told:
-        report = _in_house(settings, lambda house: audit(house.db, Secrets.of(settings), told))
+        report = _in_house(settings, lambda house: _audited(settings, house, told))
     if args.json:
         _say(msgspec.json.encode(report).decode())
         return 0 if report.is_clean else 1

@@ -1,7 +1,10 @@
 """The clock door: what happens by itself, and how often."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -12,8 +15,10 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from app.accounts.reap import reap_empty
 from app.activity.archive import make_partitions
 from app.activity.rollup import recount, roll_up
+from app.admin.figures import sum_up
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
+from app.kernel.figures import keep
 from app.kernel.idempotency import forget_old_answers
 from app.kernel.logs import log, where_it_broke
 from app.kernel.ratelimit import forget_old_counts
@@ -26,6 +31,7 @@ from app.topups.sweep import CATCH_UP, REGULAR, sweep
 from app.wiring import House
 
 Work = Callable[[House], Awaitable[Any]]
+_WRITTEN_EVERY_SECONDS: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class Job:
     name: str
     every_seconds: float
     work: Work
+    is_done_at_start: bool = False
+    """Also at once, where nobody should wait for it until its turn comes."""
 
 
 async def for_each_gateway(house: House, work: Callable[[Database, InvoiceGateway], Awaitable[int]]) -> None:
@@ -55,6 +63,7 @@ JOBS: Final = (
     Job("look for low balances", 30, lambda house: house.watcher.look_for_low()),
     Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
     Job("sum the last days again", 3600, lambda house: recount(house.db)),
+    Job("sum up the books", 300, lambda house: sum_up(house.db), is_done_at_start=True),
     Job("make partitions", 3600, lambda house: make_partitions(house.db)),
     Job(
         "close empty accounts",
@@ -80,23 +89,27 @@ class _Executor(AsyncIOExecutor):  # type: ignore[misc]  # it has no types
             super()._run_job_error(job_id, exc, traceback)
 
 
-def schedule(house: House) -> AsyncIOScheduler:
-    """Start every job in the running event loop; `shutdown()` on the result stops them."""
+def schedule(house: House, jobs: Sequence[Job] = JOBS) -> AsyncIOScheduler:
+    """Start these jobs in the running event loop; `shutdown()` on the result stops them."""
     scheduler = AsyncIOScheduler(timezone="UTC", executors={"default": _Executor()})
-    for job in JOBS:
+    diary = _Diary(house.db)
+    for job in jobs:
         scheduler.add_job(
-            _run, "interval", args=[job, house], seconds=job.every_seconds, id=job.name, max_instances=1, coalesce=True,
+            _run, "interval", args=[job, house, diary], seconds=job.every_seconds, id=job.name, max_instances=1, coalesce=True,
             misfire_grace_time=None,
         )  # fmt: skip
-    scheduler.add_job(_run, args=[_CATCH_UP, house], id=_CATCH_UP.name)
+        if job.is_done_at_start:
+            scheduler.add_job(_run, args=[job, house, diary], id=f"{job.name}, at start")
+    scheduler.add_job(_run, args=[_CATCH_UP, house, diary], id=_CATCH_UP.name)
     scheduler.start()
     return scheduler
 
 
-async def _run(job: Job, house: House) -> None:
-    """A job that fails is logged and comes again; it never stops the others."""
+async def _run(job: Job, house: House, diary: "_Diary") -> None:
+    """A job that fails is logged and comes again; it never stops the others. The database remembers when it was done last."""
     try:
         await job.work(house)
+        await diary.write(f"job/{job.name}", job)
     except asyncio.CancelledError:
         return  # we are stopping; what it was doing is done by the next process
     except DatabaseUnavailable:
@@ -104,3 +117,20 @@ async def _run(job: Job, house: House) -> None:
     except Exception as error:  # noqa: BLE001 - a door
         for defect in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
             log.error("job.failed", job=job.name, exc_type=type(defect).__name__, where=where_it_broke(defect))
+        with contextlib.suppress(DatabaseUnavailable):
+            await diary.write(f"job_failed/{job.name}", job)
+
+
+class _Diary:
+    """Writes down what was done, or failed, and when; what is done twice a second need not be written as often."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._written: dict[str, float] = {}
+
+    async def write(self, name: str, job: Job) -> None:
+        now = time.monotonic()
+        if now - self._written.get(name, -math.inf) >= _WRITTEN_EVERY_SECONDS:
+            self._written[name] = now
+            interval_ms = round(job.every_seconds * 1000)
+            await self._db.transaction(lambda session: keep(session, **{name: interval_ms}))

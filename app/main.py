@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from litestar import Litestar, Response, get
+from litestar import Litestar, Request, Response, get
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import docs
 from app.accounts.api import ask_balance, check_account, create_account, read_balance
@@ -34,12 +34,15 @@ from app.web.around import around_requests, heading, lines_of_every_answer, refu
 from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json, refuse_large_body
 from app.web.callers import Callers, giving_who_called, shown_service
 from app.web.cors import Origins
+from app.web.exposition import PATH as METRICS
+from app.web.exposition import Exposition, nothing_else_at
 from app.web.guards import one_after_the_other
 from app.web.idempotency import provide_once, refuse_malformed_key
 from app.web.limits import RequestLimits
 from app.web.methods import tell_every_method
 from app.web.metrics import account_for
 from app.web.outgoing import heads_as_gets, well_ended
+from app.web.processes import Processes
 from app.web.queries import refuse_odd_query
 from app.web.refusals import on_app_error, on_defect, on_http_error
 from app.wiring import House
@@ -94,20 +97,23 @@ async def ready(
     )  # fmt: skip
 
 
-@get("/metrics", include_in_schema=False, media_type="text/plain", sync_to_thread=False)
-def metrics() -> Response[bytes]:
+@get(METRICS, include_in_schema=False, media_type="text/plain")
+async def metrics(request: Request[Any, Any, Any], exposition: NamedDependency[Exposition]) -> Response[bytes]:
     """Prometheus."""
-    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    exposition.admit(request)
+    return Response(await exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def create_app(house: House, departure: Departure | None = None, *, now: Callable[[], float] = time.time) -> Litestar:
     """The application over a house of parts. By `now` the minutes of requests are told apart."""
-    parts = {
+    parts: dict[str, object] = {
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
         "keyring": house.keyring, "meter": house.meter, "services": house.services,
         "catalogues": house.catalogues, "pricer": house.pricer,
         "wallets": house.wallets, "watcher": house.watcher,
     }  # fmt: skip
+    processes = Processes.of()
+    parts["exposition"] = Exposition(house.db, house.settings, processes)
     callers = Callers(house.db, house.settings.pepper, house.verifier, house.services)
     limits = RequestLimits(house.db, house.settings, now)
     contract = docs.Contract(house.settings.public_url)
@@ -128,7 +134,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         exception_handlers={AppError: on_app_error, HTTPException: on_http_error, Exception: on_defect},
         openapi_config=contract,
         plugins=[contract.structs],
-        lifespan=[_open(house)],
+        lifespan=[_open(house, processes)],
         logging_config=None,
         debug=False,
     )  # fmt: skip
@@ -140,7 +146,8 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         account_for, refusing(every, origins.lines),
     )  # fmt: skip
     inner = origins.answering_preflights(heads_as_gets(well_ended(app.asgi_handler)))
-    app.asgi_handler = in_front_of(around_requests(inner, every, origins.lines), parts, door)
+    outer = in_front_of(around_requests(inner, every, origins.lines), parts, door)
+    app.asgi_handler = nothing_else_at(house.settings.metrics_port, outer, door.refuse)
     return app
 
 
@@ -151,7 +158,7 @@ def _giving(part: Any) -> Callable[[], Any]:
     return give
 
 
-def _open(house: House) -> Any:
+def _open(house: House, processes: Processes) -> Any:
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await house.db.open()
@@ -159,7 +166,8 @@ def _open(house: House) -> Any:
         gc.freeze()  # what lives as long as the process need not be looked at by every collection
         gc.set_threshold(20_000, 20, 50)  # a worker under load passes the default, 700 new objects, again and again
         try:
-            yield
+            async with processes.written():
+                yield
         finally:
             await house.close()
 

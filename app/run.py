@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from app.pricing.starter import ensure_starter
 from app.sandbox.btcpay import LEAST_PERMISSIONS, SandboxConfig, create_sandbox
 from app.sandbox.models import create_models
 from app.serve import App, Connections, Limits, Server, http_server, networks, raise_descriptor_limit
+from app.web.processes import FOLDER, NAME, Processes
 from app.wiring import House, build
 
 _SOCKET_VARIABLE: Final = "SATMETER_SOCKET"
@@ -57,14 +59,16 @@ class Child:
     role: str
     listener: socket.socket
     environ: dict[str, str] = field(repr=False)
+    metrics: socket.socket | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
 
     def start(self) -> None:
-        fd = self.listener.fileno()
+        sockets = [self.listener, *([self.metrics] if self.metrics is not None else [])]
+        fds = [each.fileno() for each in sockets]
         self.process = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-m", "app", *(("gateway",) if self.role == "gateway" else ("serve", self.role))],
-            stdin=subprocess.PIPE, pass_fds=[fd], env=self.environ | {_SOCKET_VARIABLE: str(fd)},
+            stdin=subprocess.PIPE, pass_fds=fds, env=self.environ | {_SOCKET_VARIABLE: ",".join(map(str, fds))},
             start_new_session=True,
         )  # fmt: skip
         self.started_at = time.monotonic()
@@ -145,19 +149,25 @@ def run(
         listeners["sandbox"] = _listen("127.0.0.1", settings.sandbox_port, "SANDBOX_PORT")
     if has_gateway(settings):
         listeners["gateway"] = _listen(settings.host, gateway_port(), "GATEWAY_PORT")
-    with database(settings, say) as (url, server):
+    metrics = None
+    if settings.metrics_port is not None and "http" in listeners:
+        metrics = _listen(settings.metrics_host, settings.metrics_port, "METRICS_PORT")
+    with database(settings, say) as (url, server), _counters() as counters:
         bring_to_head(settings, url, say)
-        environ = _child_environment(settings, url)
+        environ = _child_environment(settings, url) | counters
         if "http" in listeners:
             say(f"Starting HTTP on {settings.host}, port {settings.port} ...")
         with _stderr_into(log_path):
             children = [Child("sandbox", listeners["sandbox"], environ)] if "sandbox" in listeners else []
             children += [
-                Child("http", listeners["http"], environ) for _ in range(settings.workers) if "http" in listeners
+                Child("http", listeners["http"], environ | {NAME: f"http-{number}"}, metrics)
+                for number in range(1, settings.workers + 1)
+                if "http" in listeners
             ]
+            ours = Processes.of(counters | {NAME: "jobs"})
             was_ready = asyncio.run(
                 _supervise(
-                    settings, url, server, children, listeners.get("gateway"), when_ready, has_jobs=only != "http"
+                    settings, url, server, children, listeners.get("gateway"), when_ready, ours, has_jobs=only != "http"
                 )
             )
         if not was_ready:
@@ -185,6 +195,18 @@ def _stderr_into(log_path: Path | None) -> Iterator[None]:
         os.close(terminal)
 
 
+@contextlib.contextmanager
+def _counters() -> Iterator[dict[str, str]]:
+    """A folder in which our processes tell each other what they count; where none can be made, each tells its own alone."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="satmeter-", ignore_cleanup_errors=True))
+        except OSError:
+            yield {}
+            return
+        yield {FOLDER: folder}
+
+
 async def _supervise(
     settings: Settings,
     url: str,
@@ -192,6 +214,7 @@ async def _supervise(
     children: list[Child],
     gateway: socket.socket | None,
     when_ready: WhenReady | None,
+    ours: Processes,
     *,
     has_jobs: bool,
 ) -> bool:
@@ -211,10 +234,11 @@ async def _supervise(
     doors += [gateway_port()] if gateway is not None else []
     announcing = asyncio.create_task(_announce(settings, doors, when_ready, url, ready, stop))
     try:
-        while not stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), 0.5)
-            await asyncio.to_thread(_keep_alive, server, children, stop)
+        async with ours.written():
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 0.5)
+                await asyncio.to_thread(_keep_alive, server, children, stop)
     finally:
         announcing.cancel()
         if scheduler is not None:
@@ -269,6 +293,8 @@ def _stop_all(children: list[Child], drain_seconds: int) -> None:
     we kept open would take connections that nobody serves."""
     for child in children:
         child.listener.close()
+        if child.metrics is not None:
+            child.metrics.close()
     for role in ("gateway", "http", "sandbox"):
         leaving = [child for child in children if child.role == role]
         for child in leaving:
@@ -314,7 +340,7 @@ def _way_out(error: OSError, variable: str, port: int) -> str:
         other = port + 10 if port + 10 <= 65535 else port - 10
         return f"Stop the other program, or choose another port: {variable}={other} make run"
     if error.errno in (errno.EACCES, errno.EPERM):
-        other = {"PORT": 8080, "SANDBOX_PORT": 8081, "GATEWAY_PORT": 8082}[variable]
+        other = {"PORT": 8080, "SANDBOX_PORT": 8081, "GATEWAY_PORT": 8082, "METRICS_PORT": 9090}[variable]
         return (
             f"Ports below 1024 are not for ordinary users; choose a higher one, such as {variable}={other} make run,"
             " and put a reverse proxy in front of it"
@@ -376,9 +402,9 @@ def serve(role: str, settings: Settings) -> None:
     if role == "http":
         server.drain_seconds = settings.drain_seconds
         departure.is_near = lambda: server.is_draining
-    listener = socket.socket(fileno=int(os.environ[_SOCKET_VARIABLE]))
+    listeners = [socket.socket(fileno=int(fd)) for fd in os.environ[_SOCKET_VARIABLE].split(",")]
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # uvloop, where there is one
-        runner.run(_serve_until_orphaned(server, connections, listener))
+        runner.run(_serve_until_orphaned(server, connections, listeners))
 
 
 def serve_gateway(settings: GatewaySettings) -> None:
@@ -422,9 +448,9 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-async def _serve_until_orphaned(server: Server, connections: Connections, listener: socket.socket) -> None:
+async def _serve_until_orphaned(server: Server, connections: Connections, listeners: list[socket.socket]) -> None:
     async with _watching_parent(server), connections.watched():
-        await server.serve(sockets=[listener])
+        await server.serve(sockets=listeners)
 
 
 @contextlib.asynccontextmanager

@@ -37,7 +37,7 @@ _RIGHTS = {
     " api_key, topup, payment, webhook_delivery, service_token, admin_token, nwc_attempt",
     "SELECT, INSERT (id)": "account",
     "SELECT, INSERT, DELETE": "credential, hold",
-    "SELECT, INSERT, UPDATE": "rollup_day",
+    "SELECT, INSERT, UPDATE": "rollup_day, figure",
     "SELECT, INSERT, UPDATE, DELETE": "idempotency, rate_count, nwc_connection, usage_day",
     "UPDATE (state, activated_at, revision)": "price_version",
     "UPDATE (effective_to)": "price_override, markup, fee",
@@ -138,6 +138,12 @@ def _make_tables() -> None:
     sa.CheckConstraint('effective_from >= created_at', name='fee_not_backdated'),
     sa.CheckConstraint('price_nusd >= 0', name='fee_not_negative'),
     sa.PrimaryKeyConstraint('id')
+    )
+    op.create_table('figure',
+    sa.Column('name', sa.Text(), nullable=False),
+    sa.Column('value', sa.BigInteger(), nullable=False),
+    sa.Column('found_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.PrimaryKeyConstraint('name')
     )
     op.create_table('hold',
     sa.Column('account_id', sa.UUID(), nullable=False),
@@ -384,6 +390,7 @@ def _make_tables() -> None:
     sa.UniqueConstraint('account_id', 'payment_hash', name='nwc_attempt_payment_once'),
     sa.UniqueConstraint('account_id', 'topup_id', name='nwc_attempt_topup_once')
     )
+    op.create_index('nwc_attempt_by_time', 'nwc_attempt', ['created_at'], unique=False)
     op.create_index('nwc_attempt_due', 'nwc_attempt', ['next_at'], unique=False, postgresql_where=sa.text('next_at IS NOT NULL'))
     op.create_index('nwc_attempt_newest', 'nwc_attempt', ['account_id', 'created_at'], unique=False)
     op.create_index('nwc_attempt_one_open', 'nwc_attempt', ['account_id'], unique=True, postgresql_where=sa.text("state IN ('created', 'invoiced', 'sent', 'paid_reported', 'unknown')"))
@@ -485,6 +492,7 @@ def _make_tables() -> None:
     op.create_index('topup_newest', 'topup', ['account_id', 'created_at'], unique=False)
     op.create_index('topup_settled', 'topup', ['account_id', 'settled_at'], unique=False, postgresql_where=sa.text('credited_nusd > 0'))
     op.create_index('topup_to_review', 'topup', ['account_id'], unique=False, postgresql_where=sa.text('review IS NOT NULL'))
+    op.create_index('topup_unapplied', 'topup', ['created_at'], unique=False, postgresql_where=sa.text('credited_nusd = 0 AND paid_coin_units > 0'))
     op.create_table('usage_day',
     sa.Column('account_id', sa.UUID(), nullable=False),
     sa.Column('day', sa.Date(), nullable=False),

@@ -1,9 +1,15 @@
 """A circuit breaker: when a backend keeps failing, stop asking it for a moment, then let one question through."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
+from typing import Final
+from weakref import WeakSet
+
+from prometheus_client import REGISTRY, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from app.topups.gateway import GatewayBusy, GatewayUnavailable
 
@@ -31,6 +37,16 @@ class Breaker:
         self._failed_at: deque[float] = deque(maxlen=after)
         self._open_until: float | None = None
         self._is_probing = False
+        breakers.watch(self)
+
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the backend is given a rest: also while a probe is under way."""
+        return self._open_until is not None
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -72,4 +88,35 @@ class Breaker:
         is_full = len(self._failed_at) == self._failed_at.maxlen
         # A question that was under way when the breaker opened must not prolong the cool-down: only a probe may.
         if is_probe or (self._open_until is None and is_full and now - self._failed_at[0] <= self._window_seconds):
+            if self._open_until is None:
+                breakers.count_opened(self._backend)
             self._open_until = now + self._cooldown_seconds
+
+
+class Breakers(Collector):
+    """Which breakers of this process are open, by backend, and how often each opened."""
+
+    def __init__(self) -> None:
+        self._living: WeakSet[Breaker] = WeakSet()
+        self._opened: Counter[str] = Counter()
+
+    def watch(self, breaker: Breaker) -> None:
+        self._living.add(breaker)
+
+    def count_opened(self, backend: str) -> None:
+        self._opened[backend] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        is_open = GaugeMetricFamily(
+            "satmeter_breaker_open", "1 while a backend is given a rest because it kept failing", labels=["backend"]
+        )
+        opened = CounterMetricFamily("satmeter_breaker_opened", "How often that began", labels=["backend"])
+        for backend in sorted({breaker.backend for breaker in self._living}):
+            is_open.add_metric([backend], any(each.is_open for each in self._living if each.backend == backend))
+            opened.add_metric([backend], self._opened[backend])
+        yield is_open
+        yield opened
+
+
+breakers: Final = Breakers()
+REGISTRY.register(breakers)

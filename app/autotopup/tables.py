@@ -73,6 +73,7 @@ class NwcAttempt(SQLModel, table=True):
         ),
         Index("nwc_attempt_due", "next_at", postgresql_where=text("next_at IS NOT NULL")),
         Index("nwc_attempt_newest", "account_id", "created_at"),
+        Index("nwc_attempt_by_time", "created_at"),
         Index("nwc_attempt_unpaid", "closed_at", postgresql_where=text(f"state IN ({states_sql(UNPAID)})")),
     )  # fmt: skip
 

@@ -101,6 +101,9 @@ class Settings:
     connections_per_address: int
     connections_kept_for: str
     drain_seconds: int
+    metrics_token: str = field(repr=False)
+    metrics_host: str
+    metrics_port: int | None
     log_level: str
 
     @property
@@ -210,6 +213,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         connections_per_address=read.number("CONNECTIONS_PER_ADDRESS", 1_000, 1, 1_000_000),
         connections_kept_for=_networks(read.text("CONNECTIONS_KEPT_FOR", ""), "CONNECTIONS_KEPT_FOR"),
         drain_seconds=read.number("DRAIN_SECONDS", 5 if production else 0, 0, 600),
+        metrics_token=_token(read.text("METRICS_TOKEN", ""), "METRICS_TOKEN"),
+        metrics_host=read.text("METRICS_HOST", "127.0.0.1"),
+        metrics_port=_metrics_port(read, port),
         log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
     )
 
@@ -333,6 +339,20 @@ def _payment_methods(text: str) -> tuple[tuple[str, str], ...]:
     if not pairs or any(backend == "lnbits" and method != "btc-lightning" for method, backend in pairs):
         raise SettingsError("PAYMENT_METHODS needs a method at least, and LNbits takes btc-lightning only")
     return pairs
+
+
+def _token(text: str, name: str) -> str:
+    """What can be sent as a Bearer token."""
+    if text and not re.fullmatch(r"[!-~]+", text):
+        raise SettingsError(f"{name} has characters that no header can carry; openssl rand -base64 32 makes one")
+    return text
+
+
+def _metrics_port(read: _Reader, port: int) -> int | None:
+    found = read.number("METRICS_PORT", 0, 0, 65535) or None
+    if found == port:
+        raise SettingsError(f"METRICS_PORT={found} is PORT, where customers are; give it one of its own")
+    return found
 
 
 def _pairs(text: str, name: str, left: re.Pattern[str], right: re.Pattern[str]) -> tuple[tuple[str, str], ...]:

@@ -69,3 +69,12 @@ class RateCount(SQLModel, table=True):
     bucket: str = words(primary_key=True)
     window_start: datetime = Field(sa_type=DateTime(timezone=True), primary_key=True)
     count: int = money(default=1)
+
+
+class KeptFigure(SQLModel, table=True):
+    """A figure that one process found and every process tells; a handful of rows."""
+
+    __tablename__ = "figure"
+    name: str = words(primary_key=True)
+    value: int = money(default=None)
+    found_at: datetime = when()

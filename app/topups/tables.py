@@ -28,6 +28,7 @@ class Topup(SQLModel, table=True):
         Index("topup_settled", "account_id", "settled_at", postgresql_where=text("credited_nusd > 0")),
         Index("topup_by_id", "id"),  # the sweep knows an invoice's order id only
         Index("topup_to_review", "account_id", postgresql_where=text("review IS NOT NULL")),
+        Index("topup_unapplied", "created_at", postgresql_where=text("credited_nusd = 0 AND paid_coin_units > 0")),
     )
 
     account_id: uuid.UUID = account_key()
