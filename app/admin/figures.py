@@ -127,6 +127,7 @@ async def _answer(session: AsyncSession, question: _Question, yesterday: uuid.UU
 
 
 async def _kept(session: AsyncSession) -> list[Family]:
+    """A job is a `task` here: `job` is what Prometheus calls whom it scrapes."""
     figures = await kept(session)
     jobs: dict[str, list[tuple[Labels, float]]] = {"done": [], "failed": [], "every": []}
     sums: list[Family] = []
@@ -147,11 +148,16 @@ async def _kept(session: AsyncSession) -> list[Family]:
     return [
         *sums,
         Family(
-            "satmeter_job_success_timestamp_seconds", "When a job last did its work, Unix time", ("job",), jobs["done"]
+            "satmeter_job_success_timestamp_seconds", "When a job last did its work, Unix time", ("task",), jobs["done"]
         ),
-        Family("satmeter_job_failure_timestamp_seconds", "When a job last failed, Unix time", ("job",), jobs["failed"]),
         Family(
-            "satmeter_job_interval_seconds", "How often a job is to be done; 0: at start alone", ("job",), jobs["every"]
+            "satmeter_job_failure_timestamp_seconds", "When a job last failed, Unix time", ("task",), jobs["failed"]
+        ),
+        Family(
+            "satmeter_job_interval_seconds",
+            "How often a job is to be done; 0: at start alone",
+            ("task",),
+            jobs["every"],
         ),
     ]
 

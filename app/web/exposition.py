@@ -17,9 +17,12 @@ from app.admin.figures import Family, books
 from app.kernel.db import Database
 from app.kernel.errors import AppError, DatabaseUnavailable, InvalidToken, NotFound
 from app.kernel.settings import Settings
+from app.metering.gathered import gathered
 from app.web.processes import Joined, Processes
 
 PATH: Final = "/metrics"
+COUNTED: Final = (gathered,)
+"""What is told though this process may not have done anything of it yet."""
 _GOOD_FOR_SECONDS: Final = 5
 """However many ask, the books are asked once in so many seconds by each process."""
 

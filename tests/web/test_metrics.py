@@ -177,10 +177,10 @@ async def test_the_last_success_and_failure_of_every_job_is_told_by_whoever_is_a
     finally:
         scheduler.shutdown(wait=False)
     told = await figures(door)
-    assert told['satmeter_job_success_timestamp_seconds{job="works"}'] > 1.7e9
-    assert told['satmeter_job_failure_timestamp_seconds{job="breaks"}'] > 1.7e9
-    assert told['satmeter_job_interval_seconds{job="works"}'] == 0.05
-    assert 'satmeter_job_success_timestamp_seconds{job="breaks"}' not in told
+    assert told['satmeter_job_success_timestamp_seconds{task="works"}'] > 1.7e9
+    assert told['satmeter_job_failure_timestamp_seconds{task="breaks"}'] > 1.7e9
+    assert told['satmeter_job_interval_seconds{task="works"}'] == 0.05
+    assert 'satmeter_job_success_timestamp_seconds{task="breaks"}' not in told
 
 
 # --- breakers and batches -----------------------------------------------------------------------------
