@@ -47,7 +47,7 @@ class Meter:
 
     `spool` is a folder that survives the process (None: a crash loses what was not told); `spool_bytes` bounds it: when
     it is full, new calls are answered 503, and none that began is lost. `ask_seconds` bounds how long an authorize waits for
-    an answer, `settle_seconds` how long a settle waits for others to go with, `capture_seconds` how often what a stream has
+    an answer once it is its turn (a burst waits in line for as long as others are answered), `settle_seconds` how long a settle waits for others to go with, `capture_seconds` how often what a stream has
     produced is written down here (a killed process loses less than that), and five times that, told to Satmeter.
 
     Nothing here raises for want of Satmeter: a question is answered Unavailable, and what is owed is told later.
@@ -386,7 +386,7 @@ class _Call:
 
 _TOLD_EVERY: Final = 5
 _LOOKED_EVERY: Final = 30
-_EXTENDED_AT_ONCE: Final = 32
+_EXTENDED_AT_ONCE: Final = 8
 _HOLD_KEPT_SECONDS: Final = 300.0
 _EXACT: Final = msgspec.json.Decoder(float_hook=Decimal)
 

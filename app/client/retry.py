@@ -11,11 +11,14 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from app.client.line import Line, Stuck
 from app.client.transport import Answer, AnswerLost, NotReached, Transport
 
 _PAUSES_SECONDS: Final = (0.02, 0.06)
 """A caller waits: three attempts within a tenth of a second where nobody listens."""
 _LONGEST_PAUSE_SECONDS: Final = 5.0
+_AT_ONCE: Final = 32
+"""So many questions at once that each is answered in time."""
 
 
 class Away(Exception):
@@ -30,7 +33,7 @@ class Asking:
     """Questions to one Satmeter as one service."""
 
     def __init__(self, url: str, token: str, transport: Transport) -> None:
-        self._url, self._transport = url.rstrip("/"), transport
+        self._url, self._transport, self._line = url.rstrip("/"), transport, Line(_AT_ONCE)
         self._headers: Mapping[str, str] = {
             "authorization": f"Bearer {token}", "content-type": "application/json", "user-agent": "satmeter-client",
         }  # fmt: skip
@@ -48,7 +51,14 @@ class Asking:
         return answer
 
     async def within(self, path: str, body: bytes, seconds: float) -> Answer:
-        """Ask up to three times in `seconds` all in all. Raises Away."""
+        """Ask up to three times in `seconds` all in all, once it is our turn. Raises Away."""
+        try:
+            async with self._line.turn(seconds):
+                return await self._within(path, body, seconds)
+        except Stuck:
+            raise Away("Satmeter answers nobody", may_have_happened=False) from None
+
+    async def _within(self, path: str, body: bytes, seconds: float) -> Answer:
         deadline, sent = time.monotonic() + seconds, False
         for pause in (*_PAUSES_SECONDS, None):
             left = deadline - time.monotonic()

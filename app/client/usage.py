@@ -16,6 +16,8 @@ CountTokens = Callable[[str], int]
 _MOST_JSON_BYTES: Final = 32 * 1024 * 1024
 """Of a body that is kept until its end, to be read: what is longer is counted by its bytes."""
 _MOST_LINE_BYTES: Final = 8 * 1024 * 1024
+_MOST_KEPT_CHARS: Final = 4096
+"""Of the text that is not counted yet."""
 
 
 def bytes_by_four(text: str) -> int:
@@ -124,7 +126,7 @@ class Answer:
         self._text: list[str] = []
         self._searches: set[str] = set()
         """Ids of the searches that a provider made by itself, as Responses name them."""
-        self._tokens = self._pieces = 0
+        self._tokens = self._pieces = self._kept_chars = 0
         self.bytes = 0
         self.images = 0
         self.audio_seconds: float | None = None
@@ -163,9 +165,12 @@ class Answer:
     def produced_tokens(self) -> int:
         """Counted once, as it comes."""
         if self._text:
-            self._tokens += self._count_tokens("".join(self._text))
-            self._text = []
+            self._count()
         return max(self._tokens, self._pieces)
+
+    def _count(self) -> None:
+        self._tokens += self._count_tokens("".join(self._text))
+        self._text, self._kept_chars = [], 0
 
     def so_far(self, sent: Usage | None) -> Usage | None:
         """What was used by now: the upstream's word or what was counted, whichever is more. None where neither is known."""
@@ -276,6 +281,9 @@ class Answer:
         if found:
             self._pieces += 1
             self._text += found
+            self._kept_chars += sum(map(len, found))
+            if self._kept_chars > _MOST_KEPT_CHARS:
+                self._count()
 
 
 _SEARCHES: Final = ("web_search_call", "file_search_call")

@@ -29,6 +29,8 @@ from app.gateway.streams import PING
 
 _MOST_WHOLE_BYTES: Final = 1024 * 1024
 """A larger answer is sent on as it comes; its usage is looked for at its ends."""
+_READ_BYTES: Final = 16 * 1024
+"""Of a stream at once: what is taken of it is held until its caller has taken what came before."""
 _LINGER_SECONDS: Final = 0.2
 _ENDS_BYTES: Final = 64 * 1024
 _BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError, BadStream)
@@ -268,19 +270,23 @@ class _Stream:
 
     async def _pump(self) -> None:
         splitter = Splitter()
-        async for chunk in self._response.content.iter_any():
+        while chunk := await self._response.content.read(_READ_BYTES):
             self._call.first_byte()
-            passing: list[bytes] = []
-            for event in splitter.feed(chunk):
-                passing += self._read(event)
-                if self._is_over or self._error is not None:
-                    break
+            passing = self._passing(splitter.feed(chunk))
             if self._is_over:
-                await self._end(b"".join(passing))
+                await self._end(passing)
                 return
-            await self._send(b"".join(passing))
+            await self._send(passing)
             if self._error is not None:
                 return
+
+    def _passing(self, events: list[bytes]) -> bytes:
+        passing: list[bytes] = []
+        for event in events:
+            passing += self._read(event)
+            if self._is_over or self._error is not None:
+                break
+        return b"".join(passing)
 
     def _read(self, event: bytes) -> Iterator[bytes]:
         """Which events pass now."""

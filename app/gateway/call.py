@@ -23,7 +23,7 @@ from app.gateway.billed import Billing, charge_of, first_answer, is_another_wort
 from app.gateway.catalogue import Catalogue
 from app.gateway.costs import Costs, told_by
 from app.gateway.errors import InvalidField, Refusal, Told, UnknownModel
-from app.gateway.exchange import Exchange
+from app.gateway.exchange import CallerGone, Exchange
 from app.gateway.owners import Owners
 from app.gateway.streams import Streams
 from app.gateway.upstreams import Target
@@ -225,6 +225,9 @@ async def answered(gateway: Gateway, exchange: Exchange, ask: Ask) -> tuple[Call
         try:
             targets = _targets(gateway, model, ask.row, ask.provider if is_first else None)
             call = await _held(gateway, exchange, ask, model)
+            if exchange.gone.is_set():
+                call.unused("the caller left before it was forwarded", may_have_run=False)
+                raise CallerGone
             return call, await call.forward(targets)
         except Refusal as refusal:
             first = first or refusal
