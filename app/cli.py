@@ -1,14 +1,16 @@
-"""The operator's door: satmeter run | migrate | audit | demo | token create | keys rotate | prices … | usage …"""
+"""The operator's door: satmeter run | migrate | audit | demo | account … | key … | token … | topup … | stats | log |
+keys rotate | prices … | usage …"""
 
 import argparse
 import asyncio
+import getpass
 import json
 import os
 import shlex
 import signal
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import ROUND_DOWN, Decimal
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -18,7 +20,9 @@ import shtab
 
 from app import __version__
 from app.activity import commands as usage
-from app.admin.tokens import TokenKind, create_token
+from app.admin import commands as operators
+from app.admin.prices import noting
+from app.admin.tokens import create_token
 from app.audit import Report, Secrets, audit
 from app.autotopup import connect as wallets
 from app.doctor import examine, exit_code
@@ -27,11 +31,11 @@ from app.gateway.settings import GatewaySettings, GatewaySettingsError
 from app.kernel import logs, progress
 from app.kernel.db import Database
 from app.kernel.embedded import EmbeddedError
-from app.kernel.errors import AppError
+from app.kernel.errors import AppError, InvalidField
 from app.kernel.figures import keep
 from app.kernel.logs import where_it_broke
 from app.kernel.money import usd_text
-from app.kernel.security import OnExpiry, Resealed
+from app.kernel.security import Admin, Resealed
 from app.kernel.settings import Settings, SettingsError, load, private_write
 from app.keys import issue as keys
 from app.migrations import MigrationError, head, migrate
@@ -96,17 +100,13 @@ def _parser() -> argparse.ArgumentParser:
         "ask the real world whether it is as the settings say; exit code 1 with warnings, 2 with a fault",
     )
     command("demo", _demo, "make a funded account on the running development server")
-    create = command(
-        "create", _token_create, "make a token; it is shown once",
-        commands.add_parser("token", help="tokens of proxies and operators").add_subparsers(required=True, metavar="VERB"),
-    )  # fmt: skip
-    which = create.add_mutually_exclusive_group(required=True)
-    which.add_argument("--service", metavar="NAME", help="for a proxy: may call /v1/meter/*")
-    which.add_argument("--admin", metavar="NAME", help="for an operator: may call /admin/*")
-    create.add_argument(
-        "--on-expiry", choices=get_args(OnExpiry), default="captured",
-        help="of a proxy's holds that it does not settle: charge what was captured (the default) or all that was held, or nothing",
-    )  # fmt: skip
+    for name, (says, add_verbs) in _OPERATORS.items():
+        verbs = commands.add_parser(name, help=says).add_subparsers(required=True, metavar="VERB", dest="verb")
+        add_verbs(_adding(command, verbs, group=name))
+    operators.add_stats(
+        _grouped(command("stats", _operate, "what is owed, held, received and earned; and by day"), "stats")
+    )
+    operators.add_log(_grouped(command("log", _operate, "what operators did, newest first"), "log"))
     command(
         "rotate", _keys_rotate, "seal every kept secret under the newest of SEALING_KEYS",
         commands.add_parser("keys", help="sealing keys").add_subparsers(required=True, metavar="VERB"),
@@ -128,6 +128,23 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     shells.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     shells.set_defaults(at_once=_completion)
+    return parser
+
+
+_OPERATORS: Final[Mapping[str, tuple[str, Callable[[operators.Add], None]]]] = {
+    "account": ("accounts: find, open, freeze, close, credit, debit", operators.add_account),
+    "key": ("API keys of any account", operators.add_key),
+    "token": ("tokens of proxies and operators", operators.add_token),
+    "topup": ("top-ups: by state, reconcile, resolve", operators.add_topup),
+}
+
+
+def _adding(command: Callable[..., Any], verbs: Any, group: str) -> operators.Add:
+    return lambda verb, says: _grouped(command(verb, _operate, says, verbs), group)
+
+
+def _grouped(parser: Any, group: str) -> Any:
+    parser.set_defaults(group=group)
     return parser
 
 
@@ -304,16 +321,38 @@ def _doctor(settings: Settings, args: argparse.Namespace) -> int:
     return exit_code(lines)
 
 
-def _token_create(settings: Settings, args: argparse.Namespace) -> int:
-    kind: TokenKind = "service" if args.service is not None else "admin"
-    name = args.service if kind == "service" else args.admin
-    token = _in_house(settings, lambda house: create_token(house.db, settings.pepper, kind, name, args.on_expiry))
-    _say(
-        json.dumps({"kind": kind, "name": name, "token": token})
-        if args.json
-        else f"{token}\nKeep it: it cannot be shown again."
-    )
+def _operate(settings: Settings, args: argparse.Namespace) -> int:
+    """An operator's verb: what cannot be undone is asked about, on a terminal; elsewhere it needs --yes."""
+    if (asked := operators.question(args.group, args)) is not None:
+        _refuse_unless_sure(asked)
+    if getattr(args, "what", None) == "-":
+        args.what = sys.stdin.readline().strip()
+
+    def work(house: House) -> Awaitable[operators.Answer]:
+        desk = operators.Desk(house.db, settings.pepper, house.keyring, house.gateways, _who())
+        return operators.run(desk, args.group, args)
+
+    answer: operators.Answer = _in_house(settings, work)
+    _say(json.dumps(answer.data) if args.json else answer.text)
     return 0
+
+
+def _refuse_unless_sure(asked: str) -> None:
+    """Raises InvalidField."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise InvalidField(f"{asked} Say --yes to do it without being asked")
+    print(f"{asked} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise InvalidField("nothing was done")
+
+
+def _who() -> Admin:
+    """Whoever runs the command, as the log names them."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name
+        name = str(os.getuid())
+    return Admin(uuid.UUID(int=0), f"cli:{name}")
 
 
 def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
@@ -337,7 +376,9 @@ def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
 
 def _prices(settings: Settings, args: argparse.Namespace) -> int:
     with progress.shown("Storing", "prices") as told:
-        answer: prices.Answer = _in_house(settings, lambda house: prices.run(house.db, args.verb, args, told))
+        answer: prices.Answer = _in_house(
+            settings, lambda house: prices.run(house.db, args.verb, args, told, noting(settings.pepper, _who()))
+        )
     _say(json.dumps(answer.data) if args.json else answer.text)
     return 0
 

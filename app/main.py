@@ -16,7 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app import docs
 from app.accounts.api import ask_balance, check_account, create_account, read_balance
 from app.activity import api as activity
-from app.admin.api import AdminTopupsController
+from app.admin import api as admin
+from app.audit import api as audits
 from app.autotopup.api import AutoTopupController
 from app.kernel.db import Database, row
 from app.kernel.errors import AppError, DatabaseUnavailable
@@ -110,11 +111,11 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
         "keyring": house.keyring, "meter": house.meter, "services": house.services,
         "catalogues": house.catalogues, "pricer": house.pricer,
-        "wallets": house.wallets, "watcher": house.watcher,
+        "wallets": house.wallets, "watcher": house.watcher, "audits": house.audits,
     }  # fmt: skip
     processes = Processes.of()
     parts["exposition"] = Exposition(house.db, house.settings, processes)
-    callers = Callers(house.db, house.settings.pepper, house.verifier, house.services)
+    callers = Callers(house.verifier, house.services)
     limits = RequestLimits(house.db, house.settings, now)
     contract = docs.Contract(house.settings.public_url)
     app = Litestar(
@@ -123,7 +124,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
             *activity.handlers, *openrouter.handlers,
             AutoTopupController,
             MeterController, ReportsController, ext_authz.door(on_app_error),
-            AdminTopupsController, *pricing.handlers, *docs.handlers,
+            *admin.handlers, *audits.handlers, *pricing.handlers, *docs.handlers,
         ],
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
         | {name: Provide(giving_who_called(), sync_to_thread=False) for name in callers.names}

@@ -10,6 +10,8 @@ from app.adapters.lnbits import LnbitsGateway, RateSource
 from app.adapters.nip47 import NwcWallets
 from app.adapters.rates import FixedRateSource, HttpRateSource
 from app.admin.tokens import ServiceTokens
+from app.audit.background import Audits
+from app.audit.check import Secrets
 from app.autotopup.run import AutoTopup
 from app.autotopup.wallet import Wallets
 from app.autotopup.watch import Watcher
@@ -41,10 +43,13 @@ class House:
     wallets: Wallets
     autotopup: AutoTopup
     watcher: Watcher
+    audits: Audits
 
     async def close(self) -> None:
         """Give back every connection."""
         await self.watcher.close()
+        await self.audits.close()
+        await self.services.uses.written()
         for gateway in self.gateways:
             await gateway.close()
         await self.db.close()
@@ -79,6 +84,7 @@ def build(
         wallets=purses,
         autotopup=autotopup,
         watcher=Watcher(autotopup),
+        audits=Audits(db, Secrets.of(settings)),
     )
     house.meter.on_low = house.watcher.notice
     return house

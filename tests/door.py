@@ -23,7 +23,7 @@ from tests.rig import Customer, Rig
 from tests.wallets import FakeLightning, FakeWallets
 
 JSON: Final = {"Content-Type": "application/json"}
-NOT_BOOKS: Final = ("alembic_version", "idempotency", "rate_count", "webhook_delivery")
+NOT_BOOKS: Final = ("alembic_version", "idempotency", "rate_count", "webhook_delivery", "token_use")
 """Tables that a refused request may write to: they count and remember requests, not money or rights."""
 
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, get_args
 from urllib.parse import quote
@@ -21,6 +21,7 @@ from litestar import Litestar
 from litestar.routes import HTTPRoute
 from openapi_schema_validator import OAS31Validator
 
+from app.admin.api.prices import MAX_FILE_BYTES
 from app.kernel.money import ReportedNumber
 from app.kernel.security import new_secret
 from app.kernel.settings import Settings
@@ -57,6 +58,8 @@ class Route:
     """How many bytes a body may have."""
     reads: type[msgspec.Struct] | None = None
     """What the handler reads by itself from a body that it takes raw: one of these, or a list of them."""
+    is_like_another: bool = False
+    """Reads the same as a route that is here: what is in a body need not be spoilt twice."""
 
 
 _WORK: Final = {
@@ -78,6 +81,23 @@ _MANAGED_KEY: Final = {
 }  # fmt: skip
 
 _WALLET: Final = {"nwc_url": NWC_URL, "threshold_usd": 5, "topup_amount_usd": 20, "max_per_day_usd": 100}
+
+_BECAUSE: Final = Route(
+    "admin", {"reason": "because"}, refuses_unknown_fields=True, has_effect_once=True, body_may_be_absent=True
+)
+_PRICE_FILE: Final = {
+    "format": "satmeter-prices-1", "fees": {"web": "0.02"},
+    "models": [{"model": "m", "provider": "p", "mode": "chat", "usd_per_million": {"input": "0.15", "output": "0.60"}}],
+}  # fmt: skip
+
+
+class PriceFileOfTests(msgspec.Struct):
+    """The outermost level of the one we send; what a price file may be is its importer's to tell."""
+
+    format: Any = None
+    fees: Any = None
+    models: Any = None
+
 
 ROUTES: Final[Mapping[tuple[str, str], Route]] = {
     ("GET", "/"): Route(),
@@ -151,13 +171,67 @@ ROUTES: Final[Mapping[tuple[str, str], Route]] = {
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
         for path in ("", "/{path:path}")
     },
+    ("GET", "/admin/accounts"): Route("admin"),
+    ("POST", "/admin/accounts"): Route("admin", has_effect_once=True),
+    ("POST", "/admin/accounts/search"): Route("admin", {"q": "$api_key"}, refuses_unknown_fields=True, has_effect_once=True),
+    ("GET", "/admin/accounts/{account_id:str}"): Route("admin"),
+    ("POST", "/admin/accounts/{account_id:str}/freeze"): _BECAUSE,
+    ("POST", "/admin/accounts/{account_id:str}/unfreeze"): replace(_BECAUSE, is_like_another=True),
+    ("POST", "/admin/accounts/{account_id:str}/rotate"): replace(_BECAUSE, is_like_another=True),
+    ("POST", "/admin/accounts/{account_id:str}/credit"): Route(
+        "admin", {"amount_usd": 1, "reason": "because", "dry_run": False}, refuses_unknown_fields=True, has_effect_once=True
+    ),
+    ("POST", "/admin/accounts/{account_id:str}/debit"): Route(
+        "admin", {"amount_usd": 1, "reason": "because", "dry_run": False, "below_floor": False}, refuses_unknown_fields=True, has_effect_once=True
+    ),
+    ("GET", "/admin/accounts/{account_id:str}/keys"): Route("admin"),
+    ("POST", "/admin/accounts/{account_id:str}/keys"): Route("admin", _KEY, refuses_unknown_fields=True, has_effect_once=True),
+    ("GET", "/admin/accounts/{account_id:str}/keys/{key_id:str}"): Route("admin"),
+    ("PATCH", "/admin/accounts/{account_id:str}/keys/{key_id:str}"): Route("admin", _KEY, refuses_unknown_fields=True, is_like_another=True),
+    ("DELETE", "/admin/accounts/{account_id:str}/keys/{key_id:str}"): Route("admin"),
+    ("POST", "/admin/accounts/{account_id:str}/keys/{key_id:str}/disable"): replace(_BECAUSE, is_like_another=True),
+    ("POST", "/admin/accounts/{account_id:str}/keys/{key_id:str}/enable"): replace(_BECAUSE, is_like_another=True),
+    ("POST", "/admin/accounts/{account_id:str}/keys/{key_id:str}/revoke"): replace(_BECAUSE, is_like_another=True),
+    ("POST", "/admin/accounts/{account_id:str}/close"): replace(_BECAUSE, is_like_another=True),
+    ("GET", "/admin/prices"): Route("admin"),
+    ("GET", "/admin/prices/rules"): Route("admin"),
+    ("GET", "/admin/prices/{version:str}/diff"): Route("admin"),
+    ("POST", "/admin/prices/import"): Route("admin", _PRICE_FILE, has_effect_once=True, limit=MAX_FILE_BYTES, reads=PriceFileOfTests),
+    ("POST", "/admin/prices/{version:str}/activate"): Route(
+        "admin", {"max_drop_percent": 50, "allow_drops": True, "max_leap_percent": 400, "allow_leaps": True}, refuses_unknown_fields=True,
+        has_effect_once=True, body_may_be_absent=True,
+    ),
+    ("POST", "/admin/prices/overrides"): Route(
+        "admin", {"model": "m", "dimension": "input", "price_usd": "0.5", "per_units": 1000, "provider": "p", "min_input_tokens": 0, "attributes": "quality=hd", "effective_from": "2999-01-01T00:00:00Z"},
+        refuses_unknown_fields=True, has_effect_once=True,
+    ),
+    ("POST", "/admin/prices/markups"): Route(
+        "admin", {"scope": "model", "subject": "m", "factor": 1.2, "per_request_usd": 0.01, "effective_from": "2999-01-01T00:00:00Z"},
+        refuses_unknown_fields=True, has_effect_once=True,
+    ),
+    ("POST", "/admin/prices/fees"): Route(
+        "admin", {"feature": "web", "price_usd": 0.02, "effective_from": "2999-01-01T00:00:00Z"}, refuses_unknown_fields=True, has_effect_once=True
+    ),
+    ("DELETE", "/admin/prices/rules/{rule_id:str}"): Route("admin"),
+    ("GET", "/admin/tokens"): Route("admin"),
+    ("POST", "/admin/tokens"): Route(
+        "admin", {"kind": "admin", "name": "$new", "scopes": ["read"], "expires_at": "2030-01-01T00:00:00Z", "on_expiry": None},
+        refuses_unknown_fields=True, has_effect_once=True,
+    ),
+    ("POST", "/admin/tokens/{token_id:str}/revoke"): replace(_BECAUSE, is_like_another=True),
+    ("DELETE", "/admin/tokens/{token_id:str}"): Route("admin"),
+    ("GET", "/admin/audit"): Route("admin"),
+    ("GET", "/admin/audit/{audit_id:str}"): Route("admin"),
+    ("GET", "/admin/audit-log"): Route("admin"),
+    ("GET", "/admin/stats"): Route("admin"),
     ("GET", "/admin/topups"): Route("admin"),
-    ("POST", "/admin/topups/{topup_id:str}/reconcile"): Route("admin"),
+    ("GET", "/admin/topups/unapplied"): Route("admin"),
+    ("POST", "/admin/topups/{topup_id:str}/reconcile"): Route("admin", has_effect_once=True),
     ("POST", "/admin/topups/{topup_id:str}/resolve"): Route(
         "admin", {"action": "credit", "reason": "because", "amount_usd": 1, "finding_id": None}, refuses_unknown_fields=True, has_effect_once=True
     ),
 }  # fmt: skip
-WITH_BODY: Final = [key for key, route in ROUTES.items() if route.body is not None]
+WITH_BODY: Final = [key for key, route in ROUTES.items() if route.body is not None and not route.is_like_another]
 WEBHOOK: Final = b'{"originalDeliveryId": "good", "type": "InvoiceCreated", "invoiceId": "nobodys"}'
 NOT_OURS: Final = "/docs"
 """Litestar's own pages about the API, for people in a browser."""
@@ -224,7 +298,10 @@ class World:
 
     def path(self, template: str) -> str:
         asked = template
-        for name, value in {**self.known, "method": "btc", "backend": "btcpay"}.items():
+        others = {"key_id": self.known["other_key_id"]} if asked.startswith("/admin/") else {}
+        if asked.endswith("/revoke"):  # what is deleted must be there still
+            others = {"key_id": self.known["last_key_id"], "token_id": self.known["last_token_id"]}
+        for name, value in {**self.known, **others, "method": "btc", "backend": "btcpay"}.items():
             template = template.replace(f"{{{name}:str}}", value)
         target = template.replace("{path:path}", "v1/chat/completions").replace("{model_id:path}", "openai/gpt-4o")
         query = next((route.query for (_, path), route in ROUTES.items() if path == asked and route.query), "")
@@ -300,10 +377,35 @@ async def world(clean: str, settings: Settings) -> AsyncIterator[World]:
             await ensure_starter(door.rig.house.db)
             customer, stranger = await door.customer("51"), await door.customer("51")  # one of them is spent
             ours, theirs = await _belongings(door, customer), await _belongings(door, stranger)
-            made = World(door, books, customer, stranger, await door.service(), await door.admin(), ours, theirs)
+            admin = await door.admin()
+            ours |= await _operated(door, admin)
+            made = World(door, books, customer, stranger, await door.service(), admin, ours, theirs)
             door.secrets.add(SECRET)
             yield made
             made.report()
+
+
+async def _operated(door: Door, admin: Mapping[str, str]) -> dict[str, str]:
+    """An account without money, with two keys, and whatever else operators do something to."""
+
+    async def made(path: str, **body: Any) -> Any:
+        answer = await door.ask("POST", path, {**admin, **JSON}, json.dumps(body).encode())
+        assert answer.status == 201, answer.body
+        return answer.json
+
+    account = await made("/admin/accounts")
+    door.secrets |= {account["credit_id"], account["api_key"]}
+    keys = [await made(f"/admin/accounts/{account['account_id']}/keys", name=name) for name in ("one", "two")]
+    tokens = [await made("/admin/tokens", kind="service", name=name) for name in ("one", "two")]
+    door.secrets |= {key["data"]["api_key"] for key in keys} | {token["token"] for token in tokens}
+    rule = await made("/admin/prices/fees", feature="search", price_usd=0.01)
+    audit_id = str(uuid.uuid4())
+    door.rig.sql("INSERT INTO audit_run (id, admin, state, finished_at) VALUES (%s, 'ops', 'failed', now())", audit_id)
+    return {
+        "account_id": account["account_id"], "other_key_id": keys[0]["data"]["_id"], "last_key_id": keys[1]["data"]["_id"],
+        "token_id": tokens[0]["about"]["id"], "last_token_id": tokens[1]["about"]["id"], "rule_id": rule["id"],
+        "version": "1", "audit_id": audit_id,
+    }  # fmt: skip
 
 
 async def _belongings(door: Door, customer: Customer) -> dict[str, str]:
@@ -432,13 +534,15 @@ async def test_every_field_of_every_request_is_in_the_good_body_that_is_spoilt(h
 
 
 async def test_every_route_works_when_it_is_asked_well(world: World) -> None:
-    for key in sorted(ROUTES, key=lambda key: (key[0] == "DELETE", key[1] == "/v1/meter/release")):
+    for key in sorted(
+        ROUTES, key=lambda key: (key[1].endswith("/close"), key[0] == "DELETE", key[1] == "/v1/meter/release")
+    ):
         route = ROUTES[key]
         body = WEBHOOK if route.who == "backend" else json.dumps(world.body(route)).encode() if route.body else b"{}"
         headers = world.headers(route.who) | JSON
         answer = await world.door.ask(key[0], world.path(key[1]), headers, body if key[0] != "GET" else None)
         # The one hold that there is was settled by the route before.
-        fine = {409} if key[1] == "/v1/meter/release" else {200, 201}
+        fine = {409} if key[1] == "/v1/meter/release" else {202} if key[1] == "/admin/audit" else {200, 201}
         faults = [f"status {answer.status}"] * (answer.status not in fine)
         if key[1] in ("/v1/meter/settle/batch", "/v1/meter/events") and answer.json.get("refused") != 0:
             faults.append("an item is refused")
@@ -449,7 +553,7 @@ async def test_every_route_works_when_it_is_asked_well(world: World) -> None:
 
 
 async def test_a_field_of_the_wrong_type_is_422_naming_it(world: World) -> None:
-    for key in WITH_BODY:
+    for key in (key for key in WITH_BODY if ROUTES[key].reads is not PriceFileOfTests):
         for what, body, param in _spoilt(world.body(ROUTES[key]), _struct(world.door.app, key)):
             await world.refuse(what, key, 422, "invalid_field", body=body, param=param)
 
@@ -458,7 +562,7 @@ async def test_the_contract_takes_a_value_of_a_field_exactly_if_the_server_does(
     """By its form: what depends on prices, balances or the time of day no schema can tell."""
     contract = (await world.door.ask("GET", "/openapi.json")).json
     wrong = []
-    for key in WITH_BODY:
+    for key in (key for key in WITH_BODY if ROUTES[key].reads is not PriceFileOfTests):
         method, template = key
         operation = contract["paths"][template.replace(":str", "")][method.lower()]
         takes = OAS31Validator(_whole(contract, operation["requestBody"]["content"]["application/json"]["schema"]))
@@ -879,7 +983,8 @@ async def test_what_needs_the_credit_id_takes_nothing_else(world: World) -> None
 
 
 async def test_proxies_and_operators_need_a_token_of_their_own_kind(world: World) -> None:
-    for key in (key for key, route in ROUTES.items() if route.who in ("service", "admin")):
+    # Of an operator's some: all are asked with each kind of credential in tests/admin/test_matrix.py.
+    for key in (key for key, route in ROUTES.items() if route.who == "service" or key[1].startswith("/admin/topups")):
         sent = json.dumps(world.body(ROUTES[key])).encode()
         right, wrong = (world.service, world.admin) if ROUTES[key].who == "service" else (world.admin, world.service)
         token = right["Authorization"].split()[1]

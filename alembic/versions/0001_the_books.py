@@ -34,10 +34,10 @@ def upgrade() -> None:
 _RIGHTS = {
     "SELECT": "alembic_version, usage_dropped, usage_archive",
     "SELECT, INSERT": "entry, usage, topup_invoice, topup_address, admin_log, price_version, priced_model, price, price_override, markup, fee,"
-    " api_key, topup, payment, webhook_delivery, service_token, admin_token, nwc_attempt",
+    " api_key, topup, payment, webhook_delivery, service_token, admin_token, nwc_attempt, audit_run",
     "SELECT, INSERT (id)": "account",
     "SELECT, INSERT, DELETE": "credential, hold",
-    "SELECT, INSERT, UPDATE": "rollup_day, figure",
+    "SELECT, INSERT, UPDATE": "rollup_day, figure, token_use",
     "SELECT, INSERT, UPDATE, DELETE": "idempotency, rate_count, nwc_connection, usage_day",
     "UPDATE (state, activated_at, revision)": "price_version",
     "UPDATE (effective_to)": "price_override, markup, fee",
@@ -57,6 +57,7 @@ _CHANGED = {
     "webhook_delivery": "raw_body, processed_at, next_try_at, attempts",
     "service_token": "revoked_at",
     "admin_token": "revoked_at",
+    "audit_run": "state, alive_until, finished_at, report",
     "nwc_attempt": "state, bolt11, payment_hash, invoice_expires_at, event_id, sends, code, reason, is_proven, looks, sent_at,"
     " answered_at, closed_at, next_at, claimed_until",
 }
@@ -86,6 +87,9 @@ def _make_tables() -> None:
     sa.Column('subject', sa.Text(), nullable=False),
     sa.Column('reason', sa.Text(), nullable=True),
     sa.Column('amount_nusd', sa.BigInteger(), nullable=True),
+    sa.Column('before', sa.Text(), nullable=True),
+    sa.Column('after', sa.Text(), nullable=True),
+    sa.Column('request_id', sa.Text(), nullable=True),
     sa.Column('proof', sa.LargeBinary(), nullable=True),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.PrimaryKeyConstraint('id')
@@ -94,6 +98,7 @@ def _make_tables() -> None:
     sa.Column('id', sa.UUID(), nullable=False),
     sa.Column('name', sa.Text(), nullable=False),
     sa.Column('secret_hash', sa.LargeBinary(), nullable=False),
+    sa.Column('scopes', postgresql.ARRAY(sa.Text()), nullable=True),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('expires_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('revoked_at', sa.DateTime(timezone=True), nullable=True),
@@ -101,6 +106,19 @@ def _make_tables() -> None:
     )
     op.create_index('admin_token_live_name', 'admin_token', ['name'], unique=True, postgresql_where=sa.text('revoked_at IS NULL'))
     op.create_index('admin_token_secret', 'admin_token', ['secret_hash'], unique=True)
+    op.create_table('audit_run',
+    sa.Column('id', sa.UUID(), nullable=False),
+    sa.Column('admin', sa.Text(), nullable=False),
+    sa.Column('state', sa.Text(), server_default='running', nullable=False),
+    sa.Column('started_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('alive_until', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('finished_at', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('report', postgresql.JSONB(), nullable=True),
+    sa.CheckConstraint("(state = 'running') = (finished_at IS NULL)", name='audit_run_finished_when_it_says'),
+    sa.CheckConstraint("state IN ('running', 'done', 'failed')", name='audit_run_state_known'),
+    sa.PrimaryKeyConstraint('id')
+    )
+    op.create_index('audit_run_one_running', 'audit_run', ['state'], unique=True, postgresql_where=sa.text("state = 'running'"))
     op.create_table('credential',
     sa.Column('secret_hash', sa.LargeBinary(), nullable=False),
     sa.Column('kind', sa.Text(), nullable=False),
@@ -127,6 +145,7 @@ def _make_tables() -> None:
     sa.PrimaryKeyConstraint('account_id', 'id'),
     sa.UniqueConstraint('account_id', 'kind', 'reference', name='entry_once')
     )
+    op.create_index('entry_not_of_calls', 'entry', ['created_at'], unique=False, postgresql_where=sa.text("kind IN ('topup', 'bonus', 'adjustment')"))
     op.create_index('entry_refund', 'entry', ['created_at'], unique=False, postgresql_where=sa.text("kind = 'refund'"))
     op.create_table('fee',
     sa.Column('id', sa.UUID(), nullable=False),
@@ -245,11 +264,17 @@ def _make_tables() -> None:
     sa.Column('secret_hash', sa.LargeBinary(), nullable=False),
     sa.Column('on_expiry', sa.Text(), server_default='captured', nullable=False),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('expires_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('revoked_at', sa.DateTime(timezone=True), nullable=True),
     sa.CheckConstraint("on_expiry IN ('captured', 'hold', 'release')", name='service_token_on_expiry_known'),
     sa.PrimaryKeyConstraint('id')
     )
     op.create_index('service_token_secret', 'service_token', ['secret_hash'], unique=True)
+    op.create_table('token_use',
+    sa.Column('token_id', sa.UUID(), nullable=False),
+    sa.Column('last_used_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.PrimaryKeyConstraint('token_id')
+    )
     op.create_table('topup_address',
     sa.Column('account_id', sa.UUID(), nullable=False),
     sa.Column('topup_id', sa.UUID(), nullable=False),
@@ -257,6 +282,7 @@ def _make_tables() -> None:
     sa.Column('told_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.PrimaryKeyConstraint('account_id', 'topup_id', 'destination')
     )
+    op.create_index('topup_address_told', 'topup_address', ['destination'], unique=False, postgresql_using='hash')
     op.create_table('topup_invoice',
     sa.Column('backend', sa.Text(), nullable=False),
     sa.Column('invoice_id', sa.Text(), nullable=False),
@@ -356,6 +382,8 @@ def _make_tables() -> None:
     sa.PrimaryKeyConstraint('account_id', 'id'),
     postgresql_with={'fillfactor': 50}
     )
+    op.create_index('api_key_by_id', 'api_key', ['id'], unique=False)
+    op.create_index('api_key_by_preview', 'api_key', ['preview'], unique=False)
     op.create_index('api_key_live_name', 'api_key', ['account_id', 'name'], unique=True, postgresql_where=sa.text('deleted_at IS NULL'))
     op.create_table('nwc_attempt',
     sa.Column('account_id', sa.UUID(), nullable=False),
@@ -488,6 +516,7 @@ def _make_tables() -> None:
     sa.PrimaryKeyConstraint('account_id', 'id')
     )
     op.create_index('topup_by_id', 'topup', ['id'], unique=False)
+    op.create_index('topup_by_time', 'topup', ['created_at', 'id'], unique=False)
     op.create_index('topup_due', 'topup', ['next_check_at'], unique=False, postgresql_where=sa.text('next_check_at IS NOT NULL'))
     op.create_index('topup_newest', 'topup', ['account_id', 'created_at'], unique=False)
     op.create_index('topup_settled', 'topup', ['account_id', 'settled_at'], unique=False, postgresql_where=sa.text('credited_nusd > 0'))
@@ -533,3 +562,5 @@ def _make_tables() -> None:
     sa.ForeignKeyConstraint(['account_id', 'topup_id'], ['topup.account_id', 'topup.id'], ),
     sa.PrimaryKeyConstraint('account_id', 'topup_id', 'payment_id')
     )
+    op.create_index('payment_by_id', 'payment', ['payment_id'], unique=False, postgresql_ops={'payment_id': 'text_pattern_ops'})
+    op.create_index('payment_without_worth', 'payment', ['account_id', 'topup_id'], unique=False, postgresql_where=sa.text("status = 'Settled' AND worth_nusd = 0"))

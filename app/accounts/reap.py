@@ -6,10 +6,9 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, row, rows
-from app.kernel.security import Kind, new_credit_id
-from app.keys.issue import Keyring, revoke
-from app.ledger.tables import AccountStatus
+from app.accounts.accounts import end_account
+from app.kernel.db import Database, rows
+from app.keys.issue import Keyring
 
 _NO_USE: Final = ("api_key", "credential", "seal", "audit_finding")
 """Tables that tell of every account, used or not. A row in any other one that names an account keeps it, so that whatever
@@ -72,20 +71,5 @@ async def _reap_some(
     )
     still = await rows(session, empty, ids=[each["id"] for each in locked], days=days)
     for each in still:
-        await _close(session, keyring, each["id"])
+        await end_account(session, keyring, each["id"])
     return len(still), walked[-1]["id"] if len(walked) == at_once else None
-
-
-async def _close(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID) -> None:
-    keys = await rows(session, "SELECT id FROM api_key WHERE account_id = :account_id", account_id=account_id)
-    for key in keys:
-        await revoke(session, account_id, key["id"])
-    await row(
-        session, "DELETE FROM credential WHERE account_id = :account_id AND kind = 'credit_id'", account_id=account_id
-    )
-    await keyring.register(session, new_credit_id(), Kind.CREDIT_ID, account_id, None)  # which nobody is told
-    await row(
-        session,
-        "UPDATE account SET status = :closed, updated_at = now() WHERE id = :id",
-        closed=AccountStatus.CLOSED.value, id=account_id,
-    )  # fmt: skip

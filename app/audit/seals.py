@@ -62,7 +62,7 @@ SEALS: Final = (
     Proof(
         "act_is_an_operator_s",
         "An operator's act was written by us, as it stands.",
-        "SELECT id, admin, act, subject, reason, amount_nusd, proof FROM admin_log",
+        "SELECT id, admin, act, subject, reason, amount_nusd, before, after, request_id, proof FROM admin_log",
         _is_ours, broken="not written by us", whole="written by us",
     ),
     Proof(

@@ -185,7 +185,7 @@ class NameTaken(AppError):
 
 
 class BodyTooLarge(AppError):
-    """The request body is larger than this route takes: 64 KiB, or 1 MiB for reports of many calls."""
+    """The request body is larger than this route takes: 64 KiB, 1 MiB for reports of many calls, 8 MiB for price files."""
 
     status, code, type = 413, "body_too_large", "invalid_request_error"
 

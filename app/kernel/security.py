@@ -60,10 +60,15 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    """An operator, known by an admin token."""
+    """An operator, known by an admin token, or by who runs a command.
+
+    `scopes` None means everything an operator may do. `request_id` is of the request that this operator made.
+    """
 
     id: uuid.UUID
     name: str
+    scopes: frozenset[str] | None = None
+    request_id: str | None = None
 
 
 def new_secret(prefix: str) -> str:

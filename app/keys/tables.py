@@ -55,6 +55,8 @@ class ApiKey(SQLModel, table=True):
         CheckConstraint("reset_period IS NULL OR limit_nusd IS NOT NULL", name="api_key_period_needs_limit"),
         CheckConstraint("call_limit_nusd > 0", name="api_key_call_limit_positive"),
         CheckConstraint("requests_per_minute > 0", name="api_key_requests_positive"),
+        Index("api_key_by_id", "id"),  # an operator may know no more of a key, or its preview
+        Index("api_key_by_preview", "preview"),
         Index("api_key_live_name", "account_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
         {"postgresql_with": {"fillfactor": 50}},
     )

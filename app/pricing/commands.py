@@ -4,13 +4,13 @@ fee | end | rules. Each returns text and data, prints nothing."""
 import argparse
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -55,6 +55,16 @@ class Answer:
 
     text: str
     data: dict[str, Any]
+
+
+CHANGES: Final = frozenset({"import", "activate", "override", "markup", "fee", "end"})
+"""Verbs after which something is other than before."""
+Noted: TypeAlias = Callable[[AsyncSession, str, Mapping[str, Any]], Awaitable[None]]
+"""Told of each change in its own transaction, by its verb and its answer's data: who keeps a log, writes it there."""
+
+
+async def noted_nowhere(session: AsyncSession, verb: str, data: Mapping[str, Any]) -> None:
+    """No log is kept."""
 
 
 def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -121,30 +131,49 @@ def _add_rules(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add("rules", "the overrides, markups and fees that hold now or will")
 
 
-async def run(db: Database, verb: str, args: argparse.Namespace, told: Told = nobody) -> Answer:
+async def run(
+    db: Database, verb: str, args: argparse.Namespace, told: Told = nobody, noted: Noted = noted_nowhere
+) -> Answer:
     """One verb in one transaction. Raises AppError with what is wrong with the file, the version or the model."""
-    if verb == "import":
-        path = Path(args.file)
-        draft = _read(path)
-        return await db.transaction(lambda session: import_prices(session, draft, path.name, told))
     if verb == "verify" and args.prices:
-        draft = _read(Path(args.prices))
-        return _verified(Catalogue(0, draft.prices, models=draft.models, fees=draft.fees), _bytes(Path(args.usage)))
+        sold = _read(Path(args.prices))
+        return _verified(Catalogue(0, sold.prices, models=sold.models, fees=sold.fees), _bytes(Path(args.usage)))
+    draft = _read(Path(args.file)) if verb in ("import", "check") else None
     verbs: dict[str, Callable[[AsyncSession], Any]] = {
+        "import": lambda session: import_prices(session, _given(draft), Path(args.file).name, told),
         "verify": lambda session: verify(session, _bytes(Path(args.usage)), args.version),
         "list": list_versions,
         "diff": lambda session: show_diff(session, args.version, args.against),
-        "activate": lambda session: make_active(session, args),
-        "check": lambda session: check(session, _read(Path(args.file))),
+        "activate": lambda session: make_active(
+            session, args.version, max_drop_percent=args.max_drop, allow_drops=args.allow_drops,
+            max_leap_percent=args.max_leap, allow_leaps=args.allow_leaps,
+        ),
+        "check": lambda session: check(session, _given(draft)),
         "show": lambda session: show_model(session, args.model, args.version),
-        "override": lambda session: override_price(session, args),
-        "markup": lambda session: put_markup(session, args),
-        "fee": lambda session: ask_fee(session, args.feature, args.price_usd, args.since),
+        "override": lambda session: override_price(
+            session, args.model, args.dimension, args.price_usd, per=args.per, provider=args.provider,
+            from_tokens=args.from_tokens, attributes=args.attributes, since=_moment(args.since),
+        ),
+        "markup": lambda session: put_markup(
+            session, *_markup_of(args), factor=args.factor, per_request_usd=args.per_request, since=_moment(args.since)
+        ),
+        "fee": lambda session: ask_fee(session, args.feature, args.price_usd, _moment(args.since)),
         "end": lambda session: end_rule(session, args.id),
         "rules": list_rules,
-    }
-    answer: Answer = await db.transaction(verbs[verb])
-    return answer
+    }  # fmt: skip
+
+    async def work(session: AsyncSession) -> Answer:
+        answer: Answer = await verbs[verb](session)
+        if verb in CHANGES:
+            await noted(session, verb, answer.data)
+        return answer
+
+    return await db.transaction(work)
+
+
+def _given(draft: Draft | None) -> Draft:
+    assert draft is not None
+    return draft
 
 
 def _read(path: Path) -> Draft:
@@ -266,14 +295,24 @@ async def show_diff(session: AsyncSession, version_id: int, against: int | None)
     return Answer("\n".join(_diff_lines(found)), data)
 
 
-async def make_active(session: AsyncSession, args: argparse.Namespace) -> Answer:
+async def make_active(
+    session: AsyncSession,
+    version_id: int,
+    *,
+    max_drop_percent: int = MAX_DROP_PERCENT,
+    allow_drops: bool = False,
+    max_leap_percent: int = MAX_LEAP_PERCENT,
+    allow_leaps: bool = False,
+) -> Answer:
+    """Raises what `activate` raises."""
+    before = await active_version(session)
     found = await activate(
-        session, args.version, max_drop_percent=args.max_drop, allow_drops=args.allow_drops,
-        max_leap_percent=args.max_leap, allow_leaps=args.allow_leaps,
+        session, version_id, max_drop_percent=max_drop_percent, allow_drops=allow_drops,
+        max_leap_percent=max_leap_percent, allow_leaps=allow_leaps,
     )  # fmt: skip
-    since = (await version_of(session, args.version))["activated_at"]
-    text = f"Version {args.version} is active from {since:%Y-%m-%d %H:%M:%S} UTC on.\n" + "\n".join(_diff_lines(found))
-    return Answer(text, {"active": args.version, "since": since.isoformat(), **_diff_data(found)})
+    since = (await version_of(session, version_id))["activated_at"]
+    text = f"Version {version_id} is active from {since:%Y-%m-%d %H:%M:%S} UTC on.\n" + "\n".join(_diff_lines(found))
+    return Answer(text, {"active": version_id, "before": before, "since": since.isoformat(), **_diff_data(found)})
 
 
 async def show_model(session: AsyncSession, model: str, version_id: int | None) -> Answer:
@@ -300,13 +339,24 @@ async def show_model(session: AsyncSession, model: str, version_id: int | None) 
     return Answer(text, {"model": name, "version": chosen, "prices": prices})
 
 
-async def override_price(session: AsyncSession, args: argparse.Namespace) -> Answer:
-    """From a few seconds on, or from `--from`, this price instead of what is imported."""
-    price_pusd, per_units = _price(args.price_usd, args.per)
-    model, provider, is_sold = await _names(session, args.model, args.provider.lower())
+async def override_price(
+    session: AsyncSession,
+    model: str,
+    dimension: str,
+    price_usd: str,
+    *,
+    per: int = 1,
+    provider: str = "",
+    from_tokens: int = 0,
+    attributes: str = "",
+    since: datetime | None = None,
+) -> Answer:
+    """From a few seconds on, or from `since`, this price instead of what is imported."""
+    price_pusd, per_units = _price(price_usd, per)
+    model, provider, is_sold = await _names(session, model, provider.lower())
     rule_id = await rules.set_override(
-        session, model, Dimension(args.dimension), price_pusd, provider=provider, tier_min=args.from_tokens,
-        attributes=args.attributes, per_units=per_units, effective_from=_moment(args.since),
+        session, model, Dimension(dimension), price_pusd, provider=provider, tier_min=from_tokens,
+        attributes=attributes, per_units=per_units, effective_from=since,
     )  # fmt: skip
     note = (
         "" if is_sold else f"\nNo active version sells {_of(model, provider)}: this is all that is known of its prices."
@@ -314,24 +364,31 @@ async def override_price(session: AsyncSession, args: argparse.Namespace) -> Ans
     return await _made(session, rule_id, note)
 
 
-async def put_markup(session: AsyncSession, args: argparse.Namespace) -> Answer:
-    """From a few seconds on, or from `--from`, this on top of prices."""
-    if not _FACTOR_TEXT.fullmatch(args.factor):
+async def put_markup(
+    session: AsyncSession,
+    scope: rules.Scope,
+    subject: str,
+    *,
+    factor: str = "1",
+    per_request_usd: str = "0",
+    since: datetime | None = None,
+) -> Answer:
+    """From a few seconds on, or from `since`, this on top of prices."""
+    if not _FACTOR_TEXT.fullmatch(factor):
         raise InvalidField(
-            "--factor is a decimal number up to 1000, of at most 6 decimals, such as 1.2", param="factor"
+            "the factor is a decimal number up to 1000, of at most 6 decimals, such as 1.2", param="factor"
         )
-    scope, subject = _markup_of(args)
     rule_id = await rules.set_markup(
-        session, scope, subject, multiplier_ppm=units_of(Decimal(args.factor), 6),
-        fixed_per_request_nusd=parse_usd(args.per_request.encode(), "--per-request"), effective_from=_moment(args.since),
+        session, scope, _subject(scope, subject), multiplier_ppm=units_of(Decimal(factor), 6),
+        fixed_per_request_nusd=parse_usd(per_request_usd.encode(), "per_request_usd"), effective_from=since,
     )  # fmt: skip
     return await _made(session, rule_id)
 
 
-async def ask_fee(session: AsyncSession, feature: str, price_usd: str, since: str | None) -> Answer:
+async def ask_fee(session: AsyncSession, feature: str, price_usd: str, since: datetime | None) -> Answer:
     """From a few seconds on, or from `since`, this for each call that uses the feature."""
     rule_id = await rules.set_fee(
-        session, _name(feature, "feature"), parse_usd(price_usd.encode(), "price_usd"), effective_from=_moment(since)
+        session, _name(feature, "feature"), parse_usd(price_usd.encode(), "price_usd"), effective_from=since
     )
     return await _made(session, rule_id)
 
@@ -414,10 +471,16 @@ async def _names(session: AsyncSession, model: str, provider: str) -> tuple[str,
 
 def _markup_of(args: argparse.Namespace) -> tuple[rules.Scope, str]:
     if args.account is not None:
-        return "account", str(_uuid(args.account, "account"))
+        return "account", args.account
     if args.model is not None:
-        return "model", _name(args.model, "model")
-    return ("default", "") if args.default else ("provider", _name(args.provider, "provider"))
+        return "model", args.model
+    return ("default", "") if args.default else ("provider", args.provider)
+
+
+def _subject(scope: rules.Scope, subject: str) -> str:
+    if scope == "account":
+        return str(_uuid(subject, "account"))
+    return subject if scope == "default" else _name(subject, scope)
 
 
 def _name(text: str, param: str) -> str:

@@ -1,27 +1,14 @@
 """The review queue: top-ups that a person should look at, and what that person decides."""
 
 import uuid
-from collections.abc import Sequence
-from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Row, new_id, row, rows
+from app.kernel.db import Row, new_id, row
 from app.kernel.errors import InvoiceNotFound
 from app.ledger.post import post
 from app.ledger.tables import EntryKind
 from app.topups.credit import TopupRef
-
-
-async def waiting(session: AsyncSession, limit: int, after: tuple[datetime, uuid.UUID] | None) -> Sequence[Row]:
-    """What waits for a person, oldest first; `after` is where the page before ended."""
-    return await rows(
-        session,
-        """SELECT * FROM topup WHERE review IS NOT NULL
-             AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) > (:at, CAST(:id AS uuid)))
-           ORDER BY created_at, id LIMIT :limit""",
-        at=after[0] if after else None, id=after[1] if after else None, limit=limit,
-    )  # fmt: skip
 
 
 async def ref_of(session: AsyncSession, topup_id: uuid.UUID) -> TopupRef:

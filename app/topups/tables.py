@@ -27,6 +27,8 @@ class Topup(SQLModel, table=True):
         Index("topup_newest", "account_id", "created_at"),
         Index("topup_settled", "account_id", "settled_at", postgresql_where=text("credited_nusd > 0")),
         Index("topup_by_id", "id"),  # the sweep knows an invoice's order id only
+        Index("topup_by_time", "created_at", "id"),
+        Index("topup_unapplied", "created_at", postgresql_where=text("credited_nusd = 0 AND paid_coin_units > 0")),
         Index("topup_to_review", "account_id", postgresql_where=text("review IS NOT NULL")),
         Index("topup_unapplied", "created_at", postgresql_where=text("credited_nusd = 0 AND paid_coin_units > 0")),
     )
@@ -85,6 +87,7 @@ class TopupAddress(SQLModel, table=True):
     """
 
     __tablename__ = "topup_address"
+    __table_args__ = (Index("topup_address_told", "destination", postgresql_using="hash"),)
 
     account_id: uuid.UUID = account_key_of_calls()
     topup_id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
@@ -98,7 +101,12 @@ class Payment(SQLModel, table=True):
     __table_args__ = (
         ForeignKeyConstraint(["account_id", "topup_id"], ["topup.account_id", "topup.id"]),
         CheckConstraint("status IN ('Processing', 'Settled', 'Invalid')", name="payment_status_known"),
-    )
+        Index("payment_by_id", "payment_id", postgresql_ops={"payment_id": "text_pattern_ops"}),
+        Index(
+            "payment_without_worth", "account_id", "topup_id",
+            postgresql_where=text("status = 'Settled' AND worth_nusd = 0"),
+        ),
+    )  # fmt: skip
 
     account_id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
     topup_id: uuid.UUID = Field(sa_type=UUID, primary_key=True)

@@ -1,17 +1,17 @@
 """Who is calling: asked alone, and before anything else of a request is looked at."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from app.admin.tokens import ServiceTokens, verify_admin
-from app.kernel.db import Database
+from app.admin.scopes import require_scope_of
+from app.admin.tokens import ServiceTokens
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, InvalidToken
-from app.kernel.security import Admin, Caller, Pepper, Service, canonical_credit_id
+from app.kernel.security import Admin, Caller, Service, canonical_credit_id
 from app.keys.verify import Shown, Verifier, authenticate, the_only
 from app.metering.api.ext_authz import GATEWAY_HEADER
 from app.web.refusals import OPENROUTER
@@ -53,8 +53,8 @@ class Callers:
     names: Final = ("caller", "owner", "key", "service", "gateway", "admin", "anybody")
     """What a handler may ask for, to be given who was found."""
 
-    def __init__(self, db: Database, pepper: Pepper, verifier: Verifier, services: ServiceTokens) -> None:
-        self._db, self._pepper, self._verifier, self._services = db, pepper, verifier, services
+    def __init__(self, verifier: Verifier, services: ServiceTokens) -> None:
+        self._verifier, self._services = verifier, services
         self._asks: dict[str, Ask] = {
             "caller": self._caller, "owner": self._owner, "key": self._key, "service": self._service,
             "gateway": self._gateway, "admin": self._admin, "anybody": self._anybody, "once": self._whoever,
@@ -64,14 +64,22 @@ class Callers:
         """Before the body is read, a parameter looked at or another dependency asked, so that a stranger learns nothing of
         them, and so that no refusal of those cancels what the database was asked here.
 
-        Raises InvalidCreditId, InvalidApiKey, InvalidToken, and MalformedHeader for two credentials that differ.
+        Raises InvalidCreditId, InvalidApiKey, InvalidToken, MissingScope for an admin token that was narrowed to other things,
+        and MalformedHeader for two credentials that differ.
         """
         needs = handler.parsed_fn_signature.parameters
         ask = next((self._asks[name] for name in self._asks if name in needs), None)
         lines: Lines = list(connection.headers.multi_items())
         if connection.scope["path"].startswith(OPENROUTER):
             lines = with_management_key(lines)
-        connection.state.known = None if ask is None else await ask(lines)
+        known = None if ask is None else await ask(lines)
+        if known is not None and isinstance(known.who, Admin):
+            scope: Any = connection.scope
+            admin = replace(known.who, request_id=scope["state"].get("request_id"))
+            known = replace(known, who=admin)
+            if "admin" in needs:
+                require_scope_of(admin, scope["method"], scope["path_template"])
+        connection.state.known = known
 
     async def _caller(self, lines: Lines) -> Known:
         """By credit id or API key."""
@@ -107,7 +115,7 @@ class Callers:
     async def _admin(self, lines: Lines) -> Known:
         """By admin token."""
         token = _token(lines)
-        return Known(await verify_admin(self._db, self._pepper, token), token)
+        return Known(await self._services.admin(token), token)
 
     async def _anybody(self, lines: Lines) -> Known | None:
         """By credit id or API key, if one was sent in a header: it may also be in the body."""

@@ -1,4 +1,4 @@
-"""How operators ask: the top-ups that wait for a person. Every act is written to the audit log with it."""
+"""How operators ask about top-ups: by state, those that wait for a person, what was paid and is not credited."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -7,24 +7,22 @@ from uuid import UUID
 import msgspec
 from litestar import Controller, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.admin.acts import write_act
+from app.admin import topups
+from app.admin.api.asked import Reason, topup_in
+from app.admin.topups import State
 from app.kernel.db import Database, Row
-from app.kernel.errors import InvalidField, InvoiceNotFound, PaymentBackendUnavailable
 from app.kernel.idempotency import Once
 from app.kernel.money import JsonNumber, is_given, parse_usd, usd
 from app.kernel.pages import DEFAULT_LIMIT, from_cursor, page_size, to_cursor
-from app.kernel.reading import uuid_in
 from app.kernel.security import Admin
 from app.kernel.settings import Settings
-from app.topups.create import read_topup
-from app.topups.credit import credit_if_paid
-from app.topups.gateway import GatewayError, Gateways
-from app.topups.review import ref_of, resolve, waiting
+from app.topups.gateway import Gateways
+from app.topups.review import ref_of
 
-Reason = Annotated[str, msgspec.Meta(min_length=3, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+InState = Annotated[State, QueryParameter(name="state")]
 
 
 class ReviewedTopup(msgspec.Struct, frozen=True):
@@ -79,27 +77,35 @@ class Resolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdminTopupsController(Controller):
-    """The review queue. Needs an admin token."""
+    """Top-ups of every account, and the review queue. Needs an admin token."""
 
     path = "/admin/topups"
     tags = ("Admin",)
 
-    @get("/", summary="Top-ups that wait for a person")
-    async def list_waiting(
+    @get("/", summary="Top-ups by state")
+    async def list_by_state(
+        self,
+        admin: NamedDependency[Admin],
+        db: NamedDependency[Database],
+        in_state: InState = "review",
+        account_id: FromQuery[UUID | None] = None,
+        limit: FromQuery[int] = DEFAULT_LIMIT,
+        cursor: FromQuery[str | None] = None,
+    ) -> ReviewPage:
+        """Those that wait for a person if no state is asked for: marked by hand, invalid, settled short, or not what was
+        asked for. These and `unapplied` come oldest first, the others newest first."""
+        return await _page(db, in_state, account_id, limit, cursor)
+
+    @get("/unapplied", summary="Top-ups that were paid and are not credited")
+    async def list_unapplied(
         self,
         admin: NamedDependency[Admin],
         db: NamedDependency[Database],
         limit: FromQuery[int] = DEFAULT_LIMIT,
         cursor: FromQuery[str | None] = None,
     ) -> ReviewPage:
-        """Marked by hand, invalid, settled short, or not what was asked for; oldest first."""
-        size, after = page_size(limit), from_cursor(cursor, tuple[datetime, UUID])
-        found = await db.transaction(lambda session: waiting(session, size + 1, after))
-        last = found[size - 1] if len(found) > size else None
-        return ReviewPage(
-            [ReviewedTopup.of(topup) for topup in found[:size]],
-            to_cursor(last["created_at"], last["id"]) if last else None,
-        )
+        """The same as `state=unapplied`: the payment may still be on its way; `reconcile` asks the backend now."""
+        return await _page(db, "unapplied", None, limit, cursor)
 
     @post("/{topup_id:str}/reconcile", status_code=200, summary="Ask the backend now")
     async def reconcile(
@@ -107,27 +113,21 @@ class AdminTopupsController(Controller):
         admin: NamedDependency[Admin],
         db: NamedDependency[Database],
         gateways: NamedDependency[Gateways],
+        once: NamedDependency[Once],
         settings: NamedDependency[Settings],
         topup_id: FromPath[str],
     ) -> ReviewedTopup:
         """Credits what was paid and is not credited yet."""
-        ref = await db.transaction(lambda session: ref_of(session, _id(topup_id)))
-        topup = await db.transaction(lambda session: read_topup(session, ref.account_id, ref.topup_id))
-        gateway = gateways.named(topup["backend"])
-        if gateway is None:
-            raise PaymentBackendUnavailable(
-                f"No backend named {topup['backend']} is configured", retry_after_seconds=60
-            )
-        try:
-            await credit_if_paid(db, gateway, ref)
-        except GatewayError as error:
-            raise PaymentBackendUnavailable(retry_after_seconds=5) from error
+        ref = await db.transaction(lambda session: ref_of(session, topup_in(topup_id)))
+        before: Row = {}
 
-        async def work(session: AsyncSession) -> Row:
-            await write_act(session, settings.pepper, admin, "topup.reconcile", f"{ref.account_id}/{ref.topup_id}")
-            return await read_topup(session, ref.account_id, ref.topup_id)
+        async def admit() -> None:
+            before.update(await topups.ask_backend(db, gateways, ref))
 
-        return ReviewedTopup.of(await db.transaction(work))
+        async def effect(session: AsyncSession) -> ReviewedTopup:
+            return ReviewedTopup.of(await topups.note_reconciled(session, settings.pepper, admin, ref, before))
+
+        return await once.do(ReviewedTopup, effect, admit=admit)
 
     @post("/{topup_id:str}/resolve", status_code=200, summary="Decide a review")
     async def resolve(
@@ -140,31 +140,20 @@ class AdminTopupsController(Controller):
         data: JSONBody[Resolution],
     ) -> ReviewedTopup:
         """Takes it off the queue. The same finding does not come back."""
-        adjust_nusd = _adjustment(data)
-        ref = await db.transaction(lambda session: ref_of(session, _id(topup_id)))
+        amount_nusd = parse_usd(data.amount_usd, "amount_usd") if is_given(data.amount_usd) else None
+        ref = await db.transaction(lambda session: ref_of(session, topup_in(topup_id)))
 
         async def effect(session: AsyncSession) -> ReviewedTopup:
-            resolved = await resolve(session, ref, adjust_nusd, data.finding_id)
-            subject = f"{ref.account_id}/{ref.topup_id}/{resolved['finding_id']}"
-            await write_act(session, settings.pepper, admin, f"topup.{data.action}", subject, data.reason, adjust_nusd)
-            return ReviewedTopup.of(resolved)
+            told = data.action, amount_nusd, data.reason, data.finding_id
+            return ReviewedTopup.of(await topups.decide(session, settings.pepper, admin, ref, *told))
 
         return await once.do(ReviewedTopup, effect)
 
 
-def _adjustment(data: Resolution) -> int:
-    if data.action == "dismiss":
-        if is_given(data.amount_usd):
-            raise InvalidField("amount_usd goes with credit or debit", param="amount_usd")
-        return 0
-    amount_nusd = parse_usd(data.amount_usd, "amount_usd")
-    if amount_nusd == 0:
-        raise InvalidField("amount_usd must be more than 0", param="amount_usd")
-    return amount_nusd if data.action == "credit" else -amount_nusd
-
-
-def _id(text: str) -> UUID:
-    found = uuid_in(text)
-    if found is None:
-        raise InvoiceNotFound
-    return found
+async def _page(db: Database, state: State, account_id: UUID | None, limit: int, cursor: str | None) -> ReviewPage:
+    size, after = page_size(limit), from_cursor(cursor, tuple[datetime, UUID])
+    found = await db.transaction(lambda session: topups.list_by_state(session, state, size + 1, after, account_id))
+    last = found[size - 1] if len(found) > size else None
+    return ReviewPage(
+        [ReviewedTopup.of(topup) for topup in found[:size]], to_cursor(last["created_at"], last["id"]) if last else None
+    )
