@@ -6,6 +6,7 @@ from sqlmodel import SQLModel
 
 import app.activity.tables
 import app.admin.tables
+import app.audit.tables
 import app.autotopup.tables
 import app.keys.tables
 import app.ledger.tables

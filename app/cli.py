@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--demo", action="store_true", help="make a funded demo account and print commands to try")
     running.add_argument("--only", choices=get_args(Only), help="one part, where the other runs elsewhere")
     command("migrate", _migrate, "bring the database to this version's schema")
-    command("audit", _audit, "recompute every figure in the books; exit code 1 if one differs")
+    command("audit", _audit, "recompute every figure in the books; exit code 1 if one differs").add_argument(
+        "--head", metavar="N:MAC", help="a head of the seals that an earlier audit printed: it must still stand"
+    )
     command(
         "doctor",
         _doctor,
@@ -289,16 +291,16 @@ def _migrate(settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
-async def _audited(settings: Settings, house: House, told: progress.Told) -> Report:
+async def _audited(settings: Settings, house: House, told: progress.Told, noted_head: str | None) -> Report:
     """The verdict, which monitoring is told too."""
-    report = await audit(house.db, Secrets.of(settings), told)
+    report = await audit(house.db, Secrets.of(settings), told, noted_head)
     await house.db.transaction(lambda session: keep(session, audit_differences=len(report.findings)))
     return report
 
 
 def _audit(settings: Settings, args: argparse.Namespace) -> int:
     with progress.shown("Auditing", "checks") as told:
-        report = _in_house(settings, lambda house: _audited(settings, house, told))
+        report = _in_house(settings, lambda house: _audited(settings, house, told, args.head))
     if args.json:
         _say(msgspec.json.encode(report).decode())
         return 0 if report.is_clean else 1
@@ -309,6 +311,7 @@ def _audit(settings: Settings, args: argparse.Namespace) -> int:
             f"{each.model}: {each.calls} calls of the last day cost ${usd_text(each.told_nusd)} as their proxies said,"
             f" ${usd_text(each.catalogue_nusd)} by the catalogue"
         )
+    _say(_seals_told(report))
     found = "nothing differs" if report.is_clean else f"{len(report.findings)} figures differ"
     _say(f"{report.checks} checks over {report.accounts} accounts and {report.entries} entries: {found}.")
     return 0 if report.is_clean else 1
@@ -335,6 +338,21 @@ def _operate(settings: Settings, args: argparse.Namespace) -> int:
     answer: operators.Answer = _in_house(settings, work)
     _say(json.dumps(answer.data) if args.json else answer.text)
     return 0
+
+
+def _seals_told(report: Report) -> str:
+    seals = report.seals
+    if seals is None:
+        return "Nothing is sealed yet: the jobs of `satmeter run` do that within a minute."
+    waiting = (
+        ""
+        if seals.unsealed_since is None
+        else (f", {seals.unsealed} rows since {seals.unsealed_since:%H:%M:%S} UTC wait for theirs")
+    )
+    return (
+        f"Sealed up to {seals.until:%Y-%m-%d %H:%M:%S} UTC at least{waiting}. Head: {seals.head}"
+        " (note it elsewhere: `audit --head` tells later whether it still stands)"
+    )
 
 
 def _refuse_unless_sure(asked: str) -> None:

@@ -61,6 +61,7 @@ JOBS: Final = (
     Job("expire holds", 5, lambda house: expire_holds(house.db)),
     Job("drive auto top-ups", 3, lambda house: house.watcher.look_for_due()),
     Job("look for low balances", 30, lambda house: house.watcher.look_for_low()),
+    Job("seal the books", 10, lambda house: house.notary.seal()),
     Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
     Job("sum the last days again", 3600, lambda house: recount(house.db)),
     Job("sum up the books", 300, lambda house: sum_up(house.db), is_done_at_start=True),

@@ -12,6 +12,7 @@ from app.adapters.rates import FixedRateSource, HttpRateSource
 from app.admin.tokens import ServiceTokens
 from app.audit.background import Audits
 from app.audit.check import Secrets
+from app.audit.sealing import Notary
 from app.autotopup.run import AutoTopup
 from app.autotopup.wallet import Wallets
 from app.autotopup.watch import Watcher
@@ -44,6 +45,7 @@ class House:
     autotopup: AutoTopup
     watcher: Watcher
     audits: Audits
+    notary: Notary
 
     async def close(self) -> None:
         """Give back every connection."""
@@ -85,6 +87,7 @@ def build(
         autotopup=autotopup,
         watcher=Watcher(autotopup),
         audits=Audits(db, Secrets.of(settings)),
+        notary=Notary(db, settings.pepper),
     )
     house.meter.on_low = house.watcher.notice
     return house

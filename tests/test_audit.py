@@ -213,11 +213,11 @@ async def new_key(house: House, account_id: uuid.UUID, new: NewKey) -> KeyOwner:
 
 async def to_monthly(house: House, owner: KeyOwner) -> None:
     monthly = {"reset_period": ResetPeriod.MONTHLY}
-    await house.db.transaction(lambda session: change(session, owner.account_id, owner.key_id, monthly))
+    await house.db.transaction(lambda session: change(session, house.keyring, owner.account_id, owner.key_id, monthly))
 
 
 async def revoked(house: House, owner: KeyOwner) -> None:
-    await house.db.transaction(lambda session: revoke(session, owner.account_id, owner.key_id))
+    await house.db.transaction(lambda session: revoke(session, house.keyring, owner.account_id, owner.key_id))
 
 
 async def correct_by_hand(house: House, account_id: uuid.UUID) -> None:
@@ -388,7 +388,7 @@ async def move_window(house: House, account: OpenedAccount, n: int) -> None:
     await asyncio.sleep(n / 50)
     await house.db.transaction(
         lambda session: change(
-            session, owner.account_id, owner.key_id, {"limit_nusd": 100 * USD, "reset_period": period}
+            session, house.keyring, owner.account_id, owner.key_id, {"limit_nusd": 100 * USD, "reset_period": period}
         )
     )
 

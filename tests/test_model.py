@@ -17,7 +17,8 @@ import pytest
 from app.audit import audit
 from app.kernel.db import Database
 from app.kernel.errors import AppError
-from app.keys.issue import change, revoke
+from app.kernel.security import Pepper, Sealer
+from app.keys.issue import Keyring, change, revoke
 from app.keys.verify import KeyOwner
 from app.ledger.charge import ChargeId
 from app.ledger.post import post
@@ -28,6 +29,7 @@ from tests.model import Account, Charge, Hold, Key, Refusal, Ticket
 from tests.rig import reported
 from tests.test_batches import ACTS, BALANCES, LONG_AGO, SERVICE, _in_waves, idle, meter, plant
 
+KEYRING: Final = Keyring(Pepper(bytes(32)), Sealer([("test", bytes(32))]), reveal=False)
 KEYS: Final[list[dict[str, Any]]] = [
     {}, {"limit_nusd": 900}, {"limit_nusd": 500, "reset_period": "day"}, {"limit_nusd": 700, "reset_period": "week"},
     {"scopes": ["spend"], "allowed_models": ["m", "n"]}, {"scopes": ["balance"]}, {"limit_nusd": 0},
@@ -217,13 +219,13 @@ class Stream:
         limit = self.choice.choice((None, 0, 300, 900))
         period = self.choice.choice((None, "day", "week", "month")) if limit is not None else None
         changes = {"limit_nusd": limit, "reset_period": period}
-        await self.db.transaction(lambda session: change(session, owner.account_id, owner.key_id, changes))
+        await self.db.transaction(lambda session: change(session, KEYRING, owner.account_id, owner.key_id, changes))
         [(moment,)] = self.conn.execute("SELECT window_start FROM api_key WHERE id = %s", [owner.key_id]).fetchall()
         account.patch(key, limit, period, moment)
 
     async def act_revoke(self, owner: KeyOwner, _: Account, key: Key) -> None:
         if key.is_live and self.choice.random() < 0.2:
-            await self.db.transaction(lambda session: revoke(session, owner.account_id, owner.key_id))
+            await self.db.transaction(lambda session: revoke(session, KEYRING, owner.account_id, owner.key_id))
             key.is_live = False
 
     async def act_disable(self, owner: KeyOwner, _: Account, key: Key) -> None:

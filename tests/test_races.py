@@ -19,8 +19,8 @@ import pytest
 from app.audit import audit
 from app.kernel.db import Database, new_id
 from app.kernel.errors import AppError
-from app.kernel.security import Pepper
-from app.keys.issue import change, revoke
+from app.kernel.security import Pepper, Sealer
+from app.keys.issue import Keyring, change, revoke
 from app.keys.verify import KeyOwner
 from app.ledger.charge import ChargeId
 from app.metering.functions import FUNCTIONS
@@ -30,6 +30,7 @@ from tests.program import installation
 from tests.rig import reported
 
 PEPPER: Final = Pepper(b"a pepper for tests, of 32 bytes and more")
+KEYRING: Final = Keyring(PEPPER, Sealer([("test", bytes(32))]), reveal=False)
 SERVICE: Final = "proxy"
 HELD_NUSD, CAPTURED_NUSD, COST_NUSD, BALANCE_NUSD = 1_000, 3_000, 500, 10**9
 AT_ONCE: Final = 40
@@ -116,11 +117,13 @@ def give_back(side: Side, race: Race, _: int) -> Awaitable[Any]:
 def patch(side: Side, race: Race, place: int) -> Awaitable[Any]:
     period = random.choice(("day", "week", "month"))
     changes = {"limit_nusd": HELD_NUSD // 2 + place, "reset_period": period if race.differs else None}
-    return side.db.transaction(lambda session: change(session, race.owner.account_id, race.owner.key_id, changes))
+    return side.db.transaction(
+        lambda session: change(session, KEYRING, race.owner.account_id, race.owner.key_id, changes)
+    )
 
 
 def revoke_key(side: Side, race: Race, _: int) -> Awaitable[Any]:
-    return side.db.transaction(lambda session: revoke(session, race.owner.account_id, race.owner.key_id))
+    return side.db.transaction(lambda session: revoke(session, KEYRING, race.owner.account_id, race.owner.key_id))
 
 
 def freeze(side: Side, race: Race, _: int) -> Awaitable[Any]:

@@ -34,11 +34,11 @@ def upgrade() -> None:
 _RIGHTS = {
     "SELECT": "alembic_version, usage_dropped, usage_archive",
     "SELECT, INSERT": "entry, usage, topup_invoice, topup_address, admin_log, price_version, priced_model, price, price_override, markup, fee,"
-    " api_key, topup, payment, webhook_delivery, service_token, admin_token, nwc_attempt, audit_run",
+    " api_key, topup, payment, webhook_delivery, service_token, admin_token, nwc_attempt, audit_run, seal, seal_run",
     "SELECT, INSERT (id)": "account",
     "SELECT, INSERT, DELETE": "credential, hold",
-    "SELECT, INSERT, UPDATE": "rollup_day, figure, token_use",
-    "SELECT, INSERT, UPDATE, DELETE": "idempotency, rate_count, nwc_connection, usage_day",
+    "SELECT, INSERT, UPDATE": "rollup_day, figure, token_use, job_lease, audit_walk",
+    "SELECT, INSERT, UPDATE, DELETE": "idempotency, rate_count, nwc_connection, usage_day, audit_finding",
     "UPDATE (state, activated_at, revision)": "price_version",
     "UPDATE (effective_to)": "price_override, markup, fee",
 }
@@ -48,7 +48,8 @@ _RIGHTS = {
 _CHANGED = {
     "account": "posted_nusd, held_nusd, entry_count, low_nusd, status, updated_at",
     "api_key": "name, sealed_secret, limit_nusd, reset_period, window_start, window_usage_nusd, held_nusd, lifetime_nusd, scopes,"
-    " allowed_models, call_limit_nusd, requests_per_minute, minute_start, minute_calls, expire_at, disabled_at, deleted_at, updated_at",
+    " allowed_models, call_limit_nusd, requests_per_minute, minute_start, minute_calls, expire_at, disabled_at, deleted_at, updated_at,"
+    " revision, proof",
     "hold": "window_start, amount_nusd, captured_nusd, state, expires_at, closed_at",
     "topup": "amount_units, status, additional_status, invoice_id, checkout_url, destination, payment_link, total_coin_units,"
     " due_coin_units, paid_coin_units, fee_coin_units, rate, usd_per_coin, rate_source, rate_at, credited_nusd, bonus_nusd, review,"
@@ -119,6 +120,24 @@ def _make_tables() -> None:
     sa.PrimaryKeyConstraint('id')
     )
     op.create_index('audit_run_one_running', 'audit_run', ['state'], unique=True, postgresql_where=sa.text("state = 'running'"))
+    op.create_table('audit_finding',
+    sa.Column('account_id', sa.UUID(), nullable=False),
+    sa.Column('differences', sa.BigInteger(), nullable=False),
+    sa.Column('unexplained', sa.BigInteger(), nullable=False),
+    sa.Column('oldest_at', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('found_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.PrimaryKeyConstraint('account_id')
+    )
+    op.create_table('audit_walk',
+    sa.Column('name', sa.Text(), nullable=False),
+    sa.Column('after', sa.UUID(), nullable=False),
+    sa.Column('seen_until', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('entries', sa.BigInteger(), server_default='0', nullable=False),
+    sa.Column('entries_before', sa.BigInteger(), server_default='0', nullable=False),
+    sa.Column('rounds', sa.BigInteger(), server_default='0', nullable=False),
+    sa.Column('looked_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.PrimaryKeyConstraint('name')
+    )
     op.create_table('credential',
     sa.Column('secret_hash', sa.LargeBinary(), nullable=False),
     sa.Column('kind', sa.Text(), nullable=False),
@@ -130,6 +149,7 @@ def _make_tables() -> None:
     sa.PrimaryKeyConstraint('secret_hash')
     )
     op.create_index('credential_of_owner', 'credential', ['account_id'], unique=False, postgresql_where=sa.text("kind = 'credit_id'"))
+    op.create_index('credential_by_time', 'credential', ['created_at'], unique=False, postgresql_using='brin', postgresql_with={'autosummarize': 'on'})
     op.create_table('entry',
     sa.Column('account_id', sa.UUID(), nullable=False),
     sa.Column('id', sa.BigInteger(), autoincrement=False, nullable=False),
@@ -146,6 +166,7 @@ def _make_tables() -> None:
     sa.UniqueConstraint('account_id', 'kind', 'reference', name='entry_once')
     )
     op.create_index('entry_not_of_calls', 'entry', ['created_at'], unique=False, postgresql_where=sa.text("kind IN ('topup', 'bonus', 'adjustment')"))
+    op.create_index('entry_by_time', 'entry', ['created_at'], unique=False, postgresql_using='brin', postgresql_with={'autosummarize': 'on'})
     op.create_index('entry_refund', 'entry', ['created_at'], unique=False, postgresql_where=sa.text("kind = 'refund'"))
     op.create_table('fee',
     sa.Column('id', sa.UUID(), nullable=False),
@@ -201,6 +222,12 @@ def _make_tables() -> None:
     sa.PrimaryKeyConstraint('scope_key')
     )
     op.create_index('idempotency_by_age', 'idempotency', ['created_at'], unique=False)
+    op.create_table('job_lease',
+    sa.Column('name', sa.Text(), nullable=False),
+    sa.Column('holder', sa.UUID(), nullable=False),
+    sa.Column('claimed_until', sa.DateTime(timezone=True), nullable=False),
+    sa.PrimaryKeyConstraint('name')
+    )
     op.create_table('markup',
     sa.Column('id', sa.UUID(), nullable=False),
     sa.Column('scope', sa.Text(), nullable=False),
@@ -257,6 +284,26 @@ def _make_tables() -> None:
     sa.Column('day', sa.Date(), nullable=False),
     sa.Column('rolled_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.PrimaryKeyConstraint('day')
+    )
+    op.create_table('seal',
+    sa.Column('account_id', sa.UUID(), nullable=False),
+    sa.Column('chain', sa.Text(), nullable=False),
+    sa.Column('number', sa.BigInteger(), autoincrement=False, nullable=False),
+    sa.Column('count', sa.BigInteger(), nullable=False),
+    sa.Column('links', sa.LargeBinary(), nullable=False),
+    sa.Column('kept', sa.LargeBinary(), nullable=False),
+    sa.Column('run_id', sa.BigInteger(), nullable=False),
+    sa.CheckConstraint('number > 0 AND count > 0', name='seal_has_a_place'),
+    sa.PrimaryKeyConstraint('account_id', 'chain', 'number')
+    )
+    op.create_table('seal_run',
+    sa.Column('id', sa.BigInteger(), autoincrement=False, nullable=False),
+    sa.Column('made_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('until', sa.DateTime(timezone=True), nullable=False),
+    sa.Column('seals', sa.BigInteger(), nullable=False),
+    sa.Column('digest', sa.LargeBinary(), nullable=False),
+    sa.Column('mac', sa.LargeBinary(), nullable=False),
+    sa.PrimaryKeyConstraint('id')
     )
     op.create_table('service_token',
     sa.Column('id', sa.UUID(), nullable=False),
@@ -372,6 +419,8 @@ def _make_tables() -> None:
     sa.Column('deleted_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
     sa.Column('updated_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('revision', sa.BigInteger(), server_default='1', nullable=False),
+    sa.Column('proof', sa.LargeBinary(), nullable=True),
     sa.CheckConstraint("reset_period IN ('day', 'week', 'month')", name='api_key_period_known'),
     sa.CheckConstraint('call_limit_nusd > 0', name='api_key_call_limit_positive'),
     sa.CheckConstraint('requests_per_minute > 0', name='api_key_requests_positive'),
@@ -384,6 +433,7 @@ def _make_tables() -> None:
     )
     op.create_index('api_key_by_id', 'api_key', ['id'], unique=False)
     op.create_index('api_key_by_preview', 'api_key', ['preview'], unique=False)
+    op.create_index('api_key_by_change', 'api_key', ['updated_at'], unique=False)
     op.create_index('api_key_live_name', 'api_key', ['account_id', 'name'], unique=True, postgresql_where=sa.text('deleted_at IS NULL'))
     op.create_table('nwc_attempt',
     sa.Column('account_id', sa.UUID(), nullable=False),

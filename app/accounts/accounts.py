@@ -96,7 +96,7 @@ async def end_account(session: AsyncSession, keyring: Keyring, account_id: uuid.
         session, "SELECT id FROM api_key WHERE account_id = :account_id AND deleted_at IS NULL", account_id=account_id
     )
     for key in live:
-        await revoke(session, account_id, key["id"])
+        await revoke(session, keyring, account_id, key["id"])
 
 
 async def _write_status(session: AsyncSession, account_id: uuid.UUID, status: AccountStatus) -> None:

@@ -359,21 +359,27 @@ async def _change_key(desk: Desk, args: argparse.Namespace) -> Answer:
     if not wanted:
         raise InvalidField("say what is to change; see `key set --help`")
     where = _uuid(args.account, "account"), _uuid(args.key, "key")
-    key = await desk.db.transaction(lambda session: keys.change(session, desk.pepper, desk.admin, *where, wanted))
+    key = await desk.db.transaction(
+        lambda session: keys.change(session, desk.keyring, desk.pepper, desk.admin, *where, wanted)
+    )
     return Answer(_table([_key(key)], _KEY), _key(key))
 
 
 async def _disable_key(desk: Desk, args: argparse.Namespace) -> Answer:
     where, reason = (_uuid(args.account, "account"), _uuid(args.key, "key")), _reason(args)
     key = await desk.db.transaction(
-        lambda session: keys.switch(session, desk.pepper, desk.admin, *where, is_disabled=True, reason=reason)
+        lambda session: keys.switch(
+            session, desk.keyring, desk.pepper, desk.admin, *where, is_disabled=True, reason=reason
+        )
     )
     return Answer(f"The key {key['name']} is switched off.", _key(key))
 
 
 async def _revoke_key(desk: Desk, args: argparse.Namespace) -> Answer:
     where, reason = (_uuid(args.account, "account"), _uuid(args.key, "key")), _reason(args)
-    await desk.db.transaction(lambda session: keys.revoke(session, desk.pepper, desk.admin, *where, reason))
+    await desk.db.transaction(
+        lambda session: keys.revoke(session, desk.keyring, desk.pepper, desk.admin, *where, reason)
+    )
     return Answer("The key is revoked.", {"revoked": str(where[1])})
 
 

@@ -34,6 +34,7 @@ async def create(
 
 async def change(
     session: AsyncSession,
+    keyring: Keyring,
     pepper: Pepper,
     admin: Admin,
     account_id: uuid.UUID,
@@ -45,7 +46,7 @@ async def change(
     """Raises KeyNotFound, NameTaken, InvalidField."""
     await lock(session, account_id)
     before = await keys.read(session, account_id, key_id)
-    after = await keys.change(session, account_id, key_id, changes)
+    after = await keys.change(session, keyring, account_id, key_id, changes)
     old, new = _said(before), _said(after)
     changed = [name for name in new if old[name] != new[name]]
     await write_act(
@@ -57,6 +58,7 @@ async def change(
 
 async def switch(
     session: AsyncSession,
+    keyring: Keyring,
     pepper: Pepper,
     admin: Admin,
     account_id: uuid.UUID,
@@ -67,11 +69,12 @@ async def switch(
 ) -> Row:
     """Switch a key off, or on again. Raises KeyNotFound."""
     act = "key.disable" if is_disabled else "key.enable"
-    return await change(session, pepper, admin, account_id, key_id, {"is_disabled": is_disabled}, act, reason)
+    return await change(session, keyring, pepper, admin, account_id, key_id, {"is_disabled": is_disabled}, act, reason)
 
 
 async def revoke(
     session: AsyncSession,
+    keyring: Keyring,
     pepper: Pepper,
     admin: Admin,
     account_id: uuid.UUID,
@@ -81,7 +84,7 @@ async def revoke(
     """Raises KeyNotFound, also on a repeat."""
     await lock(session, account_id)
     before = await keys.read(session, account_id, key_id)
-    await keys.revoke(session, account_id, key_id)
+    await keys.revoke(session, keyring, account_id, key_id)
     await write_act(
         session, pepper, admin, "key.revoke", f"{account_id}/{key_id}", reason,
         before=_said(before), after={"state": "revoked"},

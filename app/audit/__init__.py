@@ -3,7 +3,8 @@
 A file a subject has its checks; `run` runs them all.
 """
 
-from app.audit.check import Secrets
-from app.audit.run import CHECKS, FINDINGS_PER_CHECK, PROOFS, Finding, Report, audit
+from app.audit.check import Finding, Secrets
+from app.audit.run import CHECKS, FINDINGS_PER_CHECK, PROOFS, Report, audit
+from app.audit.unbroken import AS_SEALED
 
-__all__ = ["CHECKS", "FINDINGS_PER_CHECK", "PROOFS", "Finding", "Report", "Secrets", "audit"]
+__all__ = ["AS_SEALED", "CHECKS", "FINDINGS_PER_CHECK", "PROOFS", "Finding", "Report", "Secrets", "audit"]

@@ -26,6 +26,16 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference: what the books say of `subject`, and what follows from the rest of them. Money is in USD."""
+
+    check: str
+    subject: str
+    recorded: str
+    recomputed: str
+
+
+@dataclass(frozen=True, slots=True)
 class Secrets:
     """What proofs are made with; it is never in the database, so whoever can only write there cannot make them."""
 

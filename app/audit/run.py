@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.audit.autotopup import AUTOTOPUP
 from app.audit.books import BOOKS
-from app.audit.check import Check, Proof, Secrets
+from app.audit.check import Check, Finding, Proof, Secrets
 from app.audit.days import DAYS
 from app.audit.holds import HOLDS
 from app.audit.keys import KEYS
@@ -16,6 +16,7 @@ from app.audit.owners import OWNERS, TIMES
 from app.audit.schema import SCHEMA
 from app.audit.seals import SEALS
 from app.audit.topups import TOPUPS
+from app.audit.unbroken import AS_SEALED, Seals, look
 from app.audit.usage import USAGE
 from app.kernel.db import Database, row, rows
 from app.kernel.money import usd_text
@@ -34,37 +35,34 @@ PROOFS: Final[tuple[Proof, ...]] = SEALS
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One difference: what the books say of `subject`, and what follows from the rest of them. Money is in USD."""
-
-    check: str
-    subject: str
-    recorded: str
-    recomputed: str
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """What an audit found, and how much it looked at. `told` are costs of the last day that proxies said, by model, beside
-    the catalogue's: a figure may be right in the books and wrong all the same."""
+    the catalogue's: a figure may be right in the books and wrong all the same. `seals` is how far those go, if there are any."""
 
     findings: tuple[Finding, ...]
     checks: int
     accounts: int
     entries: int
     told: tuple[Ratio, ...] = ()
+    seals: Seals | None = None
 
     @property
     def is_clean(self) -> bool:
         return not self.findings
 
 
-async def audit(db: Database, secrets: Secrets | None = None, told: Told = nobody) -> Report:
-    """Run every check on one snapshot, and with `secrets` every proof. Takes as long as it takes; locks nothing, writes nothing."""
-    return await db.transaction(lambda session: _audit(session, secrets, told))
+async def audit(
+    db: Database, secrets: Secrets | None = None, told: Told = nobody, noted_head: str | None = None
+) -> Report:
+    """Run every check on one snapshot, and with `secrets` every proof. Takes as long as it takes; locks nothing, writes nothing.
+
+    `noted_head` is a head of the seals that an earlier audit printed: what was sealed then must still be sealed.
+    Raises InvalidField for one that is none.
+    """
+    return await db.transaction(lambda session: _audit(session, secrets, told, noted_head))
 
 
-async def _audit(session: AsyncSession, secrets: Secrets | None, told: Told) -> Report:
+async def _audit(session: AsyncSession, secrets: Secrets | None, told: Told, noted_head: str | None) -> Report:
     await row(session, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
     await row(session, "SET LOCAL statement_timeout = 0")
     # Whole tables are compared: where statistics are old, the planner would look rows up one by one, for hours.
@@ -79,13 +77,30 @@ async def _audit(session: AsyncSession, secrets: Secrets | None, told: Told) -> 
         assert secrets is not None
         told(done, number)
         findings += await _unproved(session, proof, secrets)
+    seals = None
+    if secrets is not None:
+        told(len(CHECKS) + len(proofs), number)
+        broken, seals = await look(session, secrets.pepper, noted_head)
+        findings += _cut_short(broken)
+        number += len(AS_SEALED) * (seals is not None)
     told(number, number)
     size = await row(
         session, "SELECT (SELECT count(*) FROM account) AS accounts, (SELECT count(*) FROM entry) AS entries"
     )
     assert size is not None
     costs = tuple(await ratios(session))
-    return Report(tuple(findings), number, size["accounts"], size["entries"], costs)
+    return Report(tuple(findings), number, size["accounts"], size["entries"], costs, seals)
+
+
+def _cut_short(found: list[Finding]) -> list[Finding]:
+    """The first findings of each check, and how many there are in all."""
+    kept: list[Finding] = []
+    for check in AS_SEALED:
+        of_check = [finding for finding in found if finding.check == check]
+        kept += of_check[:FINDINGS_PER_CHECK]
+        if len(of_check) > FINDINGS_PER_CHECK:
+            kept.append(Finding(check, "differences in all", str(len(of_check)), "0"))
+    return kept
 
 
 async def _findings(session: AsyncSession, check: Check) -> list[Finding]:

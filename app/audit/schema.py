@@ -7,6 +7,7 @@ from sqlmodel import SQLModel
 
 from app.activity.tables import UsageArchive, UsageDay, UsageDropped
 from app.audit.check import Check, values
+from app.audit.tables import Seal, SealRun
 from app.autotopup.tables import NwcAttempt, NwcConnection
 from app.kernel.db import RUNTIME_ROLE
 from app.keys.tables import ApiKey, Credential
@@ -18,7 +19,7 @@ _BOOKS: Final = tuple(
     SQLModel.metadata.tables[str(model.__tablename__)]
     for model in (
         Account, Entry, ApiKey, Credential, Hold, Usage, UsageDay, UsageDropped, UsageArchive, Topup, TopupInvoice, TopupAddress, Payment,
-        NwcConnection, NwcAttempt,
+        NwcConnection, NwcAttempt, Seal, SealRun,
     )
 )  # fmt: skip
 _REPLACED: Final = ("usage_day", "nwc_connection")
@@ -54,7 +55,7 @@ SCHEMA: Final = (
         "books_are_append_only",
         "The service's role may not change or delete what was written to the books.",
         f"""SELECT '{RUNTIME_ROLE} on ' || x.place AS subject, 'may change rows' AS recorded, 'may only add rows' AS recomputed
-            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('usage_dropped'), ('usage_archive'), ('topup_invoice'), ('topup_address'), ('admin_log')) AS x (place)
+            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('usage_dropped'), ('usage_archive'), ('topup_invoice'), ('topup_address'), ('admin_log'), ('seal'), ('seal_run')) AS x (place)
             WHERE r.rolname = '{RUNTIME_ROLE}'
               AND (has_table_privilege(r.oid, to_regclass(x.place), 'UPDATE, DELETE, TRUNCATE, TRIGGER')
                    OR has_any_column_privilege(r.oid, to_regclass(x.place), 'UPDATE'))""",
@@ -67,8 +68,9 @@ SCHEMA: Final = (
             CROSS JOIN (VALUES {values((table.name,) for table in _BOOKS if table.name not in _REPLACED)}) AS x (place)
             JOIN pg_attribute a ON a.attrelid = to_regclass(x.place) AND a.attnum > 0 AND NOT a.attisdropped
             WHERE r.rolname = '{RUNTIME_ROLE}' AND has_column_privilege(r.oid, to_regclass(x.place), a.attnum, 'UPDATE')
-              AND (a.attname IN ('account_id', 'created_at', 'floor_nusd', 'secret_hash', 'proof', 'backend', 'method', 'currency')
-                   OR (a.attname = 'id' OR a.attname = 'key_id'))""",
+              AND (a.attname IN ('account_id', 'created_at', 'floor_nusd', 'secret_hash', 'backend', 'method', 'currency')
+                   OR (a.attname = 'id' OR a.attname = 'key_id')
+                   OR (a.attname = 'proof' AND x.place <> 'api_key'))""",
     ),
     Check(
         "nothing_stands_between_us_and_the_books",

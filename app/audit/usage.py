@@ -12,7 +12,7 @@ NET: Final = """
      UNION ALL SELECT account_id, key_id, window_start, cost_nusd - refunded_nusd FROM usage_dropped)"""
 """Calls with what they cost after a refund, and what is kept of those that were dropped."""
 
-_IS_OF_DROPPED_MONTH: Final = f"""
+IS_OF_DROPPED_MONTH: Final = f"""
     EXISTS (SELECT FROM usage_archive x WHERE x.dropped_at IS NOT NULL AND {{call}} >= {first_id_of("x.month")}
                                           AND {{call}} < {first_id_of("(x.month + interval '1 month')::date")})"""
 
@@ -29,7 +29,7 @@ USAGE: Final = (
         "Every entry of usage has exactly one call behind it, or is of a month whose calls were dropped.",
         f"""SELECT e.account_id || '/' || e.id AS subject, count(u.id) AS recorded, 1 AS recomputed
            FROM entry e LEFT JOIN usage u ON u.account_id = e.account_id AND u.hold_id::text = e.reference
-           WHERE e.kind = 'usage' AND NOT ({_IS_OF_DROPPED_MONTH.format(call="e.usage_id")}) IS TRUE
+           WHERE e.kind = 'usage' AND NOT ({IS_OF_DROPPED_MONTH.format(call="e.usage_id")}) IS TRUE
            GROUP BY e.account_id, e.id, e.reference HAVING count(u.id) <> 1""",
     ),
     Check(

@@ -1,5 +1,6 @@
-"""What every room shares: column shapes, saved answers, counters of a rate limit."""
+"""What every room shares: column shapes, saved answers, counters of a rate limit, leases of jobs."""
 
+import uuid
 from datetime import datetime
 from typing import Any
 
@@ -78,3 +79,12 @@ class KeptFigure(SQLModel, table=True):
     name: str = words(primary_key=True)
     value: int = money(default=None)
     found_at: datetime = when()
+
+
+class JobLease(SQLModel, table=True):
+    """Which process leads in a job that one alone should do, and until when."""
+
+    __tablename__ = "job_lease"
+    name: str = words(primary_key=True)
+    holder: uuid.UUID = Field(sa_type=UUID)
+    claimed_until: datetime = Field(sa_type=DateTime(timezone=True))

@@ -186,20 +186,27 @@ class KeysController(Controller):
         self,
         owner: NamedDependency[Caller],
         db: NamedDependency[Database],
+        keyring: NamedDependency[Keyring],
         key_id: FromPath[str],
         data: JSONBody[KeyRequest],
     ) -> KeyAnswer:
         """Only the fields sent change; null clears one. Another `reset_period` starts a new window at 0."""
         changes = wanted_changes(data)
-        found = await db.transaction(lambda session: change(session, owner.account_id, _key_id(key_id), changes))
+        found = await db.transaction(
+            lambda session: change(session, keyring, owner.account_id, _key_id(key_id), changes)
+        )
         return KeyAnswer(KeyView.of(found))
 
     @delete("/{key_id:str}", status_code=200, summary="Revoke a key")
     async def revoke(
-        self, owner: NamedDependency[Caller], db: NamedDependency[Database], key_id: FromPath[str]
+        self,
+        owner: NamedDependency[Caller],
+        db: NamedDependency[Database],
+        keyring: NamedDependency[Keyring],
+        key_id: FromPath[str],
     ) -> Revoked:
         """The key stops working before this is answered; it cannot be undone."""
-        await db.transaction(lambda session: revoke(session, owner.account_id, _key_id(key_id)))
+        await db.transaction(lambda session: revoke(session, keyring, owner.account_id, _key_id(key_id)))
         return Revoked()
 
 

@@ -17,6 +17,7 @@ from app.kernel.errors import InvalidField, KeyNotFound, NameTaken
 from app.kernel.logs import log
 from app.kernel.progress import Told, nobody
 from app.kernel.security import Kind, Pepper, Resealed, Sealer, UnsealError, new_secret, preview
+from app.keys.proof import PROVEN, key_proof
 from app.keys.tables import ResetPeriod
 from app.keys.verify import credential_proof
 
@@ -67,6 +68,18 @@ class Keyring:
                VALUES (:hash, :kind, :account_id, :key_id, :proof)""",
             hash=secret_hash, kind=kind.value, account_id=account_id, key_id=key_id,
             proof=credential_proof(self._pepper, secret_hash, kind, account_id, key_id),
+        )  # fmt: skip
+
+    async def prove(self, session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
+        """Prove what a key is set to now; whoever set it holds its account's lock."""
+        found = await row(
+            session, f"SELECT {', '.join(PROVEN)} FROM api_key WHERE account_id = :account_id AND id = :id",
+            account_id=account_id, id=key_id,
+        )  # fmt: skip
+        assert found is not None
+        await row(
+            session, "UPDATE api_key SET proof = :proof WHERE account_id = :account_id AND id = :id",
+            account_id=account_id, id=key_id, proof=key_proof(self._pepper, found),
         )  # fmt: skip
 
     def seal(self, secret: str, account_id: uuid.UUID, key_id: uuid.UUID) -> str | None:
@@ -139,6 +152,7 @@ async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, 
     except IntegrityError as error:
         raise _name_taken(error, new.name) from None
     await keyring.register(session, secret, Kind.API_KEY, account_id, key_id)
+    await keyring.prove(session, account_id, key_id)
     return await read(session, account_id, key_id), secret
 
 
@@ -216,7 +230,9 @@ def _refuse_too_large(name: str, scopes: Sequence[str] | None, models: Sequence[
         )
 
 
-async def change(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID, changes: Mapping[str, Any]) -> Row:
+async def change(
+    session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, key_id: uuid.UUID, changes: Mapping[str, Any]
+) -> Row:
     """Change a live key: `changes` has new values of NewKey's fields, and nothing of what stays.
 
     Another reset_period starts a new window at 0, to which the holds that are open move along. Taking
@@ -247,7 +263,7 @@ async def change(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID
         await row(
             session,
             """UPDATE api_key SET name = :name, limit_nusd = :limit_nusd, reset_period = :reset_period, scopes = :scopes,
-                      expire_at = :expire_at, allowed_models = :allowed_models, updated_at = now(),
+                      expire_at = :expire_at, allowed_models = :allowed_models, updated_at = now(), revision = revision + 1,
                       call_limit_nusd = :call_limit_nusd, requests_per_minute = :requests_per_minute,
                       disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, now()) END
                WHERE account_id = :account_id AND id = :id""",
@@ -258,10 +274,11 @@ async def change(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID
         raise _name_taken(error, after["name"]) from None
     if after["reset_period"] != before["reset_period"]:
         await _start_window(session, account_id, key_id)
+    await keyring.prove(session, account_id, key_id)
     return await read(session, account_id, key_id)
 
 
-async def revoke(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
+async def revoke(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
     """Soft-delete: the key is refused from the moment this commits; its open holds still settle.
 
     The sealed secret goes too, since nobody will be shown it again. Raises KeyNotFound, also on a repeat.
@@ -270,12 +287,13 @@ async def revoke(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID
     await row(session, "SELECT 1 AS locked FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
     gone = await row(
         session,
-        """UPDATE api_key SET deleted_at = now(), updated_at = now(), sealed_secret = NULL
+        """UPDATE api_key SET deleted_at = now(), updated_at = now(), revision = revision + 1, sealed_secret = NULL
            WHERE account_id = :account_id AND id = :id AND deleted_at IS NULL RETURNING id""",
         account_id=account_id, id=key_id,
     )  # fmt: skip
     if gone is None:
         raise KeyNotFound
+    await keyring.prove(session, account_id, key_id)
 
 
 async def reseal_all(db: Database, keyring: Keyring, told: Told = nobody) -> Resealed:

@@ -28,6 +28,7 @@ class Credential(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("kind IN ('credit_id', 'api_key')", name="credential_kind_known"),
         Index("credential_of_owner", "account_id", postgresql_where=text("kind = 'credit_id'")),
+        Index("credential_by_time", "created_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     )
 
     secret_hash: bytes = Field(sa_type=LargeBinary, primary_key=True)
@@ -45,6 +46,8 @@ class ApiKey(SQLModel, table=True):
     `window_usage_nusd` sums the charges whose hold began in this window; `held_nusd` all open holds. `minute_calls` counts
     the calls that were admitted in the minute of `minute_start`, where there is a limit to them.
     `masked_hash` is the secret's SHA-256 under a pad of the pepper's: without that it tells nothing.
+    `revision` counts its changes, and `proof` is a MAC over all that a person set: whoever can only write to the database raises
+    no limit unseen.
     """
 
     __tablename__ = "api_key"
@@ -57,6 +60,7 @@ class ApiKey(SQLModel, table=True):
         CheckConstraint("requests_per_minute > 0", name="api_key_requests_positive"),
         Index("api_key_by_id", "id"),  # an operator may know no more of a key, or its preview
         Index("api_key_by_preview", "preview"),
+        Index("api_key_by_change", "updated_at"),
         Index("api_key_live_name", "account_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
         {"postgresql_with": {"fillfactor": 50}},
     )
@@ -84,3 +88,5 @@ class ApiKey(SQLModel, table=True):
     deleted_at: datetime | None = when(nullable=True)
     created_at: datetime = when()
     updated_at: datetime = when()
+    revision: int = money(default=1)
+    proof: bytes | None = Field(default=None, sa_type=LargeBinary)

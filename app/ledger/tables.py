@@ -65,6 +65,7 @@ class Entry(SQLModel, table=True):
         CheckConstraint("kind IN ('topup', 'bonus', 'usage', 'refund', 'adjustment')", name="entry_kind_known"),
         CheckConstraint("(kind = 'usage') = (usage_id IS NOT NULL)", name="entry_of_usage_has_its_call"),
         Index("entry_not_of_calls", "created_at", postgresql_where=text("kind IN ('topup', 'bonus', 'adjustment')")),
+        Index("entry_by_time", "created_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
         Index("entry_refund", "created_at", postgresql_where=text("kind = 'refund'")),
     )
 

@@ -88,6 +88,7 @@ class AdminKeysController(Controller):
         self,
         admin: NamedDependency[Admin],
         db: NamedDependency[Database],
+        keyring: NamedDependency[Keyring],
         settings: NamedDependency[Settings],
         account_id: FromPath[str],
         key_id: FromPath[str],
@@ -96,7 +97,9 @@ class AdminKeysController(Controller):
         """Only the fields sent change; null clears one."""
         changes = wanted_changes(data)
         where = account_in(account_id), key_in(key_id)
-        found = await db.transaction(lambda session: keys.change(session, settings.pepper, admin, *where, changes))
+        found = await db.transaction(
+            lambda session: keys.change(session, keyring, settings.pepper, admin, *where, changes)
+        )
         return KeyAnswer(KeyView.of(found))
 
     @delete("/{key_id:str}", status_code=200, summary="Revoke a key")
@@ -104,13 +107,14 @@ class AdminKeysController(Controller):
         self,
         admin: NamedDependency[Admin],
         db: NamedDependency[Database],
+        keyring: NamedDependency[Keyring],
         settings: NamedDependency[Settings],
         account_id: FromPath[str],
         key_id: FromPath[str],
     ) -> Revoked:
         """The key stops working before this is answered; it cannot be undone."""
         where = account_in(account_id), key_in(key_id)
-        await db.transaction(lambda session: keys.revoke(session, settings.pepper, admin, *where))
+        await db.transaction(lambda session: keys.revoke(session, keyring, settings.pepper, admin, *where))
         return Revoked()
 
     @post("/{key_id:str}/revoke", status_code=200, summary="Revoke a key, with a reason")
@@ -118,6 +122,7 @@ class AdminKeysController(Controller):
         self,
         admin: NamedDependency[Admin],
         once: NamedDependency[Once],
+        keyring: NamedDependency[Keyring],
         settings: NamedDependency[Settings],
         account_id: FromPath[str],
         key_id: FromPath[str],
@@ -127,7 +132,7 @@ class AdminKeysController(Controller):
 
         async def effect(session: AsyncSession) -> Revoked:
             where = account_in(account_id), key_in(key_id)
-            await keys.revoke(session, settings.pepper, admin, *where, reason_of(data))
+            await keys.revoke(session, keyring, settings.pepper, admin, *where, reason_of(data))
             return Revoked()
 
         return await once.do(Revoked, effect)
@@ -150,6 +155,7 @@ class AdminKeysController(Controller):
         self,
         admin: NamedDependency[Admin],
         once: NamedDependency[Once],
+        keyring: NamedDependency[Keyring],
         settings: NamedDependency[Settings],
         account_id: FromPath[str],
         key_id: FromPath[str],
@@ -172,6 +178,6 @@ class AdminKeysController(Controller):
         async def effect(session: AsyncSession) -> KeyAnswer:
             where = account_in(account_id), key_in(key_id)
             how = {"is_disabled": is_disabled, "reason": reason_of(data)}
-            return KeyAnswer(KeyView.of(await keys.switch(session, settings.pepper, admin, *where, **how)))  # type: ignore[arg-type]
+            return KeyAnswer(KeyView.of(await keys.switch(session, keyring, settings.pepper, admin, *where, **how)))  # type: ignore[arg-type]
 
         return await once.do(KeyAnswer, effect)

@@ -168,7 +168,7 @@ class OpenRouterKeysController(Controller):
         async def work(session: Any) -> ManagedKeyAnswer:
             key_id = await _live_key(session, settings.pepper, owner.account_id, key_hash)
             with _in_their_words():
-                changed = await change(session, owner.account_id, key_id, changes)
+                changed = await change(session, keyring, owner.account_id, key_id, changes)
             return await _told(session, keyring, owner.account_id, changed)
 
         return await db.transaction(work)
@@ -179,13 +179,14 @@ class OpenRouterKeysController(Controller):
         owner: NamedDependency[Caller],
         db: NamedDependency[Database],
         settings: NamedDependency[Settings],
+        keyring: NamedDependency[Keyring],
         key_hash: FromPath[str],
     ) -> Deleted:
         """The key stops working before this is answered; it cannot be undone."""
 
         async def work(session: Any) -> None:
             key_id = await _live_key(session, settings.pepper, owner.account_id, key_hash)
-            await revoke(session, owner.account_id, key_id)
+            await revoke(session, keyring, owner.account_id, key_id)
 
         await db.transaction(work)
         return Deleted()

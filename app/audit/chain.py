@@ -1,0 +1,173 @@
+"""What is sealed, and how: the text that stands for a row, and the MACs that chain one place of a chain to the next.
+
+A chain belongs to an account (`entries`, `key/…`, `credit_id/…`) or to the house (`prices/…`, rules, tokens, operators'
+acts). Whoever can only write to the database, be it as its owner, cannot make a link: the key comes from the pepper.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from app.kernel.security import Pepper
+
+HOUSE: Final = uuid.UUID(int=0)
+"""The account that the house's own chains stand under."""
+ENTRIES: Final = "entries"
+LINK_BYTES: Final = 16
+NO_LINK: Final = bytes(LINK_BYTES)
+NO_CALL: Final = bytes(LINK_BYTES)
+"""In place of a call's MAC: for an entry that is of none, or whose call was dropped before it was sealed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Some places of one chain, as a row of `seal`."""
+
+    account_id: uuid.UUID
+    chain: str
+    number: int
+    links: bytes
+    kept: bytes
+
+    @property
+    def count(self) -> int:
+        return len(self.links) // LINK_BYTES
+
+    @property
+    def last_link(self) -> bytes:
+        return self.links[-LINK_BYTES:]
+
+    def digest(self) -> bytes:
+        """What a run's MAC says of this row; the SQL below says the same."""
+        named = f"{self.account_id}/{self.chain}/{self.number}/{self.count}/"
+        return hashlib.sha256(named.encode() + self.links + self.kept).digest()
+
+
+DIGEST_SQL: Final = """
+    sha256(convert_to(concat(account_id, '/', chain, '/', number, '/', count, '/'), 'UTF8') || links || kept)"""
+IN_ORDER: Final = 'account_id, chain COLLATE "C", number'
+
+
+def digest_of_run(seals: Sequence[Sealed]) -> bytes:
+    """One digest over all seals of a run, in the order of their names."""
+    ordered = sorted(seals, key=lambda seal: (seal.account_id, seal.chain.encode(), seal.number))
+    return hashlib.sha256(b"".join(seal.digest() for seal in ordered)).digest()
+
+
+# --- MACs -------------------------------------------------------------------------------------------
+
+
+def link(pepper: Pepper, before: bytes, account_id: uuid.UUID, chain: str, number: int, content: bytes) -> bytes:
+    """The MAC over what stands at a place, and over the link before it."""
+    return pepper.tag(b"seal", before, account_id.bytes, chain.encode(), number.to_bytes(8), content)
+
+
+def call_mac(pepper: Pepper, account_id: uuid.UUID, call: bytes | None) -> bytes:
+    """The MAC over a call, which stays when its month is dropped; `call` is the digest of its row."""
+    return NO_CALL if call is None else pepper.tag(b"seal/call", account_id.bytes, call)
+
+
+def run_mac(
+    pepper: Pepper, before: bytes, run_id: int, made_at: datetime, until: datetime, seals: int, digest: bytes
+) -> bytes:
+    """The MAC over a run, and over the run before it."""
+    said = f"{run_id}/{made_at.timestamp():.6f}/{until.timestamp():.6f}/{seals}"
+    return pepper.tag(b"seal/run", before, said.encode(), digest)
+
+
+# --- the texts of rows, as SQL ----------------------------------------------------------------------
+
+
+def _micros(column: str) -> str:
+    """A moment as a number: its text would depend on the session."""
+    return f"(extract(epoch FROM {column}) * 1000000)::bigint"
+
+
+def _digest(*columns: str) -> str:
+    """SHA-256 over some columns of a row. Null, empty and the bounds between columns are told apart by JSON's own rules."""
+    return f"sha256(convert_to(jsonb_build_array({', '.join(columns)})::text, 'UTF8'))"
+
+
+ENTRY_DIGEST: Final = _digest(
+    "e.kind", "e.reference", "e.contra", "e.amount_nusd", "e.balance_after_nusd", "e.usage_id", _micros("e.created_at")
+)
+CALL_DIGEST: Final = _digest(
+    "u.id", "u.hold_id", "u.service", "u.request_id", "u.key_id", _micros("u.window_start"), "u.model", "u.served_model", "u.provider",
+    "u.endpoint", "u.outcome", "u.upstream_id", "u.upstream_model", "u.cost_nusd", "u.provider_cost_nusd", "u.balance_after_nusd",
+    "u.held_after_nusd", "u.latency_ms", "u.ttft_ms", "u.units", "u.price_version", "u.lines", "u.flags", _micros("u.created_at"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of row that has a chain of its own: `sql` selects account_id, chain, content, ends_at, revision and since.
+
+    `content` is what never changes while `revision` is the same. `ends_at` may go from null to a moment, and no other way;
+    what `may_go` may be deleted, and never come back. `since` is when it was written, for the job to look at what is new.
+    """
+
+    table: str
+    name: str
+    sql: str
+    may_end: bool = False
+    may_go: bool = False
+
+    def rows(self, where: str = "true") -> str:
+        return f"SELECT * FROM ({self.sql}) x WHERE {where}"
+
+
+def _house(table: str, name: str, columns: Sequence[str], ends_at: str | None = None) -> Kind:
+    return Kind(
+        table, name,
+        f"""SELECT '{HOUSE}'::uuid AS account_id, '{name}/' || x.id AS chain, {_digest(*columns)} AS content,
+                   {ends_at or "NULL::timestamptz"} AS ends_at, 1::bigint AS revision, x.created_at AS since FROM {table} x""",
+        may_end=ends_at is not None,
+    )  # fmt: skip
+
+
+_RULE: Final = (_micros("x.created_at"), _micros("x.effective_from"))
+_KEY_DIGEST: Final = _digest(
+    "x.revision", "x.name", "x.preview", "encode(x.masked_hash, 'hex')", "x.limit_nusd", "x.reset_period", "to_jsonb(x.scopes)",
+    "to_jsonb(x.allowed_models)", "x.call_limit_nusd", "x.requests_per_minute", _micros("x.expire_at"), _micros("x.disabled_at"), _micros("x.deleted_at"), "encode(x.proof, 'hex')",
+)  # fmt: skip
+KINDS: Final = (
+    _house("admin_log", "act", ("encode(x.proof, 'hex')", _micros("x.created_at"))),
+    _house("admin_token", "admin_token", ("x.name", "encode(x.secret_hash, 'hex')", _micros("x.created_at")), "x.revoked_at"),
+    _house("fee", "fee", ("x.feature", "x.price_nusd", *_RULE), "x.effective_to"),
+    _house("markup", "markup", ("x.scope", "x.subject", "x.multiplier_ppm", "x.fixed_per_request_nusd", *_RULE), "x.effective_to"),
+    _house("price_override", "override", ("x.model", "x.provider", "x.dimension", "x.tier_min", "x.attributes", "x.price_pusd", "x.per_units", *_RULE), "x.effective_to"),
+    _house("service_token", "service_token", ("x.name", "encode(x.secret_hash, 'hex')", "x.on_expiry", _micros("x.created_at")), "x.revoked_at"),
+    Kind(
+        "api_key", "key",
+        f"""SELECT x.account_id, 'key/' || x.id AS chain, {_KEY_DIGEST} AS content, NULL::timestamptz AS ends_at,
+                   x.revision, x.updated_at AS since FROM api_key x""",
+    ),
+    Kind(
+        "credential", "credit_id",
+        """SELECT x.account_id, 'credit_id/' || left(encode(x.secret_hash, 'hex'), 32) AS chain,
+                  sha256(x.secret_hash || coalesce(x.proof, '')) AS content, NULL::timestamptz AS ends_at, 1::bigint AS revision,
+                  x.created_at AS since FROM credential x WHERE x.kind = 'credit_id'""",
+        may_go=True,
+    ),
+)  # fmt: skip
+
+PRICES: Final = f"""
+    SELECT line, subject, content FROM (
+        SELECT 0 AS line, 'version ' || x.id AS subject, '' AS model, '' AS provider, '' AS dimension, 0::bigint AS tier_min, '' AS attributes,
+               x.created_at AS since, {_digest("x.source", "x.source_hash", "x.note", _micros("x.created_at"))} AS content
+        FROM price_version x WHERE x.id = :version_id
+        UNION ALL
+        SELECT 1, concat_ws('/', 'price', x.version_id, x.model, x.provider, x.dimension, x.tier_min, nullif(x.attributes, '')), x.model, x.provider,
+               x.dimension, x.tier_min, x.attributes, x.effective_from,
+               {_digest("x.model", "x.provider", "x.dimension", "x.tier_min", "x.attributes", "x.price_pusd", "x.per_units", _micros("x.effective_from"), _micros("x.effective_to"))}
+        FROM price x WHERE x.version_id = :version_id
+        UNION ALL
+        SELECT 2, concat_ws('/', 'model', x.version_id, x.model, x.provider), x.model, x.provider, '', 0, '', NULL,
+               {_digest("x.model", "x.provider", "x.mode", "x.max_output_tokens", "x.context_tokens", "x.default_attributes", "x.match")}
+        FROM priced_model x WHERE x.version_id = :version_id
+    ) lines
+    ORDER BY line, model COLLATE "C", provider COLLATE "C", dimension COLLATE "C", tier_min, attributes COLLATE "C", since"""
+"""Every line of a version of prices, in the order of its chain. Nothing is added to a version after its import."""

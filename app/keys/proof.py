@@ -1,0 +1,31 @@
+"""What a key was set to, proven: a MAC that only we can make, so that a limit raised in the database is found."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from app.kernel.security import Pepper
+
+PROVEN: Final = (
+    "account_id", "id", "revision", "name", "preview", "masked_hash", "limit_nusd", "reset_period", "scopes", "allowed_models",
+    "call_limit_nusd", "requests_per_minute", "expire_at", "disabled_at", "deleted_at",
+)  # fmt: skip
+"""What a person set, or what a key is known by; `revision` counts its changes, so that none of them comes back."""
+
+MOVING: Final = (
+    "window_start", "window_usage_nusd", "held_nusd", "lifetime_nusd", "minute_start", "minute_calls", "created_at", "updated_at", "sealed_secret", "proof",
+)  # fmt: skip
+"""What calls change, or what is bound in another way: the sealed secret by its row's name."""
+
+
+def key_proof(pepper: Pepper, key: Mapping[str, Any]) -> bytes:
+    """The MAC over what a key was set to; `key` is its row, or the part of it that is proven."""
+    return pepper.tag(b"api_key", msgspec.json.encode([_plain(key[name]) for name in PROVEN]))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, memoryview | bytes):
+        return bytes(value).hex()
+    return str(value) if isinstance(value, uuid.UUID) else value
