@@ -16,6 +16,7 @@ from app.accounts.reap import reap_empty
 from app.activity.archive import make_partitions
 from app.activity.rollup import recount, roll_up
 from app.admin.figures import sum_up
+from app.audit.continuous import look_on
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.figures import keep
@@ -61,6 +62,7 @@ JOBS: Final = (
     Job("expire holds", 5, lambda house: expire_holds(house.db)),
     Job("drive auto top-ups", 3, lambda house: house.watcher.look_for_due()),
     Job("look for low balances", 30, lambda house: house.watcher.look_for_low()),
+    Job("audit in slices", 10, lambda house: look_on(house.db)),
     Job("seal the books", 10, lambda house: house.notary.seal()),
     Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
     Job("sum the last days again", 3600, lambda house: recount(house.db)),

@@ -18,6 +18,7 @@ from app.accounts.api import ask_balance, check_account, create_account, read_ba
 from app.activity import api as activity
 from app.admin import api as admin
 from app.audit import api as audits
+from app.audit.gauges import gauges
 from app.autotopup.api import AutoTopupController
 from app.kernel.db import Database, row
 from app.kernel.errors import AppError, DatabaseUnavailable
@@ -114,7 +115,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         "wallets": house.wallets, "watcher": house.watcher, "audits": house.audits,
     }  # fmt: skip
     processes = Processes.of()
-    parts["exposition"] = Exposition(house.db, house.settings, processes)
+    parts["exposition"] = Exposition(house.db, house.settings, processes, gauges)
     callers = Callers(house.verifier, house.services)
     limits = RequestLimits(house.db, house.settings, now)
     contract = docs.Contract(house.settings.public_url)

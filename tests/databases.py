@@ -4,9 +4,9 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import psycopg
@@ -51,6 +51,23 @@ def empty(url: str) -> None:
             except psycopg.errors.DeadlockDetected:
                 if not tries_left:
                     raise
+
+
+def kept(conn: psycopg.Connection[Any]) -> Callable[[], None]:
+    """Returns what puts every table back to how it is now; what is kept for that goes with the connection."""
+    tables = [
+        name for (name,) in conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    ]
+    tables = [
+        name for name in tables if not name.startswith("usage_2") and name not in ("alembic_version", "usage_default")
+    ]
+    conn.execute("; ".join(f'CREATE TEMP TABLE "kept_{name}" AS TABLE public."{name}"' for name in tables).encode())
+
+    def put_back() -> None:
+        conn.execute(f"TRUNCATE {', '.join(tables)} CASCADE".encode())
+        conn.execute("; ".join(f'INSERT INTO public."{name}" TABLE "kept_{name}"' for name in tables).encode())
+
+    return put_back
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,6 +34,7 @@ from app.pricing import rules
 from app.pricing.rows import Dimension
 from app.pricing.starter import ensure_starter
 from app.wiring import House
+from tests.databases import kept
 from tests.past import move_back_and_sort
 from tests.test_audit import SWAP, USD, Books, Lie, Owner, books, gift, planted, revoked
 
@@ -348,23 +348,6 @@ async def test_a_forgery_is_found_by_the_audit_and_no_later_seal_makes_it_true(
                 found = [each for each in told.findings if each.check == forgery.check]
                 assert any(forgery.subject.format(**names) in each.subject for each in found), (forgery.label, told)
     assert (await looked(sealed)).findings == ()
-
-
-def kept(conn: Owner) -> Callable[[], None]:
-    """Returns what puts every table back to how it is now; what is kept for that goes with the connection."""
-    tables = [
-        name for (name,) in conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
-    ]
-    tables = [
-        name for name in tables if not name.startswith("usage_2") and name not in ("alembic_version", "usage_default")
-    ]
-    conn.execute("; ".join(f'CREATE TEMP TABLE "kept_{name}" AS TABLE public."{name}"' for name in tables).encode())
-
-    def put_back() -> None:
-        conn.execute(f"TRUNCATE {', '.join(tables)} CASCADE".encode())
-        conn.execute("; ".join(f'INSERT INTO public."{name}" TABLE "kept_{name}"' for name in tables).encode())
-
-    return put_back
 
 
 async def test_books_put_back_to_an_earlier_state_are_found_by_the_head_that_was_noted(

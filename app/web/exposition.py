@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -31,12 +31,19 @@ class Exposition:
     """Prometheus' text. The books' figures bear no label of a process: whoever is asked, they are the same."""
 
     def __init__(
-        self, db: Database, settings: Settings, processes: Processes, monotonic: Callable[[], float] = time.monotonic
+        self,
+        db: Database,
+        settings: Settings,
+        processes: Processes,
+        audited: Callable[[Database], Awaitable[Sequence[Metric]]],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`audited` are the continuous audit's figures. They may raise DatabaseUnavailable."""
+        self._audited = audited
         self._db, self._processes, self._monotonic = db, processes, monotonic
         self._token, self._port = settings.metrics_token, settings.metrics_port
         self._is_closed = settings.is_production and not self._token and self._port is None
-        self._books: asyncio.Task[list[Family] | None] | None = None
+        self._books: asyncio.Task[list[Metric] | None] | None = None
         self._good_until = 0.0
 
     def admit(self, request: Request[Any, Any, Any]) -> None:
@@ -53,17 +60,18 @@ class Exposition:
         found = await self._figures()
         is_up = GaugeMetricFamily("satmeter_database_up", "1 if the books could be asked")
         is_up.add_metric([], 0 if found is None else 1)
-        return generate_latest(Joined(self._processes.collect(), map(_as_metric, found or ()), [is_up]))
+        return generate_latest(Joined(self._processes.collect(), found or (), [is_up]))
 
-    async def _figures(self) -> list[Family] | None:
+    async def _figures(self) -> list[Metric] | None:
         """None while the database is away."""
         if self._books is None or (self._books.done() and self._monotonic() >= self._good_until):
             self._books = asyncio.create_task(self._ask())
         return await asyncio.shield(self._books)
 
-    async def _ask(self) -> list[Family] | None:
+    async def _ask(self) -> list[Metric] | None:
         try:
-            return await books(self._db, datetime.now(UTC))
+            told = map(_as_metric, await books(self._db, datetime.now(UTC)))
+            return [*told, *await self._audited(self._db)]
         except DatabaseUnavailable:
             return None
         finally:

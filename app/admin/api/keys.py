@@ -142,13 +142,14 @@ class AdminKeysController(Controller):
         self,
         admin: NamedDependency[Admin],
         once: NamedDependency[Once],
+        keyring: NamedDependency[Keyring],
         settings: NamedDependency[Settings],
         account_id: FromPath[str],
         key_id: FromPath[str],
         data: JSONBody[Because | None] = None,
     ) -> KeyAnswer:
         """It is refused before this is answered; `enable` is the way back."""
-        return await self._switch(admin, once, settings, account_id, key_id, data, is_disabled=True)
+        return await self._switch(admin, once, keyring, settings, account_id, key_id, data, is_disabled=True)
 
     @post("/{key_id:str}/enable", status_code=200, summary="Switch a key on again")
     async def enable(
@@ -162,12 +163,13 @@ class AdminKeysController(Controller):
         data: JSONBody[Because | None] = None,
     ) -> KeyAnswer:
         """One that was revoked stays so."""
-        return await self._switch(admin, once, settings, account_id, key_id, data, is_disabled=False)
+        return await self._switch(admin, once, keyring, settings, account_id, key_id, data, is_disabled=False)
 
     async def _switch(
         self,
         admin: Admin,
         once: Once,
+        keyring: Keyring,
         settings: Settings,
         account_id: str,
         key_id: str,
