@@ -36,9 +36,9 @@ _RIGHTS = {
     "SELECT, INSERT": "entry, usage, topup_invoice, topup_address, admin_log, price_version, priced_model, price, price_override, markup, fee,"
     " api_key, topup, payment, webhook_delivery, service_token, admin_token, nwc_attempt, audit_run, seal, seal_run",
     "SELECT, INSERT (id)": "account",
-    "SELECT, INSERT, DELETE": "credential, hold",
+    "SELECT, INSERT, DELETE": "credential, hold, audit_finding",
     "SELECT, INSERT, UPDATE": "rollup_day, figure, token_use, job_lease, audit_walk",
-    "SELECT, INSERT, UPDATE, DELETE": "idempotency, rate_count, nwc_connection, usage_day, audit_finding",
+    "SELECT, INSERT, UPDATE, DELETE": "idempotency, rate_count, nwc_connection, usage_day",
     "UPDATE (state, activated_at, revision)": "price_version",
     "UPDATE (effective_to)": "price_override, markup, fee",
 }
@@ -55,6 +55,7 @@ _CHANGED = {
     " due_coin_units, paid_coin_units, fee_coin_units, rate, usd_per_coin, rate_source, rate_at, credited_nusd, bonus_nusd, review,"
     " reviewed, finding_id, expires_at, watch_until, settled_at, checked_at, next_check_at",
     "payment": "value_coin_units, fee_coin_units, status, worth_nusd",
+    "audit_finding": "differences, unexplained, oldest_at",
     "webhook_delivery": "raw_body, processed_at, next_try_at, attempts",
     "service_token": "revoked_at",
     "admin_token": "revoked_at",
