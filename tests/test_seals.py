@@ -24,7 +24,7 @@ from app.audit.unbroken import look
 from app.kernel.db import Database, row, rows
 from app.kernel.errors import InvalidField
 from app.kernel.lease import leads
-from app.kernel.security import Admin
+from app.kernel.security import Admin, Kind, new_credit_id
 from app.keys.issue import change
 from app.keys.proof import MOVING, PROVEN
 from app.keys.tables import ApiKey
@@ -390,6 +390,23 @@ async def test_a_replayed_state_of_a_key_is_found(sealed: Books, owner_conn: Own
     await sealed_again(sealed, whole=True)
     [finding] = (await looked(sealed)).findings
     assert (finding.check, finding.subject) == ("settings_are_as_sealed", f"api_key {owner.account_id}/{owner.key_id}")
+
+
+async def test_a_credit_id_that_was_replaced_does_not_come_back(sealed: Books, owner_conn: Owner) -> None:
+    house, account_id = sealed.house, sealed.account
+    of_it = "FROM credential WHERE kind = 'credit_id' AND account_id = %s"
+    owner_conn.execute(f"CREATE TEMP TABLE once AS SELECT * {of_it}".encode(), [account_id])
+    owner_conn.execute(f"DELETE {of_it}".encode(), [account_id])
+    await house.db.transaction(
+        lambda session: house.keyring.register(session, new_credit_id(), Kind.CREDIT_ID, account_id, None)
+    )
+    assert (await looked(sealed)).findings == ()
+    assert await sealed_again(sealed) == 1
+    assert (await looked(sealed)).findings == ()
+    owner_conn.execute(f"DELETE {of_it}".encode(), [account_id])
+    owner_conn.execute("INSERT INTO credential SELECT * FROM once")
+    await sealed_again(sealed, whole=True)
+    assert [each.check for each in (await looked(sealed)).findings] == ["settings_are_as_sealed"]
 
 
 async def test_an_end_comes_once_and_is_not_taken_back(sealed: Books, owner_conn: Owner) -> None:

@@ -27,7 +27,7 @@ from app.keys.proof import PROVEN, key_proof
 _ENTRIES_AT_ONCE: Final = 10_000
 _ROWS_AT_ONCE: Final = 2_000
 _LEASE_SECONDS: Final = 120
-_WHOLE_EVERY_SECONDS: Final = 3600.0
+_WHOLE_EVERY_SECONDS: Final = 600.0
 LAG: Final = "interval '90 seconds'"
 """So long may a transaction of ours take from its beginning, whose time its rows bear, until others see them."""
 _BEAT: Final = "interval '1 minute'"
@@ -49,7 +49,8 @@ class Head:
 
 
 class Notary:
-    """Seals every few seconds, in one process of all. Once an hour it looks at everything and not at what is new alone."""
+    """Seals every few seconds, in one process of all. Every ten minutes it looks at everything and not at what is new alone:
+    a transaction may have taken longer than any should, and a clock may have gone back."""
 
     def __init__(self, db: Database, pepper: Pepper) -> None:
         self._db, self._pepper = db, pepper

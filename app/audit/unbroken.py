@@ -238,7 +238,7 @@ async def _look_at_rows(this: _Look, kind: Kind) -> None:
     seals = await _Ahead.of(
         _stream(
             this.session,
-            f"SELECT account_id, chain, number, links, kept FROM seal WHERE {of_kind} ORDER BY {order}, number",
+            f"SELECT account_id, chain, number, links, kept, run_id FROM seal WHERE {of_kind} ORDER BY {order}, number",
         )
     )
     live = await _Ahead.of(
@@ -248,12 +248,15 @@ async def _look_at_rows(this: _Look, kind: Kind) -> None:
         )
     )
     changed: list[Row] = []
+    newest = _Newest(this, kind)
     while seals.next is not None or live.next is not None:
         name = min(_named(ahead.next) for ahead in (seals, live) if ahead.next is not None)
         last = await _last_of_chain(this, kind, name, seals)
         stands = live.next if live.next is not None and _named(live.next) == name else None
         if stands is not None:
             await live.go_on()
+        if kind.may_go:
+            newest.of(name, last, stands)
         if last is None and stands is not None:
             this.unsealed(_shown(kind, name), stands.since)
         elif last is not None and stands is None and not kind.may_go:
@@ -262,6 +265,7 @@ async def _look_at_rows(this: _Look, kind: Kind) -> None:
             changed.append(
                 last | {"revision": stands.revision, "says": bytes(stands.says), "subject": _shown(kind, name)}
             )
+    newest.tell()
     await _judge(this, kind, changed)
 
 
@@ -274,6 +278,32 @@ async def _judge(this: _Look, kind: Kind, changed: Sequence[Row]) -> None:
     for each in changed:
         if (each["account_id"], each["chain"]) not in names:
             this.find(_SETTINGS, each["subject"], "not as it was set", "what was sealed")
+
+
+class _Newest:
+    """Of rows that may go, an account's newest that was sealed stands, or one that waits for its seal: an older one does not
+    come back in its place."""
+
+    def __init__(self, this: _Look, kind: Kind) -> None:
+        self._this, self._kind = this, kind
+        self._account_id: uuid.UUID | None = None
+        self._run_id, self._stands, self._gone = 0, True, ""
+
+    def of(self, name: tuple[uuid.UUID, bytes], last: Row | None, stands: Any) -> None:
+        if name[0] != self._account_id:
+            self.tell()
+            self._account_id, self._run_id, self._stands, self._gone = name[0], 0, False, ""
+        if last is None:
+            self._stands, self._run_id = True, 2**63  # newer than any seal
+        elif last["run_id"] > self._run_id:
+            self._run_id, self._stands, self._gone = last["run_id"], stands is not None, _shown(self._kind, name)
+        elif last["run_id"] == self._run_id:
+            self._stands = self._stands or stands is not None
+
+    def tell(self) -> None:
+        if not self._stands:
+            self._this.find(_SETTINGS, self._gone, "gone, and none came after it", "what was sealed last")
+            self._stands = True
 
 
 async def _last_of_chain(this: _Look, kind: Kind, name: tuple[uuid.UUID, bytes], seals: "_Ahead") -> Row | None:
@@ -289,7 +319,8 @@ async def _last_of_chain(this: _Look, kind: Kind, name: tuple[uuid.UUID, bytes],
             this.find(_SETTINGS, _shown(kind, name), f"another seal {seal.number}", "what was sealed")
             is_whole = False
         last = {
-            "account_id": account_id, "chain": chain_name, "number": seal.number, "links": bytes(seal.links), "kept": bytes(seal.kept)
+            "account_id": account_id, "chain": chain_name, "number": seal.number, "links": bytes(seal.links), "kept": bytes(seal.kept),
+            "run_id": seal.run_id,
         }  # fmt: skip
         await seals.go_on()
     return last
