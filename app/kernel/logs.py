@@ -15,7 +15,7 @@ import structlog
 ALLOWED_FIELDS = frozenset(
     {
         "account_id", "address", "amount_nusd", "at", "attempt", "attempts", "backend", "bonus_nusd", "charge_id", "code", "count",
-        "delivery_type", "duration_ms", "error", "event", "exc_type", "hold_id", "invoice_id", "job", "key_id", "level",
+        "delivery_type", "duration_ms", "error", "event", "exc_type", "head", "hold_id", "invoice_id", "job", "key_id", "level",
         "method", "path", "pid", "port", "request_id", "seconds", "service", "state", "status", "timestamp", "topup_id",
         "url", "version", "where",
     }
