@@ -48,11 +48,15 @@ class Cluster:
     def url(self) -> str:
         return f"postgresql://dba@/satmeter?host={self.sockets}&port=5432"
 
+    @property
+    def _as_who(self) -> dict[str, Any]:
+        return {"user": self._user, "group": "nogroup", "extra_groups": []} if self._user else {}
+
     def execute(self, program: str, *arguments: str | Path) -> None:
         done = subprocess.run(
             [_bin() / program, *arguments], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE if program != "pg_ctl" else subprocess.DEVNULL, text=True, timeout=120, check=False,
-            **({"user": self._user, "group": "nogroup", "extra_groups": []} if self._user else {}),
+            **self._as_who,
         )  # fmt: skip
         log = self.folder / "log"
         assert done.returncode == 0, done.stderr or (log.read_text() if log.exists() else program)

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.adapters.breaker import Breaker, Breakers
 from app.admin.figures import _QUESTIONS, sum_up
+from app.audit.gauges import gauges
 from app.jobs import Job, schedule
 from app.kernel.db import Database
 from app.kernel.figures import keep
@@ -31,7 +32,7 @@ TOKEN = "a-token-for-the-scraper-of-ours"
 async def figures(door: Door) -> dict[str, float]:
     """Every sample by its name and labels, as a scrape reads it."""
     # What was asked within five seconds is told again, and a test does not wait so long.
-    exposition = Exposition(door.rig.house.db, door.rig.house.settings, Processes(None, "http"))
+    exposition = Exposition(door.rig.house.db, door.rig.house.settings, Processes(None, "http"), gauges)
     return read((await exposition.text()).decode())
 
 
@@ -130,7 +131,7 @@ async def test_no_question_of_a_scrape_reads_a_whole_table(door: Door) -> None:
 
 async def test_while_the_database_is_away_processes_still_tell_and_say_so(settings: Settings) -> None:
     away = Database("postgresql://nobody@127.0.0.1:1/nothing", pool_size=2)
-    told = read((await Exposition(away, settings, Processes(None, "http")).text()).decode())
+    told = read((await Exposition(away, settings, Processes(None, "http"), gauges).text()).decode())
     await away.close()
     assert told["satmeter_database_up"] == 0
     assert not any(name.startswith("satmeter_topups") for name in told)
@@ -140,7 +141,7 @@ async def test_while_the_database_is_away_processes_still_tell_and_say_so(settin
 async def test_the_books_are_asked_once_in_five_seconds_however_many_ask(door: Door) -> None:
     clock = [1000.0]
     exposition = Exposition(
-        door.rig.house.db, door.rig.house.settings, Processes(None, "http"), monotonic=lambda: clock[0]
+        door.rig.house.db, door.rig.house.settings, Processes(None, "http"), gauges, monotonic=lambda: clock[0]
     )
     before = read((await exposition.text()).decode())
     door.rig.sql("INSERT INTO figure (name, value) VALUES ('accounts', 77)")
