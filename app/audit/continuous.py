@@ -141,6 +141,9 @@ async def _next_slice(session: AsyncSession, accounts_at_once: int) -> tuple[lis
 async def _differences(session: AsyncSession, slice_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
     """How many differences the audit's checks find in these accounts; what names no account of them counts for the house's."""
     await _read_on_a_snapshot(session)
+    # Tables are compared by hashes: row by row, or account by account, a slice would take longer than the whole audit.
+    for plan in ("nestloop", "mergejoin"):
+        await row(session, f"SET LOCAL enable_{plan} = off")
     count: dict[uuid.UUID, int] = {}
     checks = SLICED if slice_ids else SCHEMA
     for check in checks:
@@ -148,8 +151,8 @@ async def _differences(session: AsyncSession, slice_ids: Sequence[uuid.UUID]) ->
         for each in await rows(session, statement, **({"slice": list(slice_ids)} if ":slice" in statement else {})):
             account_id = _account_in(each["subject"], slice_ids)
             count[account_id] = count.get(account_id, 0) + 1
-    for name, found in count.items():
-        log.error("audit.differences", account_id=str(name), count=found)
+    if count:
+        log.error("audit.differences", account_id=str(min(count)), count=sum(count.values()))
     return count
 
 

@@ -33,6 +33,7 @@ AS_SEALED: Final = (
 """What is looked at: runs, entries with their calls, prices, and whatever else has a chain: keys, credit ids, rules, tokens, acts."""
 _RUNS, _NOTED, _ENTRIES, _PRICES, _SETTINGS, _UNSEALED = AS_SEALED
 _HEAD: Final = re.compile(r"\d{1,18}:[0-9a-f]{32}", re.ASCII)
+_ROWS_AT_ONCE: Final = 1000
 _IMPORT_TIME: Final = timedelta(minutes=15)
 """Later than this after its beginning no import of prices is still under way."""
 
@@ -343,8 +344,10 @@ def _is_of_house(kind: Kind) -> bool:
 
 
 async def _stream(session: AsyncSession, statement: str, **params: Any) -> AsyncIterator[Any]:
-    async for each in await session.stream(text(statement), params, execution_options={"yield_per": 1000}):
-        yield each
+    found = await session.stream(text(statement), params, execution_options={"yield_per": _ROWS_AT_ONCE})
+    async for some in found.partitions():  # row by row each would cost a change of greenlets
+        for each in some:
+            yield each
 
 
 class _Ahead:
