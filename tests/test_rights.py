@@ -120,6 +120,7 @@ def _is_used(code: str, table: str, right: str) -> bool:
         return by_class or _says(code, rf"INSERT INTO {table}\b") or (table in RULES and "INSERT INTO {table}" in code)
     if right == "UPDATE":
         by_constant = table in RULES and "UPDATE {table}" in code
+        by_constant |= table.endswith("_token") and "UPDATE {before['kind']}_token SET" in code
         return (
             by_constant
             or _says(code, rf"UPDATE {table}\b")

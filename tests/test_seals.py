@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import SQLModel
 
 from app.activity.archive import drop, export
 from app.activity.rollup import roll_up
@@ -274,6 +275,8 @@ FORGERIES = (
     Forgery("a markup taken off", "settings_are_as_sealed", "UPDATE markup SET multiplier_ppm = 0", "markup "),
     Forgery("a fee lowered", "settings_are_as_sealed", "UPDATE fee SET price_nusd = 1", "fee "),
     Forgery("a token's hash replaced", "settings_are_as_sealed", "UPDATE admin_token SET secret_hash = 'mine'", "admin_token "),
+    Forgery("an operator's token for ever", "settings_are_as_sealed", "UPDATE admin_token SET expires_at = now() + interval '9 years'", "admin_token "),
+    Forgery("a token's scopes widened", "settings_are_as_sealed", "UPDATE admin_token SET scopes = ARRAY['money']", "admin_token "),
     Forgery("a proxy's holds released when they expire", "settings_are_as_sealed", "UPDATE service_token SET on_expiry = 'release'", "service_token "),
     Forgery("a key's limit raised", "settings_are_as_sealed", "UPDATE api_key SET limit_nusd = 900000000000 WHERE account_id = {account} AND name = 'moved'", "api_key {account}/"),
     Forgery("a key's limit raised as by its owner", "settings_are_as_sealed", "UPDATE api_key SET limit_nusd = 900000000000, revision = revision + 1, updated_at = now() WHERE account_id = {account} AND name = 'moved'", "api_key {account}/", is_of_the_issue=True),
@@ -450,6 +453,13 @@ async def test_every_kind_of_check_over_seals_has_a_forgery_that_it_finds() -> N
 
 def test_every_column_of_a_key_is_proven_or_moves() -> None:
     assert sorted((*PROVEN, *MOVING)) == sorted(column.name for column in ApiKey.__table__.columns)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("table", ["admin_token", "fee", "markup", "price_override", "service_token"])
+def test_every_column_of_a_rule_or_token_is_sealed(table: str) -> None:
+    [kind] = [kind for kind in KINDS if kind.table == table]
+    columns = SQLModel.metadata.tables[table].columns
+    assert [column.name for column in columns if f"x.{column.name}" not in kind.sql] == []
 
 
 async def test_sealed_rows_can_only_be_added_by_the_service(house: House) -> None:

@@ -135,11 +135,11 @@ _KEY_DIGEST: Final = _digest(
 )  # fmt: skip
 KINDS: Final = (
     _house("admin_log", "act", ("encode(x.proof, 'hex')", _micros("x.created_at"))),
-    _house("admin_token", "admin_token", ("x.name", "encode(x.secret_hash, 'hex')", _micros("x.created_at")), "x.revoked_at"),
+    _house("admin_token", "admin_token", ("x.name", "encode(x.secret_hash, 'hex')", "to_jsonb(x.scopes)", _micros("x.expires_at"), _micros("x.created_at")), "x.revoked_at"),
     _house("fee", "fee", ("x.feature", "x.price_nusd", *_RULE), "x.effective_to"),
     _house("markup", "markup", ("x.scope", "x.subject", "x.multiplier_ppm", "x.fixed_per_request_nusd", *_RULE), "x.effective_to"),
     _house("price_override", "override", ("x.model", "x.provider", "x.dimension", "x.tier_min", "x.attributes", "x.price_pusd", "x.per_units", *_RULE), "x.effective_to"),
-    _house("service_token", "service_token", ("x.name", "encode(x.secret_hash, 'hex')", "x.on_expiry", _micros("x.created_at")), "x.revoked_at"),
+    _house("service_token", "service_token", ("x.name", "encode(x.secret_hash, 'hex')", "x.on_expiry", _micros("x.expires_at"), _micros("x.created_at")), "x.revoked_at"),
     Kind(
         "api_key", "key",
         f"""SELECT x.account_id, 'key/' || x.id AS chain, {_KEY_DIGEST} AS content, NULL::timestamptz AS ends_at,
