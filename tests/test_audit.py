@@ -520,6 +520,7 @@ LIES = (
     Lie("an adjustment by an act about another", "adjustment_has_its_reason", "UPDATE entry SET reference = (SELECT reference FROM entry WHERE kind = 'adjustment' AND amount_nusd > 0), kind = 'adjustment', contra = 'adjustment', usage_id = NULL WHERE account_id = {account} AND id = 3"),
     Lie("an adjustment of more than was decided", "adjustment_has_its_reason", "UPDATE entry SET amount_nusd = amount_nusd + 1 WHERE kind = 'adjustment'"),
     Lie("a thousand dollars lent by nobody", "floor_has_its_act", "UPDATE account SET floor_nusd = -1000000000000 WHERE id = {account}"),
+    Lie("a frozen account that spends", "stopped_account_stays_stopped", "INSERT INTO admin_log (id, admin, act, subject) VALUES (gen_random_uuid(), 'ops', 'account.freeze', {account})", undo="DELETE FROM admin_log"),
     Lie("a floor that was decided otherwise", "floor_has_its_act", "INSERT INTO admin_log (id, admin, act, subject, amount_nusd) VALUES (gen_random_uuid(), 'ops', 'account.floor', {account}, -5); UPDATE account SET floor_nusd = -6 WHERE id = {account}", undo="DELETE FROM admin_log"),
     Lie("another address to pay to", "topup_shows_its_address", "UPDATE topup SET destination = 'bc1qthief' WHERE id = {open_topup}"),
     Lie("another address made known", "addresses_change_after_payments_only", "INSERT INTO topup_address VALUES ({account}, {open_topup}, 'bc1qthief'); UPDATE topup SET destination = 'bc1qthief' WHERE id = {open_topup}", undo="DELETE FROM topup_address"),

@@ -86,6 +86,15 @@ BOOKS: Final = (
         is_money=True,
     ),
     Check(
+        "stopped_account_stays_stopped",
+        "An account that an operator froze or closed, and let go on by no later act, is not active.",
+        """SELECT a.id::text AS subject, a.status AS recorded, split_part(l.act, '.', 2) AS recomputed
+           FROM account a JOIN (SELECT DISTINCT ON (subject) subject, act FROM admin_log
+                                WHERE act IN ('account.freeze', 'account.unfreeze', 'account.close')
+                                ORDER BY subject, id DESC) l ON l.subject = a.id::text
+           WHERE a.status = 'active' AND l.act <> 'account.unfreeze'""",
+    ),
+    Check(
         "all_balances_are_all_entries",
         "All balances together are all entries together.",
         """SELECT 'all accounts' AS subject, recorded, recomputed
