@@ -29,7 +29,7 @@ from app.jobs import schedule
 from app.kernel.embedded import EmbeddedError, EmbeddedPostgres
 from app.kernel.errors import InvalidToken
 from app.kernel.logs import log
-from app.kernel.settings import Settings, SettingsError, private_append, private_write, variables
+from app.kernel.settings import FROM_FILES, Settings, SettingsError, private_append, private_write, variables
 from app.main import Departure, create_app
 from app.migrations import check, head, migrate
 from app.pricing.starter import ensure_starter
@@ -350,7 +350,8 @@ def _way_out(error: OSError, variable: str, port: int) -> str:
 
 def _child_environment(settings: Settings, url: str) -> dict[str, str]:
     """The children read the same settings as we did, and our database."""
-    return dict(os.environ) | {"DATABASE_URL": url, "DATA_DIR": str(settings.data_dir)}
+    environ = {name: value for name, value in os.environ.items() if name != "DATABASE_URL_FILE"}
+    return environ | {"DATABASE_URL": url, "DATA_DIR": str(settings.data_dir)}
 
 
 def has_gateway(settings: Settings) -> bool:
@@ -375,7 +376,8 @@ async def _gateway_token(settings: Settings, house: House) -> str:
 def _gateway_environment(token: str) -> dict[str, str]:
     """Nothing of the service's own: no database, no pepper, no key of a payment backend."""
     kept = {"HOST", "PORT", "DATA_DIR", "LOG_LEVEL", "SANDBOX_PORT"}
-    environ = {name: value for name, value in os.environ.items() if name in kept or name not in variables()}
+    ours = {*variables(), *(f"{name}_FILE" for name in FROM_FILES)} - kept
+    environ = {name: value for name, value in os.environ.items() if name not in ours}
     return {"GATEWAY_SERVICE_TOKEN": token} | environ
 
 

@@ -57,7 +57,7 @@ def load(environ: Mapping[str, str] = os.environ) -> GatewaySettings:
 
     host, http_port = text("HOST", "127.0.0.1"), _number(text("PORT", "8080"), "PORT", 1, 65535)
     mine = port(environ)
-    token = text("GATEWAY_SERVICE_TOKEN")
+    token = text("GATEWAY_SERVICE_TOKEN") or _in_file(text("GATEWAY_SERVICE_TOKEN_FILE"))
     if not token:
         raise GatewaySettingsError(
             "GATEWAY_SERVICE_TOKEN is not set; make one: python -m app token create --service gateway"
@@ -79,6 +79,14 @@ def load(environ: Mapping[str, str] = os.environ) -> GatewaySettings:
         low_balance_status=_status(text("LOW_BALANCE_STATUS", "402")),
         log_level=text("LOG_LEVEL", "INFO"),
     )
+
+
+def _in_file(path: str) -> str:
+    """How systemd and Docker hand a secret over."""
+    try:
+        return Path(path).read_text().strip() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise GatewaySettingsError(f"GATEWAY_SERVICE_TOKEN_FILE={path} cannot be read") from error
 
 
 def port(environ: Mapping[str, str] = os.environ) -> int:

@@ -42,6 +42,13 @@ _COIN = re.compile("BTC|LTC|LBTC|XMR")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
+FROM_FILES = (
+    "DATABASE_URL", "SECRET_PEPPER", "SEALING_KEYS", "BTCPAY_API_KEY", "BTCPAY_WEBHOOK_SECRET", "LNBITS_INVOICE_KEY",
+    "METRICS_TOKEN",
+)  # fmt: skip
+"""The secrets, each of which may stand in a file that NAME_FILE names: systemd's and Docker's way to hand them over."""
+
+
 class SettingsError(Exception):
     """A setting that cannot be used; the message says which, what was found and what would help."""
 
@@ -146,7 +153,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
 
     Raises SettingsError.
     """
-    read = _Reader(environ)
+    read = _Reader(with_files_read(environ))
     environment = read.choice("ENVIRONMENT", "development", ("development", "production"))
     production = environment == "production"
     methods = _payment_methods(read.text("PAYMENT_METHODS", ",".join(f"{method}:btcpay" for method in _METHODS)))
@@ -218,6 +225,30 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         metrics_port=_metrics_port(read, port),
         log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
     )
+
+
+def with_files_read(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment with each secret that stands in a file. Raises SettingsError, which never shows one."""
+    found = dict(environ)
+    for name in FROM_FILES:
+        path = environ.get(f"{name}_FILE", "").strip()
+        if path and environ.get(name, "").strip():
+            raise SettingsError(f"{name} and {name}_FILE are both set; keep one")
+        if path:
+            found[name] = _secret_in(Path(path), f"{name}_FILE")
+    return found
+
+
+def _secret_in(path: Path, name: str) -> str:
+    try:
+        secret = path.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{name}={path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{name}={path} is no text") from error
+    if not secret:
+        raise SettingsError(f"{name}={path} is empty")
+    return secret
 
 
 class _Reader:
