@@ -20,7 +20,7 @@ from app.admin import api as admin
 from app.audit import api as audits
 from app.audit.gauges import gauges
 from app.autotopup.api import AutoTopupController
-from app.kernel.db import Database, row
+from app.kernel.db import Database, row, takes_writes
 from app.kernel.errors import AppError, DatabaseUnavailable
 from app.keys.api import KeysController
 from app.metering.api import ext_authz
@@ -77,8 +77,8 @@ def live() -> Health:
 async def ready(
     db: NamedDependency[Database], gateways: NamedDependency[Gateways], departure: NamedDependency[Departure]
 ) -> Response[Health]:
-    """503 without the database, with another schema, or once it is asked to stop (`draining`); a dead payment backend is
-    only `degraded`.
+    """503 without the database, where that takes no writes, with another schema, or once it is asked to stop (`draining`);
+    a dead payment backend is only `degraded`.
 
     `warnings`: what works, though less well than it is set up to, and what would help.
     """
@@ -86,6 +86,8 @@ async def ready(
         return Response(Health("draining"), status_code=503, headers={"Retry-After": "1"})
     try:
         found = await db.transaction(lambda session: row(session, "SELECT version_num FROM alembic_version"))
+        if not await db.transaction(takes_writes):
+            return Response(Health("down", database="read only"), status_code=503, headers={"Retry-After": "1"})
     except DatabaseUnavailable:
         return Response(Health("down", database="unreachable"), status_code=503, headers={"Retry-After": "1"})
     if found is None or found["version_num"] != head():

@@ -67,5 +67,7 @@ def jobs_line(standing: dict[str, Any]) -> Line:
 
 def reviews_line(waiting: int) -> Line:
     if waiting:
-        return warning("reviews", f"{waiting} top-ups wait for a person", "list them: satmeter topup list, or GET /admin/topups")
+        return warning(
+            "reviews", f"{waiting} top-ups wait for a person", "list them: satmeter topup list, or GET /admin/topups"
+        )
     return ok("reviews", "no top-up waits for a person")

@@ -18,7 +18,8 @@ import uuid_utils
 from psycopg.rows import AsyncRowFactory, dict_row, tuple_row
 from psycopg.types.numeric import Int8Dumper
 from psycopg_pool import AsyncConnectionPool
-from sqlalchemy import CursorResult, text
+from sqlalchemy import CursorResult, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -42,6 +43,8 @@ _TRY_AGAIN: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the server has rolled the whole transaction back."""
 _BUSY: Final = frozenset({"55P03", "57014", "57P01", "57P02", "57P03", "53300", "25P03", "25P04"})
 """Lock and statement timeouts, shutdown, start-up, too many connections: our trouble, not the caller's."""
+_READ_ONLY: Final = "25006"
+"""The server became a standby, or always was one: the connection is dropped, so that the next one finds the primary."""
 _OUT_OF_RANGE: Final = "22003"
 _ATTEMPTS: Final = 6
 _KEPT_SECONDS: Final = 300.0
@@ -67,6 +70,7 @@ class Database:
             max_overflow=0,  # what overflows is closed when it comes back: a burst would make connections anew
             pool_timeout=5,
         )
+        event.listen(self._engine.sync_engine, "handle_error", _drop_read_only)
         self._sent = Sent()
         self._hot = self._pool(min_size=1, max_size=pool_size)
         # One batch at a time keeps to one connection: a pool would hand out its connections in turn, and each of their
@@ -122,9 +126,9 @@ class Database:
                     await session.commit()
                     return result
             except (DBAPIError, PoolExhausted, psycopg.OperationalError) as error:
-                if not _may_retry(error, committing) or attempt == _ATTEMPTS:
+                if not _may_retry(error, committing):
                     _raise(error)
-                await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
+                await _pause_or_raise(error, attempt)
         raise AssertionError("unreachable")
 
     async def one(self, statement: LiteralString, params: Params) -> Row | None:
@@ -145,6 +149,8 @@ class Database:
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
                 if attempt == _ATTEMPTS:
                     _raise(error)
+            except psycopg.errors.ReadOnlySqlTransaction as error:
+                await _pause_or_raise(error, attempt)
             except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.NumericValueOutOfRange) as error:
                 _raise(error)
         raise AssertionError("unreachable")
@@ -152,6 +158,9 @@ class Database:
     async def _many(self, conn: psycopg.AsyncConnection[Row], statement: LiteralString, params: Params) -> list[Row]:
         try:
             return await (await conn.execute(statement, params)).fetchall()
+        except psycopg.errors.ReadOnlySqlTransaction:
+            await conn.close()
+            raise
         finally:
             await self._hot.putconn(conn)
 
@@ -237,6 +246,11 @@ class Lane:
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
                 if attempt == _ATTEMPTS:
                     raise
+            except psycopg.errors.ReadOnlySqlTransaction as error:
+                assert self._cursor is not None
+                await self._cursor.connection.close()
+                await self.close()
+                await _pause_or_raise(error, attempt)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 await self.close()
                 _raise(error)
@@ -302,6 +316,19 @@ async def _first(cursor: psycopg.AsyncCursor[tuple[Any, ...]], statement: bytes)
     return found[0]
 
 
+async def _pause_or_raise(error: Exception, attempt: int) -> None:
+    """Before another attempt; the last one's error is the caller's."""
+    if attempt == _ATTEMPTS:
+        _raise(error)
+    await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
+
+
+def _drop_read_only(context: ExceptionContext) -> None:
+    """For SQLAlchemy, which then renews its pool, and runs the transaction again."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
+
+
 def _may_retry(error: Exception, committing: bool) -> bool:
     if not isinstance(error, DBAPIError):
         return False
@@ -320,11 +347,20 @@ def _raise(error: Exception) -> NoReturn:
     lost = isinstance(
         error, OperationalError | InterfaceError | PoolExhausted | psycopg.OperationalError | psycopg.InterfaceError
     )
-    if lost or state in _BUSY or state in _TRY_AGAIN:
+    if lost or state in _BUSY or state in _TRY_AGAIN or state == _READ_ONLY:
         raise DatabaseUnavailable(retry_after_seconds=1) from error
     if state == _OUT_OF_RANGE:
         raise InvalidField("The amount would take the account past what the books can hold") from error
     raise error
+
+
+async def takes_writes(session: AsyncSession) -> bool:
+    """Whether this server may be written to; the connection to one that may not is dropped."""
+    found = await row(session, "SELECT current_setting('transaction_read_only')::bool AS is_read_only")
+    assert found is not None
+    if found["is_read_only"]:
+        await session.invalidate()
+    return not found["is_read_only"]
 
 
 async def rows(session: AsyncSession, statement: str, **params: Any) -> list[Row]:
