@@ -47,6 +47,7 @@ from app.web.outgoing import heads_as_gets, well_ended
 from app.web.processes import Processes
 from app.web.queries import refuse_odd_query
 from app.web.refusals import on_app_error, on_defect, on_http_error
+from app.web.traced import traced
 from app.wiring import House
 
 
@@ -151,7 +152,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
     )  # fmt: skip
     inner = origins.answering_preflights(heads_as_gets(well_ended(app.asgi_handler)))
     outer = in_front_of(around_requests(inner, every, origins.lines), parts, door)
-    app.asgi_handler = nothing_else_at(house.settings.metrics_port, outer, door.refuse)
+    app.asgi_handler = traced(nothing_else_at(house.settings.metrics_port, outer, door.refuse))
     return app
 
 

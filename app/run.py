@@ -26,6 +26,7 @@ from app.gateway.app import create_gateway
 from app.gateway.settings import GatewaySettings, GatewaySettingsError
 from app.gateway.settings import port as gateway_port
 from app.jobs import schedule
+from app.kernel import tracing
 from app.kernel.embedded import EmbeddedError, EmbeddedPostgres
 from app.kernel.errors import InvalidToken
 from app.kernel.logs import log
@@ -144,6 +145,7 @@ def run(
     if only is not None and (settings.uses_sandbox or settings.database_url is None):
         raise SettingsError(f"run --only {only} needs DATABASE_URL and BTCPAY_URL: ours belong to a whole `run`")
     raise_descriptor_limit()
+    tracing.start("jobs")  # before anything else is: it may not be installed
     listeners = {} if only == "jobs" else {"http": _listen(settings.host, settings.port, "PORT")}
     if settings.uses_sandbox:
         listeners["sandbox"] = _listen("127.0.0.1", settings.sandbox_port, "SANDBOX_PORT")
@@ -245,6 +247,7 @@ async def _supervise(
             scheduler.shutdown(wait=False)
         await asyncio.to_thread(_stop_all, children, settings.drain_seconds)
         await house.close()
+        tracing.stop()
     return ready.is_set()
 
 
@@ -387,6 +390,8 @@ def _gateway_environment(token: str) -> dict[str, str]:
 def serve(role: str, settings: Settings) -> None:
     """A child's life: serve one application on the socket that the parent bound."""
     assert settings.database_url is not None
+    if role == "http":
+        tracing.start(os.environ.get(NAME, role))
     departure = Departure()
     app: App = create_app(build(settings, settings.database_url), departure) if role == "http" else _sandbox(settings)
     connections = Connections(_limits(settings).within(raise_descriptor_limit()))
@@ -407,6 +412,7 @@ def serve(role: str, settings: Settings) -> None:
     listeners = [socket.socket(fileno=int(fd)) for fd in os.environ[_SOCKET_VARIABLE].split(",")]
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # uvloop, where there is one
         runner.run(_serve_until_orphaned(server, connections, listeners))
+    tracing.stop()
 
 
 def serve_gateway(settings: GatewaySettings) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 import httpx
 
 from app.adapters.breaker import Breaker
+from app.kernel import tracing
 from app.topups.gateway import GatewayBusy, GatewayUnavailable
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024  # a full page of invoices is about 300 kB, more where metadata is rich
@@ -128,21 +129,24 @@ class Asker:
         self, method: str, path: str, query: Mapping[str, str] | None = None, content: bytes | None = None
     ) -> Answer:
         """One HTTP exchange, past the breaker. Raises httpx.HTTPError, or GatewayUnavailable if the answer is too large."""
-        request = self._client.build_request(
-            method,
-            self._base_url + path,
-            params=query,
-            content=content,
-            headers=self._headers,
-            timeout=self._timeout(),
-        )
-        # Said here as well, since a client that was passed in may have other habits.
-        response = await self._client.send(request, stream=True, auth=None, follow_redirects=False)
-        try:
-            body = await self._bounded(response)
-        finally:
-            await response.aclose()
-        return Answer(response.status_code, body)
+        with tracing.asking(self._backend, method) as (carried, span):
+            request = self._client.build_request(
+                method,
+                self._base_url + path,
+                params=query,
+                content=content,
+                headers=self._headers | carried,
+                timeout=self._timeout(),
+            )
+            # Said here as well, since a client that was passed in may have other habits.
+            response = await self._client.send(request, stream=True, auth=None, follow_redirects=False)
+            try:
+                body = await self._bounded(response)
+            finally:
+                await response.aclose()
+            if span is not None:
+                span.set_attribute("http.response.status_code", response.status_code)
+            return Answer(response.status_code, body)
 
     async def close(self) -> None:
         """Give back the connections, unless the client is somebody else's."""

@@ -16,7 +16,7 @@ ALLOWED_FIELDS = frozenset(
     {
         "account_id", "address", "amount_nusd", "at", "attempt", "attempts", "backend", "bonus_nusd", "charge_id", "code", "count",
         "delivery_type", "duration_ms", "error", "event", "exc_type", "head", "hold_id", "invoice_id", "job", "key_id", "level",
-        "method", "path", "pid", "port", "request_id", "seconds", "service", "state", "status", "timestamp", "topup_id",
+        "method", "path", "pid", "port", "request_id", "seconds", "service", "state", "status", "timestamp", "topup_id", "trace_id",
         "url", "version", "where",
     }
 )  # fmt: skip
@@ -60,14 +60,22 @@ def configure(level: str) -> None:
 
 
 def tell_of_request(
-    request_id: str | None, method: str, path: str, status: int, duration_ms: float, code: str | None
+    request_id: str | None,
+    method: str,
+    path: str,
+    status: int,
+    duration_ms: float,
+    code: str | None,
+    trace_id: str | None = None,
 ) -> None:
-    """The line of a request, at level info. There is one for each, and structlog's way to it costs as much as a verdict."""
+    """The line of a request, at level info; with its trace's id where traces are kept. There is one for each, and structlog's way to it costs as much as a verdict."""
     if is_told(logging.INFO):
         line = {
             "event": "request", "request_id": request_id, "method": method, "path": path, "status": status,
             "duration_ms": duration_ms, "code": code, "level": "info", "timestamp": datetime.now(UTC),
         }  # fmt: skip
+        if trace_id is not None:
+            line["trace_id"] = trace_id
         _stream.write(_encode(line).decode() + "\n")
         _stream.flush()
 

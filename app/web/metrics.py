@@ -25,7 +25,9 @@ def account_for(scope: Scope, status: int, seconds: float) -> None:
     method = method if method in _METHODS else "other"
     _answered.count(method, route, status, seconds)
     state = scope["state"]
-    tell_of_request(state.get("request_id"), method, route, status, round(seconds * 1000, 2), state.get("error_code"))
+    tell_of_request(
+        state.get("request_id"), method, route, status, round(seconds * 1000, 2), state.get("error_code"), state.get("trace_id")
+    )  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -278,6 +278,8 @@ def _ringing(asked: Prometheus) -> set[str]:
 def _plant(program: Program) -> None:
     """Faults in the database itself: a balance that its entries do not explain, a review, and a payment seen five hours ago."""
     program.sql("UPDATE account SET posted_nusd = posted_nusd + 1")
-    program.sql("UPDATE topup SET review = 'a person should look', credited_nusd = 0, paid_coin_units = 1")
+    program.sql(
+        "UPDATE topup SET review = 'a person should look', credited_nusd = 0, paid_coin_units = 1, next_check_at = NULL"
+    )
     program.sql("UPDATE payment SET received_at = now() - interval '5 hours', worth_nusd = 0")
     assert program.command("audit").returncode == 1
