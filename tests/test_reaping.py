@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from app.accounts.reap import reap_empty
+from app.audit.continuous import look_on
 from app.jobs import JOBS
 from app.topups.admission import lock_account
 from tests.rig import Customer, Rig
@@ -77,6 +78,16 @@ async def test_an_empty_account_is_closed_after_its_days_and_its_secrets_work_no
     assert rig.sql("SELECT status, count(*) FROM account GROUP BY 1") == [("closed", 8)]
     assert rig.sql("SELECT count(*) FROM api_key WHERE sealed_secret IS NOT NULL OR deleted_at IS NULL") == [(0,)]
     assert await _reap(rig) == 0, "once"
+
+
+async def test_what_was_sealed_of_an_account_does_not_keep_it_and_its_seals_hold_when_it_is_closed(rig: Rig) -> None:
+    await rig.customer()
+    await rig.house.notary.seal()
+    await look_on(rig.house.db)
+    _age(rig)
+    assert await _reap(rig) == 1
+    await rig.house.notary.seal()
+    await rig.audit()
 
 
 @pytest.mark.parametrize("use", USES)

@@ -73,6 +73,8 @@ def test_every_rule_says_what_happened_how_bad_it_is_and_what_to_do() -> None:
 
 
 PLANTED: Final[Mapping[str, Mapping[str, str]]] = {
+    "SatmeterContinuousAuditDiffers": {"satmeter_continuous_audit_differences": "2x300"},
+    "SatmeterEntriesUnexplained": {"satmeter_entries_explained_ratio": "0.999x300", "satmeter_oldest_unexplained_seconds": "9x300"},
     "SatmeterBooksDiffer": {"satmeter_audit_differences": "1x300"},
     "SatmeterPaymentNotCredited": {"satmeter_topups_uncredited_oldest_seconds": "14000+60x300"},
     "SatmeterReviewWaiting": {"satmeter_topups_to_review": "2x300"},
@@ -112,6 +114,8 @@ PLANTED: Final[Mapping[str, Mapping[str, str]]] = {
 """What each rule rings for: its series, minute by minute."""
 
 HEALTHY: Final = {
+    "satmeter_continuous_audit_differences": "0x300", "satmeter_entries_explained_ratio": "1x300",
+    "satmeter_oldest_unexplained_seconds": "0x300",
     "satmeter_audit_differences": "0x300", "satmeter_audit_timestamp_seconds": "0+60x300", 'up{job="satmeter",instance="a"}': "1x300",
     "satmeter_topups_uncredited_oldest_seconds": "3000x300", "satmeter_topups_to_review": "0x300",
     "satmeter_topups_check_overdue_seconds": "1x300", "satmeter_inbox_oldest_seconds": "60x300", "satmeter_inbox_waiting": "9x300",
@@ -247,6 +251,7 @@ def test_a_real_prometheus_gives_every_query_and_rule_a_value_and_rings_when_som
         with prometheus(tmp_path, program.http_port) as asked:
             eventually(lambda: asked.values('up{job="satmeter"} == 1'), 60)
             eventually(lambda: asked.values("count_over_time(satmeter_told_cost_nusd_total[1m]) > 3"), 60)
+            eventually(lambda: asked.values("satmeter_entries_explained_ratio"), 60)
             eventually(lambda: asked.values("count(count by (process) (process_cpu_seconds_total))") == ["3"], 30)
 
             for query in dashboard_queries():
