@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Row, row
+from app.kernel.db import Database, Row, in_portions, row
 from app.kernel.errors import DatabaseUnavailable, RateLimitExceeded
 
 _IPV6_BLOCKS: Final = ((64, 1), (56, 2), (48, 4))
@@ -279,7 +279,12 @@ async def counted(session: AsyncSession, bucket: str) -> Row | None:
     )
 
 
-async def forget_old_counts(db: Database) -> None:
-    await db.transaction(
-        lambda session: row(session, "DELETE FROM rate_count WHERE window_start < now() - interval '2 hours'")
+async def forget_old_counts(db: Database, at_once: int = 10_000) -> int:
+    """Delete what was counted more than two hours ago, in portions; strangers of many networks leave many rows. Returns how many."""
+    return await in_portions(
+        db,
+        """DELETE FROM rate_count WHERE (bucket, window_start) IN (
+               SELECT bucket, window_start FROM rate_count WHERE window_start < now() - interval '2 hours' LIMIT :at_once)
+           RETURNING 1 AS gone""",
+        at_once,
     )

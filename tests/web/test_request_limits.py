@@ -9,7 +9,7 @@ import pytest
 
 from app.kernel.db import Database
 from app.kernel.errors import RateLimitExceeded
-from app.kernel.ratelimit import Allowances, Policy, Standing, as_headers, begin, shares_of
+from app.kernel.ratelimit import Allowances, Policy, Standing, as_headers, begin, forget_old_counts, shares_of
 from app.kernel.settings import Settings
 from tests.door import JSON, Answer, Door, opened
 
@@ -225,6 +225,20 @@ async def test_a_database_that_is_away_stops_nobody(clean: str) -> None:
     process, policy = Allowances(away, now=lambda: 4_000_000), Policy("p", 2, 60)
     assert await _let_through([process], policy, 20, ahead=True) == 20
     await away.close()
+
+
+async def test_old_counts_are_forgotten_in_portions_and_those_that_still_count_are_not(
+    databases: list[Database],
+) -> None:
+    [db, *_] = databases
+    made = """INSERT INTO rate_count (bucket, window_start, count) SELECT 'old/' || n, now() - interval '3 hours', 1
+              FROM generate_series(1, 25) n RETURNING 1 AS made"""
+    await db.many(made, {})
+    await db.one(
+        "INSERT INTO rate_count (bucket, window_start, count) VALUES ('new', now(), 1) RETURNING 1 AS made", {}
+    )
+    assert await forget_old_counts(db, at_once=10) == 25
+    assert await db.one("SELECT string_agg(bucket, ',') AS left FROM rate_count", {}) == {"left": "new"}
 
 
 def test_headers_name_a_policy_once_where_it_is_tightest() -> None:
