@@ -122,7 +122,7 @@ async def books(db: Database, now: datetime) -> list[Family]:
 async def _answer(session: AsyncSession, question: _Question, yesterday: uuid.UUID) -> Family:
     params = {"yesterday": yesterday} if ":yesterday" in question.sql else {}
     found = [tuple(each.values()) for each in await rows(session, question.sql, **params)]
-    values = dict.fromkeys(question.always, 0.0) | {each[:-1]: float(each[-1]) for each in found}
+    values: dict[Labels, float] = dict.fromkeys(question.always, 0) | {each[:-1]: each[-1] for each in found}
     return Family(question.name, question.words, question.labels, list(values.items()))
 
 
@@ -139,10 +139,10 @@ async def _kept(session: AsyncSession) -> list[Family]:
         elif kind == "job_failed":
             jobs["failed"].append(((rest,), found_at.timestamp()))
         elif name in _SUMMED:
-            sums.append(Family(f"satmeter_{name}", _SUMMED[name], (), [((), float(value))]))
+            sums.append(Family(f"satmeter_{name}", _SUMMED[name], (), [((), value)]))
         elif name == "audit_differences":
             words = "Figures that differed in the last audit"
-            sums.append(Family("satmeter_audit_differences", words, (), [((), float(value))]))
+            sums.append(Family("satmeter_audit_differences", words, (), [((), value)]))
             words = "When the last audit ended, Unix time"
             sums.append(Family("satmeter_audit_timestamp_seconds", words, (), [((), found_at.timestamp())]))
     return [
