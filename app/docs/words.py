@@ -367,6 +367,7 @@ _PAIR: Final = "[^=;]+=[^;]+"
 _KEY_NAME: Final[Json] = {"pattern": r"^ *[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,23}[^\x00-\x20\x7f])? *$"}
 WITHIN: Final[dict[str, Json]] = {
     "KeyRequest.max_usd_per_call": {"exclusiveMinimum": 0},
+    "OperatorKeyRequest.max_usd_per_call": {"exclusiveMinimum": 0},
     "KeyRequest.usage_limit_usd": {"minimum": 0.01},
     "KeyRequest.name": _KEY_NAME,
     "OperatorKeyRequest.usage_limit_usd": {"minimum": 0.01},
