@@ -39,7 +39,7 @@ class Running:
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
@@ -138,6 +138,9 @@ def test_every_command_block_of_the_readme_works_pasted_one_after_the_other(runn
     assert "id,timestamp,model,provider,endpoint,input_count" in printed
     assert '"total_usage":' in printed
     assert "nothing differs" in printed
+    assert "would go from" in printed
+    assert "account.freeze" in printed
+    assert "revenue_usd" in printed
 
 
 def test_every_other_command_the_readme_names_exists(running: Running) -> None:
