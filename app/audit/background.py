@@ -12,6 +12,7 @@ from app.audit.check import Secrets
 from app.audit.run import Report, audit
 from app.kernel.db import Database, Row, new_id, row
 from app.kernel.errors import AppError, NotFound
+from app.kernel.figures import keep
 from app.kernel.logs import log, where_it_broke
 from app.kernel.security import Admin
 
@@ -40,6 +41,7 @@ class Audits:
         beating = asyncio.create_task(self._beat(audit_id))
         try:
             report = await audit(self._db, self._secrets)
+            await self._db.transaction(lambda session: keep(session, audit_differences=len(report.findings)))
             await self._finish(audit_id, "done", as_data(report))
         except asyncio.CancelledError:
             raise

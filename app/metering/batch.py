@@ -25,6 +25,7 @@ from psycopg.types.json import Jsonb
 from app.kernel.db import Database, Params, Row
 from app.kernel.errors import DatabaseUnavailable
 from app.metering.functions import Function
+from app.metering.gathered import gathered
 
 Answer: TypeAlias = Row | BaseException | None
 """The row that the verb's function returns for a call, None where there is no such account; or what went wrong."""
@@ -189,6 +190,8 @@ class Batches:
         params: dict[str, Any] = {}
         for verb, batch in batches:
             params |= verb.asked(batch, wait=False)
+        first = min(batch[0].asked.since for _, batch in batches)
+        gathered.count(sum(len(batch) for _, batch in batches), asyncio.get_running_loop().time() - first)
         try:
             found = await self._lane.all(self._statement(tuple(verb for verb, _ in batches)), params)
         except psycopg.Error:  # one of them is the reason; alone it hurts nobody else

@@ -217,6 +217,14 @@ def test_batches_are_counted_by_size_and_wait() -> None:
     assert told['satmeter_batch_wait_seconds_bucket{le="0.003"}'] == 2
 
 
+async def test_a_call_is_counted_in_the_batch_that_decides_it(door: Door) -> None:
+    customer, before = await door.customer("20"), await figures(door)
+    await asyncio.gather(*(door.rig.authorize(customer.api_key, "0.01") for _ in range(20)))
+    after = await figures(door)
+    assert after["satmeter_batch_calls_sum"] - before["satmeter_batch_calls_sum"] == 20
+    assert 1 <= after["satmeter_batch_calls_count"] - before["satmeter_batch_calls_count"] <= 20
+
+
 # --- several processes --------------------------------------------------------------------------------
 
 
