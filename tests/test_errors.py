@@ -19,6 +19,8 @@ from app.web.metrics import Answered
 from app.web.refusals import error_body
 from tests.door import JSON, Answer, Door, idempotency_key, opened, refusal_faults
 
+pytestmark = pytest.mark.usefixtures("within_an_hour")
+
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 

@@ -12,6 +12,8 @@ from httpx import Response
 from app.topups.gateway import GatewayUnavailable
 from tests.rig import Customer, Rig
 
+pytestmark = pytest.mark.usefixtures("within_an_hour")
+
 D = Decimal
 
 

@@ -14,6 +14,8 @@ from app.kernel import logs
 from tests.rig import Customer, Rig, exact
 from tests.wallets import NWC_URL, PUBKEY, SECRET, UNREACHABLE, UNSUITABLE, FakeWallets
 
+pytestmark = pytest.mark.usefixtures("within_an_hour")
+
 
 def wallets_of(rig: Rig) -> FakeWallets:
     assert isinstance(rig.house.wallets, FakeWallets)

@@ -3,9 +3,13 @@
 import json
 import uuid
 
+import pytest
+
 from app.kernel.idempotency import KEPT_BYTES_PER_HOUR
 from tests.door import JSON, Answer, Door, refusal_faults
 from tests.rig import Customer
+
+pytestmark = pytest.mark.usefixtures("within_an_hour")
 
 
 async def _large_key(door: Door, customer: Customer, once: str | None) -> Answer:

@@ -11,6 +11,8 @@ from tests.door import JSON, Answer, Door, opened
 from tests.rig import Customer
 from tests.wallets import NWC_URL
 
+pytestmark = pytest.mark.usefixtures("within_an_hour")
+
 Post = Callable[[Door, Customer, str], Awaitable[Answer]]
 
 

@@ -13,6 +13,8 @@ from app.kernel.ratelimit import Allowances, Policy, Standing, as_headers, begin
 from app.kernel.settings import Settings
 from tests.door import JSON, Answer, Door, opened
 
+pytestmark = pytest.mark.usefixtures("within_an_hour")
+
 _STANDING = re.compile(r'"([a-z-]+)";r=(\d+);t=(\d+)')
 _POLICY = re.compile(r'"([a-z-]+)";q=(\d+);w=(\d+)')
 BAD_KEY = {"Authorization": "Bearer sk-nobody"}
