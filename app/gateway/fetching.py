@@ -37,6 +37,15 @@ _PRIVATE_NAMES: Final = (
     "onion",
 )
 _PUBLIC_IPV6: Final = ipaddress.IPv6Network("2000::/3")
+_SPECIAL: Final = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "192.0.0.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24", "2620:4f:8000::/48", "3fff::/20",
+        ),
+    )
+)  # fmt: skip
+"""What Python takes for a part of the internet, in some of its versions, and is no host of its own there. Source: IANA."""
 
 
 def is_public(text: str) -> bool:
@@ -44,6 +53,8 @@ def is_public(text: str) -> bool:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
+        return False
+    if any(address in network for network in _SPECIAL):
         return False
     if isinstance(address, ipaddress.IPv4Address):
         return address.is_global and not address.is_multicast

@@ -14,6 +14,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.adapters import addresses
+from app.gateway import fetching
 from app.gateway.errors import BodyTooLarge, InvalidField
 from app.gateway.exchange import Exchange
 from app.gateway.fetching import Fetcher, checked, is_public
@@ -24,6 +26,7 @@ from app.sandbox.answers.pictures import png
 from app.sandbox.answers.sounds import mp3, mp3_size
 
 DAY = 86_400
+SPECIAL = (*addresses._IPV4_SPECIAL, *addresses._IPV6_SPECIAL)
 PICTURE = png("a picture", 8, 8)
 
 
@@ -149,6 +152,12 @@ def test_what_is_public_is_no_special_address(address: Any) -> None:
     if is_public(str(address)):
         assert address.is_global
         assert not any((address.is_private, address.is_loopback, address.is_link_local, address.is_multicast))
+
+
+@given(st.ip_addresses() | st.sampled_from([each[0] for each in SPECIAL] + [each[-1] for each in SPECIAL]))
+def test_the_gateway_and_the_service_which_share_no_code_judge_an_address_alike(address: Any) -> None:
+    assert is_public(str(address)) == addresses.is_public(str(address))
+    assert fetching._PRIVATE_NAMES == addresses._PRIVATE_NAMES
 
 
 @pytest.mark.parametrize(
