@@ -154,9 +154,7 @@ async def run(
             session, args.model, args.dimension, args.price_usd, per=args.per, provider=args.provider,
             from_tokens=args.from_tokens, attributes=args.attributes, since=_moment(args.since),
         ),
-        "markup": lambda session: put_markup(
-            session, *_markup_of(args), factor=args.factor, per_request_usd=args.per_request, since=_moment(args.since)
-        ),
+        "markup": lambda session: _put_markup(session, args),
         "fee": lambda session: ask_fee(session, args.feature, args.price_usd, _moment(args.since)),
         "end": lambda session: end_rule(session, args.id),
         "rules": list_rules,
@@ -169,6 +167,20 @@ async def run(
         return answer
 
     return await db.transaction(work)
+
+
+async def _put_markup(session: AsyncSession, args: argparse.Namespace) -> Answer:
+    try:
+        return await put_markup(
+            session, *_markup_of(args), factor=args.factor, per_request_usd=args.per_request, since=_moment(args.since)
+        )
+    except InvalidField as error:  # by the name that was typed
+        if error.param not in _OPTIONS:
+            raise
+        raise InvalidField(f"{_OPTIONS[error.param]}: {error.message}", param=error.param) from None
+
+
+_OPTIONS: Final = {"factor": "--factor", "per_request_usd": "--per-request"}
 
 
 def _given(draft: Draft | None) -> Draft:
