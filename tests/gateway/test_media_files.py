@@ -26,7 +26,7 @@ from app.sandbox.answers.pictures import png
 from app.sandbox.answers.sounds import mp3, mp3_size
 
 DAY = 86_400
-SPECIAL = (*addresses._IPV4_SPECIAL, *addresses._IPV6_SPECIAL)
+SPECIAL: tuple[Any, ...] = (*addresses._IPV4_SPECIAL, *addresses._IPV6_SPECIAL)
 PICTURE = png("a picture", 8, 8)
 
 
