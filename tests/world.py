@@ -31,7 +31,7 @@ from app.wiring import House, build
 from tests.sandbox.conftest import living
 
 SECRET: Final = "whsec-of-the-world"
-PATIENCE: Final = Patience(deadline_seconds=1.5, retries=1, backoff_seconds=0, cooldown_seconds=0.01)
+PATIENCE: Final = Patience(deadline_seconds=1.0, retries=1, backoff_seconds=0, cooldown_seconds=0.01)
 
 T = TypeVar("T")
 Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
