@@ -186,7 +186,7 @@ def test_a_connection_string_is_read_in_every_form_that_wallets_give_it(uri: str
         f"nostr+walletconnect://{NSEC}?relay={RELAY}&secret={NSEC}",
         f"nostr+walletconnect://{NPUB}?relay={RELAY}&secret={NPUB}",
         f"nostr+walletconnect://{NPUB[:-1]}?relay={RELAY}&secret={NSEC}",
-        f"nostr+walletconnect://{NPUB}?relay={RELAY}&secret={NSEC[:-1]}q",
+        f"nostr+walletconnect://{NPUB}?relay={RELAY}&secret={NSEC[:-1]}{'p' if NSEC[-1] == 'q' else 'q'}",
         f"nostr+walletconnect://{NPUB}q?relay={RELAY}&secret={NSEC}",
     ],
     ids=lambda uri: masked(uri)[:50],
