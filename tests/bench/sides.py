@@ -177,7 +177,8 @@ def _bind(conn: psycopg.Connection[Any], pepper: Pepper) -> None:
             act = dict(
                 zip(columns, (account_id, "bench", "account.adjust", str(account_id), None, amount_nusd), strict=True)
             )
-            copy.write_row((*act.values(), proof_of(pepper, act)))
+            unsaid = dict.fromkeys(("before", "after", "request_id"))
+            copy.write_row((*act.values(), proof_of(pepper, unsaid | act)))
 
 
 _OPENING: Final = "1000000000000000::bigint"
