@@ -6,6 +6,7 @@ leaves no half of one, and two who seal at the same time meet on a key, where th
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -169,13 +170,13 @@ async def has_run(session: AsyncSession, head: Head | None) -> bool:
 # --- what there is to seal --------------------------------------------------------------------------
 
 
-class _Source:
+class _Source(ABC):
     """Something that is sealed portion by portion. `some` returns the seals of the next portion, and sets `is_done` at the last."""
 
     is_done = False
 
-    async def some(self, session: AsyncSession) -> list[Sealed]:
-        raise NotImplementedError
+    @abstractmethod
+    async def some(self, session: AsyncSession) -> list[Sealed]: ...
 
 
 @dataclass(frozen=True, slots=True)
