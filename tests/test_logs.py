@@ -93,3 +93,18 @@ asyncio.run(main())"""
     assert (done.returncode, done.stdout) == (0, "")
     (event,) = lines(done.stderr)
     assert (event["event"], event["where"], event["exc_type"]) == ("library.error", "uvicorn.error", "ValueError")
+
+
+def test_what_our_client_says_is_an_event_by_its_own_name_and_nothing_else_of_it() -> None:
+    program = """
+import logging
+from app.client.meter import log
+from app.kernel import logs
+logs.configure('INFO')
+log.warning('satmeter.away reason=%s', 'sesame')
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    (event,) = lines(done.stderr)
+    assert (event["event"], event["where"], event["level"]) == ("satmeter.away", "satmeter.client", "warning")

@@ -22,6 +22,7 @@ ALLOWED_FIELDS = frozenset(
 )  # fmt: skip
 
 
+_CLIENT: Final = "satmeter.client"
 _least = logging.NOTSET
 _stream: TextIO = sys.stderr
 _encode: Final = msgspec.json.Encoder().encode
@@ -81,14 +82,20 @@ def tell_of_request(
 
 
 class _OneEvent(logging.Handler):
-    """A library's record as one event of ours: which library, how bad, and what it raised where in our code."""
+    """A library's record as one event of ours: which library, how bad, and what it raised where in our code.
+
+    The client is a stranger too, but the first word of what it says is the name of an event, and a constant of ours.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if error is None and isinstance(record.msg, BaseException):
             error = record.msg
         is_bad = record.levelno >= logging.ERROR
-        tell("library.error" if is_bad else "library.warning", record.name, error, record.levelno)
+        event = "library.error" if is_bad else "library.warning"
+        if record.name == _CLIENT:
+            event = str(record.msg).partition(" ")[0]
+        tell(event, record.name, error, record.levelno)
 
 
 def tell(event: str, where: str, error: BaseException | None, level: int = logging.ERROR) -> None:
