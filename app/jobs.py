@@ -44,6 +44,8 @@ class Job:
     work: Work
     is_done_at_start: bool = False
     """Also at once, where nobody should wait for it until its turn comes."""
+    most_share: float = 1.0
+    """Of the time that it may work: after a long turn it rests, however often it is due."""
 
 
 async def for_each_gateway(house: House, work: Callable[[Database, InvoiceGateway], Awaitable[int]]) -> None:
@@ -62,7 +64,7 @@ JOBS: Final = (
     Job("expire holds", 5, lambda house: expire_holds(house.db)),
     Job("drive auto top-ups", 3, lambda house: house.watcher.look_for_due()),
     Job("look for low balances", 30, lambda house: house.watcher.look_for_low()),
-    Job("audit in slices", 10, lambda house: look_on(house.db)),
+    Job("audit in slices", 10, lambda house: look_on(house.db), most_share=0.1),
     Job("seal the books", 10, lambda house: house.notary.seal()),
     Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
     Job("sum the last days again", 3600, lambda house: recount(house.db)),
@@ -110,8 +112,11 @@ def schedule(house: House, jobs: Sequence[Job] = JOBS) -> AsyncIOScheduler:
 
 async def _run(job: Job, house: House, diary: "_Diary") -> None:
     """A job that fails is logged and comes again; it never stops the others. The database remembers when it was done last."""
+    began = time.monotonic()
     try:
-        await job.work(house)
+        if not diary.is_resting(job):  # and if it is, it is not late
+            await job.work(house)
+            diary.rest(job, time.monotonic() - began)
         await diary.write(f"job/{job.name}", job)
     except asyncio.CancelledError:
         return  # we are stopping; what it was doing is done by the next process
@@ -125,11 +130,21 @@ async def _run(job: Job, house: House, diary: "_Diary") -> None:
 
 
 class _Diary:
-    """Writes down what was done, or failed, and when; what is done twice a second need not be written as often."""
+    """Writes down what was done, or failed, and when; what is done twice a second need not be written as often.
+
+    And knows which jobs have worked for so long that they rest.
+    """
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._written: dict[str, float] = {}
+        self._rests_until: dict[str, float] = {}
+
+    def is_resting(self, job: Job) -> bool:
+        return time.monotonic() < self._rests_until.get(job.name, -math.inf)
+
+    def rest(self, job: Job, worked_seconds: float) -> None:
+        self._rests_until[job.name] = time.monotonic() + worked_seconds * (1 / job.most_share - 1)
 
     async def write(self, name: str, job: Job) -> None:
         now = time.monotonic()
