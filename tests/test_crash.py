@@ -164,8 +164,8 @@ async def pay_some(demo: dict[str, str], load: Load, count: int) -> Decimal:
     return Decimal("12.50") * Decimal("1.05") * len(lightning)
 
 
-async def tell_a_minute_later(program: Program) -> None:
-    """A first request that died holding its Idempotency-Key is taken for dead after a minute: let that be now."""
+async def tell_a_lease_later(program: Program) -> None:
+    """A first request that died holding its Idempotency-Key is known to be dead after seconds: let that be now."""
     program.sql("UPDATE idempotency SET claimed_until = now() WHERE answer IS NULL")
 
 
@@ -182,7 +182,7 @@ async def test_one_kill_of_the_server_and_one_of_postgresql_lose_nothing_and_dou
             print(f"\n{kill.__name__}: {dict(counted)}", end="")
             assert counted["acked"] >= 40
             assert counted["lost"] == 0
-            await tell_a_minute_later(program)
+            await tell_a_lease_later(program)
             await load.repeat_unknown()
             assert load.wrong == []
             paid_usd += await pay_some(demo, load, 2)

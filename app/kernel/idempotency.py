@@ -6,22 +6,30 @@ read by whoever sends the same request again, and from the database by nobody. I
 and what a caller may have kept in an hour is limited.
 """
 
+import asyncio
+import contextlib
 import hashlib
+import time
 import uuid
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, in_portions, row
-from app.kernel.errors import IdempotencyInProgress, IdempotencyKeyReuse, RateLimitExceeded
+from app.kernel.errors import DatabaseUnavailable, IdempotencyInProgress, IdempotencyKeyReuse, RateLimitExceeded
 from app.kernel.ratelimit import add, counted
 from app.kernel.security import Pepper, Sealer, UnsealError
 
 T = TypeVar("T")
 CLAIM_SECONDS: Final = 60
-"""How long a first request may run before a repeat takes it for dead and runs itself."""
+"""How long a first request may run before a repeat takes it for lost, though its process lives, and runs itself."""
+LEASE_SECONDS: Final = 6
+"""How long the first request's process may be silent before it is known to be dead. It is told by the database alone: a process's
+number would be another's on another host, or after a restart, and behind a pooler no connection is one process's."""
+_RENEWED_EVERY_SECONDS: Final = 2
 KEPT_BYTES_PER_HOUR: Final = 4 * 1024 * 1024
 """Of one caller's answers; some tens of thousand ordinary ones."""
 _ROW_BYTES: Final = 250
@@ -57,6 +65,8 @@ class Once:
             [("caller", hashlib.sha256(f"satmeter/answer\x00{scope}\x00{secret}\x00{key}".encode()).digest())]
         )
         self.replayed = False
+        self._claimed_at: datetime | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     def derived_id(self) -> uuid.UUID | None:
         """An id that every repeat of this request derives alike, None without an Idempotency-Key."""
@@ -99,6 +109,7 @@ class Once:
             return None
         found = await self._db.transaction(self._claimed)
         if found is None:
+            self._renewing = asyncio.create_task(self._renew())
             return None
         if bytes(found["request_hash"]) != self._request_hash:
             raise IdempotencyKeyReuse
@@ -114,6 +125,7 @@ class Once:
         """
         if self._key is None:
             return
+        self._rest()
         sealed = self._sealed(msgspec.json.encode(answer))
         kept = await row(
             session,
@@ -126,13 +138,32 @@ class Once:
         await add(session, self._bucket, len(sealed) + _ROW_BYTES)
 
     async def abandon(self) -> None:
-        """Give the key back after a refusal, so that the corrected request may use it."""
+        """Give the key back after a refusal, so that the corrected request may use it. A repeat that took over keeps it."""
         if self._key is not None:
-            await self._db.transaction(
-                lambda session: row(
-                    session, "DELETE FROM idempotency WHERE scope_key = :key AND answer IS NULL", key=self._scope_key
+            self._rest()
+            await self._db.transaction(lambda session: self._if_ours(session, "DELETE FROM idempotency"))
+
+    async def _renew(self) -> None:
+        """Say again and again that we live, as long as an effect may take. A claim that has run out is not renewed."""
+        until = time.monotonic() + CLAIM_SECONDS - LEASE_SECONDS
+        still_ours = f"UPDATE idempotency SET claimed_until = now() + interval '{LEASE_SECONDS} seconds'"
+        while time.monotonic() < until:
+            await asyncio.sleep(_RENEWED_EVERY_SECONDS)
+            with contextlib.suppress(DatabaseUnavailable):
+                await self._db.transaction(
+                    lambda session: self._if_ours(session, still_ours, "AND claimed_until >= now()")
                 )
-            )
+
+    def _rest(self) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+
+    async def _if_ours(self, session: AsyncSession, change: str, further: str = "") -> None:
+        await row(
+            session,
+            f"{change} WHERE scope_key = :key AND answer IS NULL AND created_at = :claimed_at {further} RETURNING 1 AS done",
+            key=self._scope_key, claimed_at=self._claimed_at,
+        )  # fmt: skip
 
     def _sealed(self, answer: bytes) -> bytes:
         return self._sealer.seal_bytes(self._callers_own.seal_bytes(answer, self._row), self._row)
@@ -144,17 +175,18 @@ class Once:
             raise IdempotencyKeyReuse("The answer to this request cannot be shown again; what it did stands") from None
 
     async def _claimed(self, session: AsyncSession) -> dict[str, Any] | None:
-        """None when the claim is ours: the key is new, or its first request died without an answer."""
+        """None when the claim is ours: the key is new, or its first request died without an answer. Its time tells it from others."""
         made = await row(
             session,
             f"""INSERT INTO idempotency AS i (scope_key, request_hash, claimed_until)
-                VALUES (:key, :hash, now() + interval '{CLAIM_SECONDS} seconds')
-                ON CONFLICT (scope_key) DO UPDATE SET claimed_until = EXCLUDED.claimed_until
-                WHERE i.answer IS NULL AND i.claimed_until < now() AND i.request_hash = EXCLUDED.request_hash
-                RETURNING 1 AS ours""",
+                VALUES (:key, :hash, now() + interval '{LEASE_SECONDS} seconds')
+                ON CONFLICT (scope_key) DO UPDATE SET claimed_until = EXCLUDED.claimed_until, created_at = EXCLUDED.created_at
+                WHERE i.answer IS NULL AND i.claimed_until < EXCLUDED.created_at AND i.request_hash = EXCLUDED.request_hash
+                RETURNING created_at""",
             key=self._scope_key, hash=self._request_hash,
         )  # fmt: skip
         if made is not None:
+            self._claimed_at = made["created_at"]
             await self._refuse_beyond_what_is_kept(session)
             return None
         return await row(
