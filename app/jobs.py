@@ -19,7 +19,7 @@ from app.admin.figures import sum_up
 from app.audit.continuous import look_on
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
-from app.kernel.figures import keep
+from app.kernel.figures import JOB, keep
 from app.kernel.idempotency import forget_old_answers
 from app.kernel.logs import log, where_it_broke
 from app.kernel.ratelimit import forget_old_counts
@@ -117,7 +117,7 @@ async def _run(job: Job, house: House, diary: "_Diary") -> None:
         if not diary.is_resting(job):  # and if it is, it is not late
             await job.work(house)
             diary.rest(job, time.monotonic() - began)
-        await diary.write(f"job/{job.name}", job)
+        await diary.write(f"{JOB}{job.name}", job)
     except asyncio.CancelledError:
         return  # we are stopping; what it was doing is done by the next process
     except DatabaseUnavailable:

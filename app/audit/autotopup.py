@@ -3,6 +3,7 @@
 from typing import Final
 
 from app.audit.check import Check
+from app.audit.waited import in_vain
 from app.autotopup.rules import OPEN
 from app.autotopup.tables import states_sql
 
@@ -26,11 +27,11 @@ AUTOTOPUP: Final = (
     Check(
         "settled_attempt_is_credited",
         "A settled attempt's top-up was credited; and an hour after a top-up was, its attempt is settled.",
-        """SELECT n.account_id || '/' || n.id AS subject, n.state AS recorded,
+        f"""SELECT n.account_id || '/' || n.id AS subject, n.state AS recorded,
                   CASE WHEN t.credited_nusd > 0 THEN 'settled' ELSE 'not credited' END AS recomputed
            FROM nwc_attempt n LEFT JOIN topup t ON t.account_id = n.account_id AND t.id = n.topup_id
            WHERE CASE WHEN n.state = 'settled' THEN coalesce(t.credited_nusd, 0) = 0
-                      ELSE t.credited_nusd > 0 AND t.settled_at < now() - interval '1 hour' END""",
+                      ELSE t.credited_nusd > 0 AND {in_vain("drive auto top-ups", "t.settled_at + interval '1 hour'")} END""",
     ),
     Check(
         "payment_is_asked_for_by_one_attempt",

@@ -1,11 +1,14 @@
 """Figures that one process finds and every process tells: the last verdict of an audit, sums over all accounts, jobs done."""
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import row, rows
+
+JOB: Final = "job/"
+"""What the figure of a job done begins with; its name follows."""
 
 
 class Figure(NamedTuple):
