@@ -20,7 +20,7 @@ from app.admin import api as admin
 from app.audit import api as audits
 from app.audit.gauges import gauges
 from app.autotopup.api import AutoTopupController
-from app.kernel.db import Database, row, takes_writes
+from app.kernel.db import Database, row
 from app.kernel.errors import AppError, DatabaseUnavailable
 from app.keys.api import KeysController
 from app.metering.api import ext_authz
@@ -87,7 +87,7 @@ async def ready(
         return Response(Health("draining"), status_code=503, headers={"Retry-After": "1"})
     try:
         found = await db.transaction(lambda session: row(session, "SELECT version_num FROM alembic_version"))
-        if not await db.transaction(takes_writes):
+        if not await db.takes_writes():
             return Response(Health("down", database="read only"), status_code=503, headers={"Retry-After": "1"})
     except DatabaseUnavailable:
         return Response(Health("down", database="unreachable"), status_code=503, headers={"Retry-After": "1"})

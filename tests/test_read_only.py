@@ -77,3 +77,17 @@ async def test_a_host_of_it_is_not_ready_and_says_503_until_it_is(clean: str, se
         assert (await client.get("/health/ready")).status_code == 200
         assert (await client.post("/accounts/create")).status_code == 201
     await house.close()
+
+
+async def test_one_look_drops_every_connection_to_it(db: Database, clean: str) -> None:
+    """Those that only read would go on reading from a standby, which may be behind."""
+    lane = db.lane()
+    is_read_only = "SELECT current_setting('transaction_read_only')::bool AS is_read_only"
+    with demoted(clean):
+        await db.open()
+        assert [await db.one(is_read_only, {}), *await lane.all(is_read_only, {})] == [{"is_read_only": True}, (True,)]
+        await lane.close()
+        assert not await db.takes_writes()
+    assert await db.takes_writes()
+    assert [await db.one(is_read_only, {}), *await lane.all(is_read_only, {})] == [{"is_read_only": False}, (False,)]
+    await lane.close()

@@ -41,8 +41,10 @@ _SESSION: Final[Mapping[str, str]] = {
 """What every connection of ours is like, as PostgreSQL shows it."""
 _TRY_AGAIN: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the server has rolled the whole transaction back."""
-_BUSY: Final = frozenset({"55P03", "57014", "57P01", "57P02", "57P03", "53300", "25P03", "25P04"})
-"""Lock and statement timeouts, shutdown, start-up, too many connections: our trouble, not the caller's."""
+_BUSY: Final = frozenset({"55P03", "57014", "25P03", "25P04"})
+_BUSY_CLASSES: Final = ("08", "53", "57P", "58")
+"""Lock and statement timeouts; a lost connection, no disk or memory or connection left, shutdown and start-up, a failing disk: our
+trouble, not the caller's."""
 _READ_ONLY: Final = "25006"
 """The server became a standby, or always was one: the connection is dropped, so that the next one finds the primary."""
 _OUT_OF_RANGE: Final = "22003"
@@ -159,7 +161,7 @@ class Database:
         try:
             return await (await conn.execute(statement, params)).fetchall()
         except psycopg.errors.ReadOnlySqlTransaction:
-            await conn.close()
+            await self._hot.drain()  # all of them lead to the server that was demoted; this one goes when it comes back
             raise
         finally:
             await self._hot.putconn(conn)
@@ -167,6 +169,18 @@ class Database:
     def lane(self) -> "Lane":
         """A connection for statements that follow each other closely. Its user closes it."""
         return Lane(self._batches)
+
+    async def takes_writes(self) -> bool:
+        """Whether the server may be written to; every connection to one that may not is dropped. Raises DatabaseUnavailable."""
+        found = await self.transaction(
+            lambda session: row(session, "SELECT current_setting('transaction_read_only')::bool AS is_read_only")
+        )
+        assert found is not None
+        if found["is_read_only"]:
+            await self._engine.dispose()
+            await self._hot.drain()
+            await self._batches.drain()
+        return not found["is_read_only"]
 
     async def is_ready(self) -> bool:
         """Whether a statement gets through now; never raises."""
@@ -247,8 +261,7 @@ class Lane:
                 if attempt == _ATTEMPTS:
                     raise
             except psycopg.errors.ReadOnlySqlTransaction as error:
-                assert self._cursor is not None
-                await self._cursor.connection.close()
+                await self._pool.drain()
                 await self.close()
                 await _pause_or_raise(error, attempt)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
@@ -347,20 +360,11 @@ def _raise(error: Exception) -> NoReturn:
     lost = isinstance(
         error, OperationalError | InterfaceError | PoolExhausted | psycopg.OperationalError | psycopg.InterfaceError
     )
-    if lost or state in _BUSY or state in _TRY_AGAIN or state == _READ_ONLY:
+    if lost or state in _BUSY | _TRY_AGAIN or state == _READ_ONLY or (state or "").startswith(_BUSY_CLASSES):
         raise DatabaseUnavailable(retry_after_seconds=1) from error
     if state == _OUT_OF_RANGE:
         raise InvalidField("The amount would take the account past what the books can hold") from error
     raise error
-
-
-async def takes_writes(session: AsyncSession) -> bool:
-    """Whether this server may be written to; the connection to one that may not is dropped."""
-    found = await row(session, "SELECT current_setting('transaction_read_only')::bool AS is_read_only")
-    assert found is not None
-    if found["is_read_only"]:
-        await session.invalidate()
-    return not found["is_read_only"]
 
 
 async def rows(session: AsyncSession, statement: str, **params: Any) -> list[Row]:
