@@ -284,7 +284,7 @@ def _demo(settings: Settings, args: argparse.Namespace) -> int:
 
 def _migrate(settings: Settings, args: argparse.Namespace) -> int:
     with database(settings) as (url, _):
-        changed = migrate(url)
+        changed = migrate(url, settings.database_pooler)
     _say(
         json.dumps({"revision": head(), "changed": changed}) if args.json else f"The database is at migration {head()}."
     )
@@ -408,7 +408,7 @@ def _usage(settings: Settings, args: argparse.Namespace) -> int:
     """With the owner's connection: the service's own role may not drop what was written."""
 
     async def work(url: str) -> usage.Answer:
-        db = Database(url, pool_size=2, role=None)
+        db = Database(url, pool_size=2, role=None, pooler=settings.database_pooler)
         await db.open()
         try:
             with progress.shown(*_COUNTED.get(args.verb, ("Working", "steps"))) as told:

@@ -16,7 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from alembic import command
-from app.kernel.db import RUNTIME_ROLE, as_options, as_set, as_shown, session_of
+from app.kernel.connection import POOLERS, as_begin, as_options, as_set, as_shown, session_of
+from app.kernel.db import RUNTIME_ROLE
 from app.metering.functions import FUNCTIONS
 
 _SCRIPTS = Path(__file__).parent.parent / "alembic"
@@ -43,36 +44,40 @@ def head() -> str:
 def current(url: str) -> str | None:
     """The revision a database is at, None when it is empty."""
     engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(url, connect_timeout=5), poolclass=NullPool
+        "postgresql+psycopg://", creator=lambda: _connected(url, autocommit=False), poolclass=NullPool
     )
     with engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def migrate(url: str) -> bool:
+def migrate(url: str, pooler: str = POOLERS[0]) -> bool:
     """Upgrade to the head; False if it was there already. Two processes may call it at once.
 
-    Raises MigrationError for a database of a newer version, a server before 15, or missing rights.
+    Raises MigrationError for a database of a newer version, a server before 15, missing rights, or another pooler than is said.
     """
-    with _explained(), psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
+    with _explained(), _connected(url) as conn:
         _check_server(conn)
-        _check_pooling(conn, url)
-        conn.execute("SELECT pg_advisory_lock(%s)", [_ADVISORY_LOCK])
-        _refuse_newer(url)
-        _ensure_runtime_role(conn)
-        _check_session(url)
-        is_new = _upgrade(url)
-        if not _has_our_functions(conn):
-            _install_functions(conn)
-            is_new = True
-        return is_new
+        _check_pooling(conn, url, pooler)
+        with _alone(url):
+            return _migrate(conn, url, pooler)
 
 
-def check(url: str) -> None:
+def _migrate(conn: psycopg.Connection[Any], url: str, pooler: str) -> bool:
+    _refuse_newer(url)
+    _ensure_runtime_role(conn)
+    _check_session(url, pooler)
+    is_new = _upgrade(url)
+    if not _has_our_functions(conn):
+        _install_functions(conn)
+        is_new = True
+    return is_new
+
+
+def check(url: str, pooler: str = POOLERS[0]) -> None:
     """Raises MigrationError unless the database is at the head and we may use it; changes nothing."""
-    with _explained(), psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
+    with _explained(), _connected(url) as conn:
         _check_server(conn)
-        _check_pooling(conn, url)
+        _check_pooling(conn, url, pooler)
         _refuse_newer(url)
         found = current(url)
         if found != head():
@@ -83,7 +88,21 @@ def check(url: str) -> None:
             raise MigrationError("the database's metering functions are not this code's: run `python -m app migrate`")
         if not _may_be_runtime(conn):
             raise MigrationError(_what_a_dba_should_do(conn))
-        _check_session(url)
+        _check_session(url, pooler)
+
+
+def _connected(url: str, *, autocommit: bool = True) -> psycopg.Connection[Any]:
+    """One that prepares nothing: behind a pooler it would be prepared in another server process."""
+    return psycopg.connect(url, autocommit=autocommit, connect_timeout=5, prepare_threshold=None)
+
+
+@contextlib.contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """One migration at a time. The lock is a transaction's, since that is what a pooler keeps together, and gives back."""
+    with _connected(url) as conn, conn.transaction():
+        conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_LOCK])
+        yield
 
 
 @contextlib.contextmanager
@@ -110,22 +129,25 @@ def _check_server(conn: psycopg.Connection[Any]) -> None:
         raise MigrationError(f"PostgreSQL {conn.info.server_version // 10000} is too old; 15 or newer is needed")
 
 
-def _check_pooling(conn: psycopg.Connection[Any], url: str) -> None:
-    """Whoever is at the other end must be one server process for as long as the connection lasts.
+def _check_pooling(conn: psycopg.Connection[Any], url: str, pooler: str) -> None:
+    """Whoever is at the other end must be one server process for as long as the connection lasts, or the transaction.
 
     A pooler gives out process numbers of its own, so one that is the server's says that nobody is in between.
     """
     if _server_process(conn) == conn.info.backend_pid:
         return
     try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=5) as other:
+        with _connected(url) as other:
             is_kept = all(_is_kept(conn, other) for _ in range(3))
-    except psycopg.errors.ProtocolViolation:  # PgBouncer in pool_mode = statement knows no transactions
-        is_kept = False
-    if not is_kept:
+    except psycopg.errors.ProtocolViolation as error:  # PgBouncer in pool_mode = statement
+        raise MigrationError(
+            "DATABASE_URL leads through a pooler that knows no transactions;"
+            " set pool_mode = session, or pool_mode = transaction and DATABASE_POOLER=transaction"
+        ) from error
+    if not is_kept and pooler != "transaction":
         raise MigrationError(
             "DATABASE_URL leads through a pooler that changes the server's process under a connection;"
-            " set pool_mode = session, or connect to PostgreSQL itself"
+            " set DATABASE_POOLER=transaction, or pool_mode = session, or connect to PostgreSQL itself"
         )
 
 
@@ -142,10 +164,16 @@ def _server_process(conn: psycopg.Connection[Any]) -> int:
     return int(found[0])
 
 
-def _check_session(url: str) -> None:
-    """Whether a connection becomes what the service's must be, by its start or by being told once more."""
+def _check_session(url: str, pooler: str) -> None:
+    """Whether a connection becomes what the service's must be: by its start, by being told once more, or in a transaction."""
     session = session_of(RUNTIME_ROLE)
     wanted, shown = (list(session.values()),), as_shown(session).encode()
+    if pooler == "transaction":
+        with _connected(url) as conn:
+            conn.execute(as_begin(session).encode())
+            assert conn.execute(shown).fetchone() == wanted
+            conn.execute("ROLLBACK")
+        return
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=5, options=as_options(session)) as conn:
             if conn.execute(shown).fetchone() == wanted:
@@ -218,7 +246,7 @@ def _upgrade(url: str) -> bool:
         return False
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS))
-    config.attributes["connect"] = lambda: psycopg.connect(url, connect_timeout=5)
+    config.attributes["connect"] = lambda: _connected(url, autocommit=False)
     command.upgrade(config, "head")
     return True
 

@@ -124,10 +124,10 @@ def bring_to_head(settings: Settings, url: str, say: Say) -> None:
     Raises MigrationError.
     """
     if not settings.is_production:
-        if migrate(url):
+        if migrate(url, settings.database_pooler):
             say(f"Migrated the database to {head()}.")
         return
-    check(url)
+    check(url, settings.database_pooler)
 
 
 def run(

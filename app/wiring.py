@@ -61,7 +61,10 @@ def build(
     settings: Settings, database_url: str, gateway: InvoiceGateway | None = None, wallets: Wallets | None = None
 ) -> House:
     """Put the parts together; nothing is opened or asked yet. One `gateway`, if given, takes every method."""
-    db, catalogues = Database(database_url, pool_size=settings.database_pool), Catalogues()
+    db, catalogues = (
+        Database(database_url, pool_size=settings.database_pool, pooler=settings.database_pooler),
+        Catalogues(),
+    )
     takers = gateways(settings) if gateway is None else Gateways(dict.fromkeys(METHODS, gateway), health_seconds=0)
     purses = wallets or nwc_wallets(settings)
     autotopup = AutoTopup(

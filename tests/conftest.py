@@ -85,13 +85,20 @@ def database_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return load({"DATA_DIR": str(tmp_path_factory.mktemp("data")), "LOG_LEVEL": "ERROR", "DATABASE_POOL": "20"})
+    return load(
+        {
+            "DATA_DIR": str(tmp_path_factory.mktemp("data")),
+            "LOG_LEVEL": "ERROR",
+            "DATABASE_POOL": "20",
+            "DATABASE_POOLER": databases.POOLER,
+        }
+    )
 
 
 @pytest.fixture(scope="session")
 async def auditor(database_url: str) -> AsyncIterator[Database]:
     """One connection for the audits after tests."""
-    made = Database(database_url, pool_size=1)
+    made = Database(database_url, pool_size=1, pooler=databases.POOLER)
     await made.open()
     yield made
     await made.close()

@@ -17,6 +17,8 @@ from app.migrations import migrate
 
 WORKER: Final = os.environ.get("PYTEST_XDIST_WORKER", "")
 """Which of several processes that run tests this one is: gw0, gw1, …; nothing where there is one."""
+POOLER: Final = os.environ.get("TEST_DATABASE_POOLER", "none")
+"""What TEST_DATABASE_URL leads through: the service's DATABASE_POOLER."""
 _ONE_AT_A_TIME: Final = 0x5A7_7E57
 """An advisory lock. Roles are the whole server's: two workers that make one at once would meet."""
 
@@ -91,7 +93,7 @@ def _given(url: str) -> Iterator[str]:
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("DROP SCHEMA public CASCADE")
         conn.execute("CREATE SCHEMA public")
-    migrate(url)
+    migrate(url, POOLER)
     yield url
 
 
@@ -104,7 +106,7 @@ def _beside_given(given: str) -> Iterator[str]:
         conn.execute("SELECT pg_advisory_lock(%s)", [_ONE_AT_A_TIME])
         conn.execute(drop)
         conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        migrate(url := _named(given, name))
+        migrate(url := _named(given, name), POOLER)
     try:
         yield url
     finally:

@@ -1,5 +1,6 @@
 """Behind a pooler, a real PgBouncer, each connection is the service's own role with its time limits, or we do not start."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -7,13 +8,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.kernel.connection import as_set
 from app.kernel.db import RUNTIME_ROLE, Database, row
 from app.kernel.errors import DatabaseUnavailable
 from app.migrations import MigrationError, check, migrate
@@ -34,7 +38,7 @@ def server() -> Iterator[tuple[ExternalPostgres, str]]:
 
 
 @contextlib.contextmanager
-def pooler(direct: str, mode: str, ignored: str = "options") -> Iterator[str]:
+def pooler(direct: str, mode: str, ignored: str = "options", database: str = "satmeter") -> Iterator[str]:
     """PgBouncer in front of a database; skips where it is not installed."""
     program = shutil.which("pgbouncer", path=f"/usr/sbin:{os.defpath}")
     if program is None:
@@ -47,7 +51,7 @@ def pooler(direct: str, mode: str, ignored: str = "options") -> Iterator[str]:
     host = psycopg.conninfo.conninfo_to_dict(direct)["host"]
     (folder / "pgbouncer.ini").write_text(
         f"""[databases]
-satmeter = host={host} port=5432 dbname=satmeter user=owner
+satmeter = host={host} port=5432 dbname={database} user=owner
 [pgbouncer]
 unix_socket_dir = {folder}
 listen_port = 6432
@@ -144,6 +148,101 @@ async def test_a_connection_that_does_not_become_ours_is_never_used(server: tupl
 async def test_without_a_pooler_nothing_is_asked_twice(server: tuple[ExternalPostgres, str]) -> None:
     check(server[1])
     db = Database(server[1], pool_size=2)
+    await db.open()
+    try:
+        assert await through_every_door(db) == [OURS] * 3
+    finally:
+        await db.close()
+
+
+# --- transaction pooling, which has to be said --------------------------------------------------------
+
+
+async def test_in_transaction_pooling_every_transaction_is_our_role_with_our_limits(
+    server: tuple[ExternalPostgres, str],
+) -> None:
+    """Though each may be in another server process, and the pooler ignores nothing that a connection asks for at its start."""
+    with pooler(server[1], "transaction", ignored="extra_float_digits") as url:
+        assert migrate(url, "transaction") is False
+        check(url, "transaction")
+        db = Database(url, pool_size=3, pooler="transaction")
+        await db.open()
+        try:
+            for _ in range(7):  # psycopg would prepare a statement the sixth time
+                doors = await asyncio.gather(*(through_every_door(db) for _ in range(4)))
+                assert doors == [[OURS] * 3] * 4
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                await db.one("DELETE FROM entry RETURNING 1", {})
+            with pytest.raises(ProgrammingError, match="permission denied"):
+                await db.transaction(lambda session: row(session, "DELETE FROM entry RETURNING 1"))
+            assert await db.one(WHO, {}) == OURS
+        finally:
+            await db.close()
+        with psycopg.connect(url, autocommit=True) as conn:
+            assert conn.execute("SELECT current_user").fetchone() == ("owner",)
+            assert conn.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+            assert conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+
+
+async def test_what_may_not_become_ours_is_not_run(server: tuple[ExternalPostgres, str]) -> None:
+    with pooler(server[1], "transaction") as url:
+        db = Database(url, pool_size=2, role="pg_monitor", pooler="transaction")
+        await db.open()
+        try:
+            with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue)):
+                await db.one("INSERT INTO rate_count (bucket, window_start) VALUES ('x', now()) RETURNING 1", {})
+            with pytest.raises(ProgrammingError):
+                await db.transaction(lambda session: row(session, WHO))
+        finally:
+            await db.close()
+        assert server[0].sql("SELECT count(*) FROM rate_count", "satmeter") == [(0,)]
+
+
+async def sent_together(conn: psycopg.AsyncConnection[Any], *statements: str) -> None:
+    async with conn.pipeline():
+        for statement in statements:
+            await conn.execute(statement.encode())
+
+
+async def test_the_time_limit_of_what_is_sent_together_ends_the_statement(server: tuple[ExternalPostgres, str]) -> None:
+    """A short one, so that nobody waits for it; the connection is as good as before."""
+    with pooler(server[1], "transaction") as url:
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True, prepare_threshold=None) as conn:
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                await sent_together(
+                    conn, as_set({"statement_timeout": "200ms"}, of_transaction=True), "SELECT pg_sleep(60)"
+                )
+            shown = await (await conn.execute("SELECT current_setting('statement_timeout')")).fetchone()
+            assert shown == ("0",)
+
+
+def test_a_schema_is_made_through_transaction_pooling_by_two_at_once(server: tuple[ExternalPostgres, str]) -> None:
+    server[0].sql("CREATE DATABASE fresh OWNER owner")
+    with pooler(server[1], "transaction", database="fresh") as url, ThreadPoolExecutor(2) as two:
+        changed = [two.submit(migrate, url, "transaction") for _ in range(2)]
+        assert sorted(each.result() for each in changed) == [False, True]
+        check(url, "transaction")
+        with psycopg.connect(url, autocommit=True) as conn:
+            assert conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+
+
+def test_statement_pooling_is_refused_whatever_is_said(server: tuple[ExternalPostgres, str]) -> None:
+    with pooler(server[1], "statement") as url:
+        for verb in (check, migrate):
+            with pytest.raises(MigrationError, match="knows no transactions"):
+                verb(url, "transaction")
+
+
+def test_session_pooling_that_is_none_is_refused(server: tuple[ExternalPostgres, str]) -> None:
+    with pooler(server[1], "transaction") as url:
+        for verb in (check, migrate):
+            with pytest.raises(MigrationError, match="DATABASE_POOLER=transaction"):
+                verb(url, "session")
+
+
+async def test_without_a_pooler_the_setting_does_no_harm(server: tuple[ExternalPostgres, str]) -> None:
+    check(server[1], "transaction")
+    db = Database(server[1], pool_size=2, pooler="transaction")
     await db.open()
     try:
         assert await through_every_door(db) == [OURS] * 3

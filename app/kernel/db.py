@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from app.kernel.connection import POOLERS, as_begin, as_options, as_set, prove, session_of
 from app.kernel.errors import DatabaseUnavailable, InvalidField
 
 RUNTIME_ROLE: Final = "satmeter_runtime"
@@ -32,13 +33,6 @@ RUNTIME_ROLE: Final = "satmeter_runtime"
 T = TypeVar("T")
 Row = dict[str, Any]
 Params: TypeAlias = Mapping[str, Any]
-_SESSION: Final[Mapping[str, str]] = {
-    "TimeZone": "UTC",
-    "statement_timeout": "15s",
-    "lock_timeout": "10s",
-    "idle_in_transaction_session_timeout": "30s",
-}
-"""What every connection of ours is like, as PostgreSQL shows it."""
 _TRY_AGAIN: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the server has rolled the whole transaction back."""
 _BUSY: Final = frozenset({"55P03", "57014", "25P03", "25P04"})
@@ -62,9 +56,14 @@ def new_id() -> uuid.UUID:
 class Database:
     """Two doors to one PostgreSQL: SQLAlchemy sessions for the ordinary, a plain psycopg pool for the hot path."""
 
-    def __init__(self, url: str, *, pool_size: int = 8, role: str | None = RUNTIME_ROLE) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 8, role: str | None = RUNTIME_ROLE, pooler: str = POOLERS[0]
+    ) -> None:
+        """Behind a `pooler` that knows transactions alone, each of them begins by becoming what a connection of ours is."""
         self._url = url
         self._session = session_of(role)
+        self._is_pooled = pooler == "transaction"
+        self._asker = _Asker(as_set(self._session, of_transaction=True).encode() if self._is_pooled else None)
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=self._connect,
@@ -73,6 +72,9 @@ class Database:
             pool_timeout=5,
         )
         event.listen(self._engine.sync_engine, "handle_error", _drop_read_only)
+        if self._is_pooled:
+            begin = as_begin(self._session)
+            event.listen(self._engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
         self._sent = Sent()
         self._hot = self._pool(min_size=1, max_size=pool_size)
         # One batch at a time keeps to one connection: a pool would hand out its connections in turn, and each of their
@@ -92,9 +94,8 @@ class Database:
             kwargs={
                 "autocommit": True,
                 "row_factory": cast("AsyncRowFactory[Row]", dict_row),
-                "options": as_options(self._session),
-                "prepare_threshold": 0,
                 "connect_timeout": 5,
+                **self._started_with(prepare_threshold=0),
             },
         )
 
@@ -159,7 +160,7 @@ class Database:
 
     async def _many(self, conn: psycopg.AsyncConnection[Row], statement: LiteralString, params: Params) -> list[Row]:
         try:
-            return await (await conn.execute(statement, params)).fetchall()
+            return await self._asker.all(conn.cursor(), statement, params)
         except psycopg.errors.ReadOnlySqlTransaction:
             await self._hot.drain()  # all of them lead to the server that was demoted; this one goes when it comes back
             raise
@@ -168,7 +169,7 @@ class Database:
 
     def lane(self) -> "Lane":
         """A connection for statements that follow each other closely. Its user closes it."""
-        return Lane(self._batches)
+        return Lane(self._batches, self._asker)
 
     async def takes_writes(self) -> bool:
         """Whether the server may be written to; every connection to one that may not is dropped. Raises DatabaseUnavailable."""
@@ -191,19 +192,32 @@ class Database:
             return False
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        """For SQLAlchemy, whose transactions psycopg begins, or else we."""
         conn = await psycopg.AsyncConnection.connect(
-            self._url, options=as_options(self._session), connect_timeout=5, autocommit=True
+            self._url, connect_timeout=5, autocommit=True, **self._started_with(prepare_threshold=5)
         )
         try:
-            await _prove(conn, self._session)
-            await conn.set_autocommit(False)
+            await self._become_ours(conn)
+            await conn.set_autocommit(self._is_pooled)
         except BaseException:
             await conn.close()
             raise
         return conn
 
+    def _started_with(self, prepare_threshold: int) -> dict[str, Any]:
+        """A pooler refuses options at the start, and its server processes do not know each other's prepared statements."""
+        if self._is_pooled:
+            return {"prepare_threshold": None}
+        return {"prepare_threshold": prepare_threshold, "options": as_options(self._session)}
+
+    async def _become_ours(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        if self._is_pooled:
+            await conn.execute("SET TimeZone = 'UTC'")  # PgBouncer keeps this one; by it psycopg reads times
+        else:
+            await prove(conn, self._session)
+
     async def _configure(self, conn: psycopg.AsyncConnection[Row]) -> None:
-        await _prove(conn, self._session)
+        await self._become_ours(conn)
         # One parameter type whatever the number's size, so that a statement is prepared once and not four times.
         conn.adapters.register_dumper(int, Int8Dumper)
 
@@ -237,8 +251,8 @@ class Lane:
     of ours that no caller cancels.
     """
 
-    def __init__(self, pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]]) -> None:
-        self._pool = pool
+    def __init__(self, pool: AsyncConnectionPool[psycopg.AsyncConnection[Row]], asker: "_Asker | None" = None) -> None:
+        self._pool, self._asker = pool, asker or _Asker()
         self._cursor: psycopg.AsyncCursor[tuple[Any, ...]] | None = None
         self._until = 0.0
 
@@ -255,8 +269,7 @@ class Lane:
                 if self._cursor is None:
                     self._cursor = (await self._pool.getconn()).cursor(row_factory=tuple_row)
                     self._until = time.monotonic() + _KEPT_SECONDS
-                await self._cursor.execute(statement, params)
-                return await self._cursor.fetchall()
+                return await self._asker.all(self._cursor, statement, params)
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
                 if attempt == _ATTEMPTS:
                     raise
@@ -276,57 +289,21 @@ class Lane:
             await self._pool.putconn(cast("psycopg.AsyncConnection[Row]", cursor.connection))
 
 
-# --- what a connection is like ----------------------------------------------------------------------
+class _Asker:
+    """Asks one statement in one round trip and one transaction of its own; behind a pooler that begins by becoming ours, sent
+    along with it: where that is refused, the statement is not run."""
 
+    def __init__(self, becoming: bytes | None = None) -> None:
+        self._becoming = becoming
 
-class WrongSession(psycopg.OperationalError):
-    """The connection has not become what it was asked to be: our role, with our time limits."""
-
-
-def session_of(role: str | None) -> dict[str, str]:
-    """The settings of each connection, as PostgreSQL shows them; without a role it stays the owner's."""
-    return dict(_SESSION) | ({"role": role} if role else {})
-
-
-def as_options(session: Mapping[str, str]) -> str:
-    """The same for the start of a connection, so that a RESET comes back to them."""
-    return " ".join(f"-c {name}={value}" for name, value in session.items())
-
-
-def as_shown(session: Mapping[str, str]) -> str:
-    """Asks for them: one row with one array."""
-    columns = ", ".join(f"current_setting('{name}')" for name in session)
-    return f"SELECT ARRAY[{columns}] AS shown"
-
-
-def as_set(session: Mapping[str, str]) -> str:
-    """Sets them; the role last, since it may lose the right to set the others."""
-    columns = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in session.items())
-    return f"SELECT {columns}"
-
-
-async def _prove(conn: psycopg.AsyncConnection[Any], session: Mapping[str, str]) -> None:
-    """A pooler may drop what a connection asks for at its start, and it would be the owner's, without any limit.
-
-    Then it is asked for once more. Raises WrongSession if that does not help either.
-    """
-    wanted = list(session.values())
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        shown = as_shown(session).encode()
-        if await _first(cursor, shown) == wanted:
-            return
-        try:
-            await cursor.execute(as_set(session).encode(), prepare=False)
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise WrongSession("the connection may not become what it must be") from error
-        if await _first(cursor, shown) != wanted:
-            raise WrongSession(f"the connection is not as it must be: {', '.join(session)}")
-
-
-async def _first(cursor: psycopg.AsyncCursor[tuple[Any, ...]], statement: bytes) -> Any:
-    found = await (await cursor.execute(statement, prepare=False)).fetchone()
-    assert found is not None
-    return found[0]
+    async def all(self, cursor: psycopg.AsyncCursor[T], statement: LiteralString, params: Params) -> list[T]:
+        if self._becoming is None:
+            await cursor.execute(statement, params)
+        else:
+            async with cursor.connection.pipeline():
+                await cursor.connection.execute(self._becoming)
+                await cursor.execute(statement, params)
+        return await cursor.fetchall()
 
 
 async def _pause_or_raise(error: Exception, attempt: int) -> None:

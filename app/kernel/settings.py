@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
+from app.kernel.connection import POOLERS
 from app.kernel.errors import InvalidField
 from app.kernel.money import parse_usd
 from app.kernel.production import PLACEHOLDER as PLACEHOLDER
@@ -64,6 +65,7 @@ class Settings:
     service_name: str
     data_dir: Path
     database_url: str | None = field(repr=False)
+    database_pooler: str
     database_pool: int
     workers: int
     secret_pepper: str = field(repr=False)
@@ -176,6 +178,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         service_name=_name(read.text("SERVICE_NAME", "Satmeter"), "SERVICE_NAME"),
         data_dir=data_dir,
         database_url=read.text("DATABASE_URL", "") or None,
+        database_pooler=read.choice("DATABASE_POOLER", POOLERS[0], POOLERS),
         database_pool=read.number("DATABASE_POOL", 8, 2, 200),
         workers=read.number("WORKERS", 1, 1, 64),
         secret_pepper=_pepper(read.text("SECRET_PEPPER", made.get("SECRET_PEPPER", ""))),
