@@ -1,7 +1,7 @@
 """A sandbox that a Greenfield client cannot tell from BTCPay Server 2.4.1, but for the money: there is none.
 
 `create_sandbox(config)` gives the application: the Greenfield routes below, the driver's (`driver.py`) that stand for
-the payer and the chains, the pages (`checkout.py`), and a Lightning wallet on a relay of its own (`wallet.py`,
+the payer and the chains, the pages (`checkout.py`, `purse.py`), and a Lightning wallet on a relay of its own (`wallet.py`,
 `relay.py`). Serve it on a loopback port only: the driver asks nobody who they are.
 """
 
@@ -22,7 +22,7 @@ from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
 from msgspec.structs import replace
 
-from . import checkout, driver, relay
+from . import checkout, driver, purse, relay
 from .backend import Backend, Clock
 from .chain import Chain, simulated_chains
 from .errors import BadRequest, Invalid, MissingPermission, NotFound, SandboxError, Unauthenticated
@@ -88,7 +88,7 @@ def create_sandbox(
     wallet = Wallet(backend.store, backend, Relay(), _relay_url(config))
     given = {"backend": backend, "outage": outage, "config": config, "wallet": wallet, "relay": wallet.relay}
     return Litestar(
-        [greenfield, health, driver.router, relay.router, checkout.router],
+        [greenfield, health, driver.router, relay.router, checkout.router, purse.router],
         dependencies={name: constant(part) for name, part in given.items()},
         exception_handlers={SandboxError: _show_error},
         lifespan=[_running(config, backend, wallet)],

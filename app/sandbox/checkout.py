@@ -15,12 +15,37 @@ from litestar.response import Redirect
 from .backend import Backend
 from .errors import SandboxError
 from .given import Call, Id, TheBackend
-from .invoices import Additional, Asked, Invoice, Payment, Prompt, Status, asked, confirmations_needed, round_up
+from .invoices import (
+    Additional,
+    Asked,
+    Invoice,
+    Payment,
+    PaymentStatus,
+    Prompt,
+    Status,
+    asked,
+    confirmations_needed,
+    round_up,
+)
 from .methods import find_method, payment_link
-from .paper import page
+from .paper import HEADERS, copied, moment, page
 from .rates import decimals_of
 from .wire import plain, read_decimal
 
+WORDS = {
+    Status.NEW: "Waiting for payment",
+    Status.PROCESSING: "Confirming",
+    Status.SETTLED: "Paid",
+    Status.EXPIRED: "Expired",
+    Status.INVALID: "Invalid",
+}
+MORE_WORDS = {
+    Additional.PAID_PARTIAL: "partly paid",
+    Additional.PAID_LATE: "paid late",
+    Additional.PAID_OVER: "paid over",
+    Additional.MARKED: "marked by hand",
+}
+"""A state as a person says it; BTCPay's own word for it is in the driver's answers."""
 SIGNS = {"USD": "$", "EUR": "€", "GBP": "£"}
 # Enough to leave every coin's minimum behind, and to be seen on the invoice.
 PART, OVER = Decimal("0.4"), Decimal("1.25")
@@ -32,10 +57,11 @@ PART, OVER = Decimal("0.4"), Decimal("1.25")
 @get("/", media_type=MediaType.HTML)
 async def list_page(backend: TheBackend) -> str:
     rows = "".join(_row(invoice) for invoice in backend.newest_first())
-    table = f"""<table><thead><tr><th>Invoice</th><th>Order</th><th>Method</th><th class=r>Amount</th><th>Status</th>
+    table = f"""<table><thead><tr><th>Invoice</th><th class=r>Amount</th><th>Method</th><th>Status</th><th>Order</th>
 <th class=r>Created</th></tr></thead><tbody>{rows}</tbody></table>"""
     empty = "<p class=quiet>No invoice yet. The first top-up will show up here.</p>"
-    return page("Invoices", f"<main class=wide><h1>Invoices</h1>{table if rows else empty}{_rates(backend)}</main>")
+    main = f"<main class=wide><h1>Invoices</h1>{table if rows else empty}{_rates(backend)}</main>"
+    return page("Invoices", main, here="Invoices", is_wide=True)
 
 
 @get("/i/{invoice_id:str}", media_type=MediaType.HTML)
@@ -78,7 +104,7 @@ async def _do(backend: Backend, invoice_id: str, form: Mapping[str, str]) -> Non
             backend.mark(invoice_id, form.get("status", ""))
 
 
-router = Router("/", route_handlers=[list_page, checkout_page, checkout_status, act])
+router = Router("/", route_handlers=[list_page, checkout_page, checkout_status, act], response_headers=HEADERS)
 
 
 # The list
@@ -88,9 +114,9 @@ def _row(invoice: Invoice) -> str:
     methods = ", ".join(prompt.facts.name for prompt in invoice.prompts)
     order = escape(str(invoice.metadata.get("orderId", "")))
     return (
-        f"<tr><td><a href='i/{invoice.id}'>{invoice.id}</a></td><td class=quiet>{order}</td><td>{methods}</td>"
-        f"<td class=r>{_money(invoice.price, invoice.currency)}</td><td>{_pill(invoice)}</td>"
-        f"<td class='r quiet'><time data-at={invoice.created_at}>{invoice.created_at}</time></td></tr>"
+        f"<tr><td><a href='i/{invoice.id}'>{invoice.id}</a></td>"
+        f"<td class=r>{_money(invoice.price, invoice.currency)}</td><td>{methods}</td><td>{_pill(invoice)}</td>"
+        f"<td class='quiet long'>{order}</td><td class='r quiet long'>{moment(invoice.created_at)}</td></tr>"
     )
 
 
@@ -110,7 +136,7 @@ def _checkout(backend: Backend, invoice: Invoice, wanted: str | None, problem: s
     notice = f"<p class=problem role=alert>{escape(problem)}</p>" if problem else ""
     controls = _controls(invoice, prompt) if prompt else ""
     main = f"<main data-invoice={invoice.id} data-mark='{_mark(invoice)}'>{notice}{body}{controls}</main>"
-    return page(f"{_money(invoice.price, invoice.currency)} · {invoice.status.value}", main)
+    return page(f"{_money(invoice.price, invoice.currency)} · {WORDS[invoice.status]}", main, root="../")
 
 
 def _mark(invoice: Invoice) -> str:
@@ -141,13 +167,9 @@ def _bought(invoice: Invoice) -> str:
 
 
 def _pill(invoice: Invoice) -> str:
-    extra = "" if invoice.additional is Additional.NONE else f" · {_words(invoice.additional.value)}"
-    return f"<span class='pill {invoice.status.value.lower()}'>{invoice.status.value}{extra}</span>"
-
-
-def _words(name: str) -> str:
-    """PaidPartial -> paid partial"""
-    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name).strip()
+    more = MORE_WORDS.get(invoice.additional)
+    words = WORDS[invoice.status] + (f", {more}" if more else "")
+    return f"<span class='pill {invoice.status.value.lower()}'>{words}</span>"
 
 
 def _countdown(left_seconds: int) -> str:
@@ -157,12 +179,12 @@ def _countdown(left_seconds: int) -> str:
 
 def _tabs(invoice: Invoice, chosen: Prompt) -> str:
     if len(invoice.prompts) < 2:
-        return ""
+        return f"<p class=quiet>To be paid with {chosen.facts.name}.</p>"
     links = (
         f"<a href='?method={prompt.method}'{' aria-current=page' if prompt is chosen else ''}>{prompt.facts.name}</a>"
         for prompt in invoice.prompts
     )
-    return f"<nav>{''.join(links)}</nav>"
+    return f"<nav class=ways aria-label='Ways to pay'><span class=quiet>Pay with</span>{''.join(links)}</nav>"
 
 
 def _to_pay(prompt: Prompt, figures: Asked) -> str:
@@ -173,8 +195,7 @@ def _to_pay(prompt: Prompt, figures: Asked) -> str:
     kind = "Lightning invoice" if prompt.facts.is_lightning else f"{prompt.facts.name} address"
     return f"""<div class=pay><div class=qr>{svg}</div><div class=what>
 <p class=label>Send exactly</p><p class=coins>{_coins(figures.due, prompt)}</p>{_already(figures, prompt)}
-<p class=label>{kind}</p><div class=copy><code id=destination>{escape(prompt.destination)}</code>
-<button type=button data-copy=destination hidden>Copy</button></div>
+<p class=label>{kind}</p>{copied(prompt.destination, "destination", f"the {kind}")}
 <a class=wallet href="{escape(link)}">Open in a wallet</a>{_fee(figures, prompt)}</div></div>"""
 
 
@@ -194,14 +215,24 @@ def _fee(figures: Asked, prompt: Prompt) -> str:
 
 
 def _verdict(invoice: Invoice) -> str:
-    icon, words = {
-        Status.PROCESSING: ("◔", "Payment seen. Waiting for confirmations."),
-        Status.SETTLED: ("✓", "Paid, thank you."),
-        Status.EXPIRED: ("⌛", "This invoice has expired. A late payment is seen, but does not settle it by itself."),
-        Status.INVALID: ("✕", "This invoice is invalid."),
+    words = {
+        Status.PROCESSING: "Payment seen. Waiting for confirmations.",
+        Status.SETTLED: "Paid, thank you.",
+        Status.EXPIRED: "This invoice has expired. A late payment is seen, but does not settle it by itself.",
+        Status.INVALID: "This invoice is invalid.",
     }[invoice.status]
     kind = invoice.status.value.lower()
-    return f"<div class='verdict {kind}'><span aria-hidden=true>{icon}</span><p>{words}{_way_back(invoice)}</p></div>"
+    icon = f"<svg viewBox='0 0 24 24' aria-hidden=true>{DRAWN[invoice.status]}</svg>"
+    return f"<div class='verdict {kind}'>{icon}<p>{words}{_way_back(invoice)}</p></div>"
+
+
+DRAWN = {
+    Status.PROCESSING: "<circle cx=12 cy=12 r=9 /><path d='M12 7v5l3.5 2'/>",
+    Status.SETTLED: "<circle cx=12 cy=12 r=9 /><path d='M8 12.5l2.7 2.7L16 9.5'/>",
+    Status.EXPIRED: "<path d='M7 3h10M7 21h10M8 3v3.5L12 11l4-4.5V3M8 21v-3.5L12 13l4 4.5V21'/>",
+    Status.INVALID: "<circle cx=12 cy=12 r=9 /><path d='M9 9l6 6M15 9l-6 6'/>",
+}
+"""A clock, a tick, an hourglass, a cross: drawn, since not every machine has a font with them."""
 
 
 def _way_back(invoice: Invoice) -> str:
@@ -222,8 +253,15 @@ def _payment(invoice: Invoice, payment: Payment) -> str:
     return (
         f"<tr><td><code title='{escape(payment.id)}'>{escape(payment.id[:10])}…</code></td>"
         f"<td>{_coins(payment.value, prompt)}</td>"
-        f"<td class=r><span class='pill {payment.status.value.lower()}'>{payment.status.value}</span></td></tr>"
+        f"<td class=r><span class='pill {payment.status.value.lower()}'>{PAYMENT_WORDS[payment.status]}</span></td></tr>"
     )
+
+
+PAYMENT_WORDS = {
+    PaymentStatus.PROCESSING: "Confirming",
+    PaymentStatus.SETTLED: "Confirmed",
+    PaymentStatus.INVALID: "Does not count",
+}
 
 
 def _money(amount: Decimal, currency: str) -> str:
@@ -241,9 +279,10 @@ def _controls(invoice: Invoice, prompt: Prompt) -> str:
     part, over = (round_up(base * share, prompt.facts.decimals) for share in (PART, OVER))
     coin = prompt.facts.coin
     is_new = invoice.status is Status.NEW
-    return f"""<section class=controls aria-label="Sandbox controls">
+    return f"""<details class=controls open><summary>Sandbox controls</summary>
+<p class=quiet>Pretend to be the payer and the network: nothing of this costs anything.</p>
 {_next_step(invoice, prompt, base)}
-<details><summary>Sandbox controls</summary><div class=grid>
+<div class=grid>
 {_button(prompt, "pay", f"Pay part <small>{part.normalize():f} {coin}</small>", amount=plain(part))}
 {_button(prompt, "pay", f"Pay over <small>{over.normalize():f} {coin}</small>", amount=plain(over))}
 {"" if is_new else _button(prompt, "pay", f"Pay again <small>{base.normalize():f} {coin}</small>", amount=plain(base))}
@@ -253,16 +292,16 @@ def _controls(invoice: Invoice, prompt: Prompt) -> str:
 {_button(prompt, "mark", "Mark invalid", status="Invalid")}
 <form method=post class=free>{_hidden(prompt)}<input name=amount inputmode=decimal placeholder="amount in {coin}"
  aria-label="Amount in {coin}"><button name=act value=pay>Pay this</button></form>
-</div></details></section>"""
+</div></details>"""
 
 
 def _next_step(invoice: Invoice, prompt: Prompt, amount: Decimal) -> str:
     """The one big button: pay, then confirm, then nothing."""
     if invoice.status is Status.NEW:
-        return _button(prompt, "pay", f"Pay {_coins(amount, prompt)}", "main")
+        return _button(prompt, "pay", f"Pretend to pay {_coins(amount, prompt)}", "main")
     if invoice.status is Status.PROCESSING and not prompt.facts.is_lightning:
         blocks = max(confirmations_needed(invoice, prompt.facts), 1)
-        return _button(prompt, "confirm", f"Confirm with {_blocks(blocks)}", "main", blocks=str(blocks))
+        return _button(prompt, "confirm", f"Pretend to confirm with {_blocks(blocks)}", "main", blocks=str(blocks))
     return ""
 
 

@@ -1,6 +1,7 @@
 """The pages: everything a payer needs, nothing from elsewhere, and buttons that work without JavaScript."""
 
 import re
+from html import escape
 from typing import Any
 
 import httpx
@@ -61,23 +62,27 @@ async def test_parts_can_be_paid_by_hand(shop: Shop) -> None:
     id = (await shop.create("BTC-LN"))["id"]
     await press(shop, id, method="BTC-LN", act="pay", amount=" 0.00005 ")
     html = await page(shop, id)
-    assert "paid partial" in html
+    assert "Waiting for payment, partly paid" in html
+    assert "PaidPartial</" not in html
     assert "0.00005 BTC" in html
 
 
 @pytest.mark.parametrize(
-    ("form", "status"),
+    ("form", "status", "words"),
     [
-        ({"act": "expire"}, "Expired"),
-        ({"act": "mark", "status": "Settled"}, "Settled"),
-        ({"act": "mark", "status": "Invalid"}, "Invalid"),
+        ({"act": "expire"}, "Expired", "Expired"),
+        ({"act": "mark", "status": "Settled"}, "Settled", "Paid, marked by hand"),
+        ({"act": "mark", "status": "Invalid"}, "Invalid", "Invalid, marked by hand"),
     ],
 )
-async def test_the_other_controls(shop: Shop, form: dict[str, str], status: str) -> None:
+async def test_the_other_controls(shop: Shop, form: dict[str, str], status: str, words: str) -> None:
     id = (await shop.create())["id"]
     assert (await press(shop, id, method="BTC-LN", **form)).status_code == 303
     assert (await shop.get(id))["status"] == status
-    assert status in await page(shop, id)
+    html = await page(shop, id)
+    assert f"class='pill {status.lower()}'>{words}" in html
+    assert f"class='verdict {status.lower()}'><svg" in html
+    assert not re.search("[\u2190-\u2bff]|[\U0001f000-\U0001faff]", html), "an icon that a font must have"
 
 
 @pytest.mark.parametrize(("form", "status"), [({"act": "double-spend"}, 409), ({"act": "pay", "amount": "lots"}, 422)])
@@ -97,8 +102,51 @@ async def test_the_mark_changes_when_a_payment_comes(shop: Shop) -> None:
     assert after["mark"] in await page(shop, id)
 
 
+async def test_every_button_that_pretends_is_inside_the_sandboxs_controls(shop: Shop) -> None:
+    id = (await shop.create("BTC-CHAIN"))["id"]
+    for act in ("none yet", "pay"):
+        await press(shop, id, method="BTC-CHAIN", act=act)
+        before, controls = (await page(shop, id)).split("<details class=controls open>")
+        assert "<button class=" not in before
+        assert "Pretend to" in controls
+
+
+async def test_the_pages_may_run_nothing_but_their_own(shop: Shop) -> None:
+    for path in ("/", "/wallet", f"/i/{(await shop.create())['id']}"):
+        answer = await shop.client.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'")
+        assert "unsafe" not in policy
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert re.findall(r" (?:style|on\w+)=", answer.text) == []
+
+
+async def test_the_wallet_has_a_page_that_connects_it_and_tells_it_how_to_behave(shop: Shop) -> None:
+    wallet = (await shop.client.get("/sandbox/wallet")).json()
+    html = (await shop.client.get("/wallet")).text
+    for part in (escape(wallet["uri"]), "<svg", "2,000,000 sat", "Pays, as it should", "Nothing was paid yet"):
+        assert part in html
+    answer = await shop.client.post("/wallet", data={"behaviour": "refuses", "balance_sats": "12345"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "wallet")
+    html = (await shop.client.get("/wallet")).text
+    assert "12,345 sat" in html
+    assert "<span class=quiet>Refuses, and says why</span>" in html
+
+
+@pytest.mark.parametrize(
+    "form", [{"behaviour": "flies", "balance_sats": "1"}, {"behaviour": "pays", "balance_sats": "x"}, {}]
+)
+async def test_what_the_wallet_cannot_be_is_said_on_its_page(shop: Shop, form: dict[str, str]) -> None:
+    answer = await shop.client.post("/wallet", data=form)
+    assert answer.status_code == 422
+    assert "class=problem" in answer.text
+    assert (await shop.client.get("/sandbox/wallet")).json()["balance_msat"] == 2_000_000_000
+
+
 async def test_every_method_has_its_tab(shop: Shop) -> None:
     id = (await shop.create(None))["id"]
+    for name in ("Bitcoin Lightning", "Bitcoin", "Litecoin", "Liquid Bitcoin", "Monero"):
+        assert f">{name}</a>" in await page(shop, id)
     assert "Lightning invoice" in await page(shop, id)
     assert "Monero address" in await page(shop, id, method="XMR-CHAIN")
 
