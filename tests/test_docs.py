@@ -1,12 +1,21 @@
 """What the service tells about itself is true: the contract against the running app, and the pages against the contract."""
 
+import ast
 import enum
+import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import date
+from html import escape
 from typing import Any, Literal
 
+import httpx
 import msgspec
+import pytest
 from httpx import Response
 from litestar import Litestar, get, post, route
 from litestar.params import FromPath, JSONBody
@@ -17,6 +26,7 @@ import app.serve  # noqa: F401 - its errors are in the contract, as they are whe
 from app.admin.tokens import create_token
 from app.docs import Contract
 from app.docs.contract import callers, operations
+from app.docs.guides import GUIDES, Step
 from app.docs.page import reference_page
 from app.docs.schema import every_error
 from app.docs.words import BODIES, FIELDS, NAMES, REFUSALS, VERDICTS
@@ -332,6 +342,83 @@ async def test_the_pages_load_nothing_from_elsewhere_and_mention_every_path_and_
         assert "unsafe" not in shown.headers["content-security-policy"]
         assert set(re.findall(r"<(?:link|script|img|iframe)\b([^>]*)>", shown.text)) <= {"", ' rel=icon href="data:,"'}
         assert re.findall(r"@import|url\(", shown.text) == []
+
+
+_STEPS = [(guide.id, step) for guide in GUIDES for step in guide.steps]
+
+
+@pytest.mark.parametrize(("guide", "step"), _STEPS, ids=[f"{guide}: {step.title}" for guide, step in _STEPS])
+async def test_every_command_of_a_guide_is_one_that_the_contract_takes(rig: Rig, guide: str, step: Step) -> None:
+    contract = await _contract(rig)
+    words = shlex.split(step.code)
+    [url] = [word for word in words if word.startswith("$BASE/")]
+    path, _, query = url.removeprefix("$BASE").partition("?")
+    method = words[words.index("-X") + 1] if "-X" in words else "GET"
+    fitting = [
+        (template.count("{"), operation)
+        for template, found, operation in operations(contract)
+        if found == method and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path)
+    ]
+    if not fitting:
+        assert (await rig.client.get(path)).status_code == 200
+        return
+    operation = min(fitting, key=lambda one: one[0])[1]
+    assert {pair.partition("=")[0] for pair in query.split("&") if pair} <= {
+        one["name"] for one in operation["parameters"]
+    }
+    sent = {word.partition(":")[0].lower() for word in words if re.match(r"[\w-]+: ", word)}
+    for caller in callers(operation):
+        if caller == "service token":
+            assert sent & {"authorization", "x-service-token"}
+    if callers(operation) != ["no credential"]:
+        assert sent & {"authorization", "x-credit-id"}
+    if "-d" in words:
+        body = json.loads(words[words.index("-d") + 1])
+        assert _faults(contract, operation["requestBody"]["content"]["application/json"]["schema"], body) == []
+    assert ("-d" in words) == ("requestBody" in operation and operation["requestBody"]["required"])
+
+
+async def test_the_guides_stand_before_the_reference(rig: Rig) -> None:
+    page = (await rig.client.get("/docs")).text
+    places = [page.index(f"id={guide.id}>") for guide in GUIDES]
+    assert places == sorted(places)
+    assert places[-1] < page.index("<h2>Reference</h2>") < page.index('id="createAccount"')
+    assert "$BASE" not in page
+
+
+async def test_every_operation_is_shown_in_a_shell_in_python_and_in_javascript(rig: Rig) -> None:
+    contract, page = await _contract(rig), (await rig.client.get("/docs")).text
+    for path, _, operation in operations(contract):
+        samples = {one["lang"]: one["source"] for one in operation["x-codeSamples"]}
+        assert list(samples) == ["Shell", "Python", "JavaScript"]
+        ast.parse(samples["Python"])
+        start = contract["servers"][0]["url"] + path.partition("{")[0]
+        assert all(start in one for one in samples.values())
+        assert all(escape(one) in page for one in samples.values())
+    node = shutil.which("node")
+    if node is not None:
+        scripts = [
+            f"async()=>{{{operation['x-codeSamples'][2]['source']}}}" for _, _, operation in operations(contract)
+        ]
+        subprocess.run([node, "--check", "-"], input=";".join(scripts).encode(), check=True, timeout=20)
+
+
+async def test_the_python_sample_does_what_it_says(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract, customer = await _contract(rig), await rig.customer()
+    sample = contract["paths"]["/keys"]["post"]["x-codeSamples"][1]["source"]
+    asked = []
+
+    class Httpx:
+        def post(self, url: str, **sent: Any) -> Any:
+            asked.append((url, sent))
+            return httpx.Response(200, json={}, request=httpx.Request("POST", url))
+
+    monkeypatch.setitem(sys.modules, "httpx", Httpx())
+    exec(sample, {"CREDIT_ID": customer.credit_id})
+    monkeypatch.undo()
+    [(url, sent)] = asked
+    made = await rig.client.post(url, **sent)
+    assert made.status_code == 201, made.text
 
 
 async def test_the_landing_page_leads_to_pages_that_exist(rig: Rig) -> None:

@@ -18,7 +18,8 @@ from litestar.routes import BaseRoute, HTTPRoute
 from litestar.types import Method
 from litestar.typing import FieldDefinition
 
-from app.docs.schema import Schemas, described, example, meaning, pointed, prose_of
+from app.docs.samples import samples
+from app.docs.schema import Schemas, body_of, described, example, meaning, pointed, prose_of
 from app.docs.words import (
     BODIES,
     CALLERS,
@@ -120,6 +121,8 @@ def _completed(found: Json, routes: Routes) -> Json:
         _complete_request(operation, handler, schemas)
     for operation, handler in whole:
         _complete_answers(operation, handler, schemas)
+    for path, method, operation in operations(found):
+        operation["x-codeSamples"] = samples(found, path, method, operation)
     used = {tag_of(operation) for operation, _ in whole}
     found["tags"] = [{"name": tag, "description": text} for tag, text in TAGS.items() if tag in used]
     found["components"] = {
@@ -239,12 +242,6 @@ def operations(document: Json) -> Iterator[tuple[str, str, Json]]:
 
 def tag_of(operation: Json) -> str:
     return str((operation.get("tags") or ["Other"])[0])
-
-
-def body_of(operation: Json) -> Json:
-    """Schema and example of the body it takes; for those that take one."""
-    media: Json = operation["requestBody"]["content"][_JSON]
-    return media
 
 
 def callers(operation: Json) -> list[str]:

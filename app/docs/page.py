@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Final
 
-from app.docs.contract import body_of, callers, operations, tag_of
-from app.docs.schema import every_error, example, meaning, pointed
+from app.docs.contract import callers, operations, tag_of
+from app.docs.guides import GUIDES
+from app.docs.samples import header
+from app.docs.schema import body_of, every_error, example, meaning, pointed
 from app.docs.words import CREDENTIALS, GUIDE, ONCE, TAGS, WHAT, Json
 from app.kernel.errors import InsufficientBalance
 
@@ -47,6 +49,7 @@ overflow:auto;max-height:340px;white-space:pre-wrap;overflow-wrap:anywhere}p cod
 button{position:absolute;top:6px;right:6px;font:600 12px system-ui,sans-serif;border:1px solid var(--line);border-radius:7px;
 background:var(--card);color:var(--ink);padding:3px 9px;cursor:pointer}button:hover{border-color:var(--accent)}
 .codes{line-height:1.9}.codes a{margin-right:10px}.codes b{font-size:12px;color:var(--quiet);margin-right:6px}.codes span{display:inline-block;margin-right:8px}
+details{margin-top:8px}summary{cursor:pointer;font-size:12.5px;color:var(--quiet);font-weight:600}
 td p{margin:0}td:first-child code{background:none;padding:0}.card>h5:first-child{margin-top:0}.split>div+div{position:sticky;top:8px}[hidden]{display:none!important}
 @media(max-width:1080px){.split{grid-template-columns:minmax(0,1fr)}.split>div+div{position:static}}
 @media(max-width:760px){.page{display:block}nav{position:static;height:auto;border:0;padding:20px 16px 0}nav div{max-height:38vh;overflow:auto;
@@ -102,9 +105,22 @@ def reference_page(document: Json) -> str:
         f"""<div class=page><nav><b>Satmeter</b><small>API {escape(info["version"])} ·
 <a href=/openapi.json>openapi.json</a> · <a href=/llms.txt>llms.txt</a></small>
 <input type=search placeholder="Filter (press /)" aria-label="Filter the operations" autocomplete=off hidden>
-<div>{index}<section><h4>Reference</h4><a class=to href=#credentials>Credentials</a><a class=to href=#errors>Errors</a></section></div></nav>
-<main><h1>Satmeter API</h1>{prose(info["description"])}{_credentials()}{chapters}{_errors()}</main></div><script>{SCRIPT}</script>""",
+<div><section><h4>Guides</h4>{"".join(f"<a class=to href=#{one.id}>{escape(one.title)}</a>" for one in GUIDES)}</section>
+{index}<section><h4>Reference</h4><a class=to href=#credentials>Credentials</a><a class=to href=#errors>Errors</a></section></div></nav>
+<main><h1>Satmeter API</h1>{prose(info["description"])}{_guides(document)}{_credentials()}{chapters}{_errors()}</main></div><script>{SCRIPT}</script>""",
     )
+
+
+def _guides(document: Json) -> str:
+    """What to do first, before what there is."""
+    url = document["servers"][0]["url"].rstrip("/")
+    cards = "".join(
+        f"<section class=card id={one.id}><h3>{escape(one.title)}</h3>{prose(one.about)}"
+        + "".join(f"<h5>{escape(step.title)}</h5>{_copied(step.code.replace('$BASE', url))}{prose(step.after)}" for step in one.steps)
+        + "</section>"
+        for one in GUIDES
+    )  # fmt: skip
+    return f"<h2>Guides</h2><p class=quiet>Each from nothing to something that works, to paste.</p>{cards}<h2>Reference</h2>"
 
 
 def _link(path: str, method: str, operation: Json) -> str:
@@ -137,7 +153,7 @@ def _operation(document: Json, path: str, method: str, operation: Json) -> str:
     kind = "pill" if operation["security"] else "pill open"
     who = "".join(f"<span class='{kind}'>{escape(one)}</span> " for one in callers(operation))
     answer = next(one for status, one in operation["responses"].items() if status.startswith("2"))
-    samples = _code("Try it", curl(document, path, method, operation))
+    samples = _try_it(operation["x-codeSamples"])
     for media in answer.get("content", {}).values():
         if "$ref" in json.dumps(media["schema"]):
             samples += _code("Answers", json.dumps(example(media["schema"], schemas), indent=2, ensure_ascii=False))
@@ -225,26 +241,18 @@ def kind_of(schema: Json) -> str:
 
 
 def _code(title: str, text: str) -> str:
-    return f"<h5>{title}</h5><div class=code><pre>{escape(text)}</pre><button hidden>Copy</button></div>"
+    return f"<h5>{title}</h5>{_copied(text)}"
 
 
-def curl(document: Json, path: str, method: str, operation: Json) -> str:
-    """The operation as a command to paste."""
-    shown = {one["name"]: one.get("example", f"${one['name'].upper()}") for one in operation["parameters"]}
-    url = document["servers"][0]["url"].rstrip("/") + re.sub(r"\{(\w+)\}", lambda match: str(shown[match[1]]), path)
-    parts = [f"curl {f'-X {method} ' if method != 'GET' else ''}" + (f'"{url}"' if "$" in url else url)]
-    if operation["security"] and {} not in operation["security"]:
-        parts += [f'-H "{_header(next(iter(operation["security"][0])))}"']
-    if "requestBody" in operation:
-        body = json.dumps(body_of(operation)["example"], ensure_ascii=False)
-        parts += ['-H "Content-Type: application/json"', f"-d '{body}'"]
-    return " \\\n  ".join(parts)
+def _copied(text: str) -> str:
+    return f"<div class=code><pre tabindex=0>{escape(text)}</pre><button hidden>Copy</button></div>"
 
 
-def _header(scheme: str) -> str:
-    """`x-credit-id: $CREDIT_ID`, or `Authorization: Bearer $API_KEY`."""
-    name, _, how = CREDENTIALS[scheme]
-    return f"{how.get('name', 'Authorization')}: {'Bearer ' * (how['type'] == 'http')}${name.upper().replace(' ', '_')}"
+def _try_it(samples: Iterable[dict[str, str]]) -> str:
+    """The command; the other languages behind their names."""
+    shell, *others = samples
+    rest = "".join(f"<details><summary>{one['lang']}</summary>{_copied(one['source'])}</details>" for one in others)
+    return _code("Try it", shell["source"]) + rest
 
 
 def _refused(operation: Json) -> str:
@@ -263,7 +271,7 @@ def _codes(codes: Iterable[str]) -> str:
 
 def _credentials() -> str:
     rows = "".join(
-        f"<tr><td><strong>{escape(name)}</strong><br><code>{escape(_header(scheme))}</code></td><td>{prose(about)}</td></tr>"
+        f"<tr><td><strong>{escape(name)}</strong><br><code>{escape(header(scheme))}</code></td><td>{prose(about)}</td></tr>"
         for scheme, (name, about, _) in CREDENTIALS.items()
     )
     return f"<section class=card id=credentials><h3>Credentials</h3><table>{rows}</table></section>"

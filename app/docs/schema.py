@@ -226,3 +226,9 @@ def _openrouter_error_schema() -> Json:
     inner["properties"]["metadata"] |= {"properties": {"error_code": said}, "required": ["error_code"]}
     inner["required"] = [*inner["required"], "metadata"]
     return whole | {"description": "The body of every refusal below /api/v1."}
+
+
+def body_of(operation: Json) -> Json:
+    """Schema and example of the body it takes; for those that take one."""
+    media: Json = operation["requestBody"]["content"]["application/json"]
+    return media
