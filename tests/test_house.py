@@ -23,6 +23,7 @@ import app.kernel.tables
 import app.keys.tables
 import app.ledger.tables
 import app.metering.tables
+import app.notices.tables
 import app.pricing.tables
 import app.topups.tables  # noqa: F401
 from app.gateway.settings import OWN as GATEWAY
@@ -183,6 +184,7 @@ def test_no_float_is_made_near_money() -> None:
         "pricing",
         "autotopup",
         "activity",
+        "notices",
     )
     made = [
         f"{path.relative_to(ROOT)}:{node.lineno}"

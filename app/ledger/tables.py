@@ -31,12 +31,15 @@ class Account(SQLModel, table=True):
     """A customer's balance: `posted` is the sum of its entries, `held` the sum of its open holds.
 
     There is no CHECK on posted: a settle records what was used, even below the floor. A charge that leaves less
-    than `low_nusd` says so, for those who keep the balance filled; null where nobody does.
+    than `low_nusd` says so, for those who keep the balance filled; null where nobody does. `low_balance_nusd` is what its owner
+    calls low. One that leaves less than `notice_mark_nusd` is told to the notices' address, and takes the mark down to the next;
+    null where nothing is left to tell. `notice_base_nusd` is the last top-up, of whose shares the marks are.
     """
 
     __table_args__ = (
         CheckConstraint("held_nusd >= 0", name="account_held_not_negative"),
         CheckConstraint("floor_nusd <= 0", name="account_floor_not_positive"),
+        CheckConstraint("low_balance_nusd >= 0", name="account_low_balance_not_negative"),
         CheckConstraint("status IN ('active', 'frozen', 'closed')", name="account_status_known"),
         {"postgresql_with": {"fillfactor": 50}},  # room for updates in place: this is the hottest row there is
     )
@@ -47,6 +50,9 @@ class Account(SQLModel, table=True):
     floor_nusd: int = money()
     entry_count: int = money()
     low_nusd: int | None = money(nullable=True)
+    low_balance_nusd: int | None = money(nullable=True)
+    notice_base_nusd: int | None = money(nullable=True)
+    notice_mark_nusd: int | None = money(nullable=True)
     status: str = words(default="active", sa_column_kwargs={"server_default": "active"})
     created_at: datetime = when()
     updated_at: datetime = when()
