@@ -12,6 +12,7 @@ from typing import Any, Final
 from apscheduler.executors.asyncio import AsyncIOExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from app.accounts.foretell import foretell
 from app.accounts.reap import reap_empty
 from app.activity.archive import make_partitions
 from app.activity.rollup import recount, roll_up
@@ -23,13 +24,16 @@ from app.kernel.figures import JOB, keep
 from app.kernel.idempotency import forget_old_answers
 from app.kernel.logs import log, where_it_broke
 from app.kernel.ratelimit import forget_old_counts
+from app.keys.expiring import tell_of_expiring
 from app.metering.holds import expire_holds
 from app.metering.retention import forget_closed_holds
+from app.notices.outbox import forget_old
 from app.topups.credit import check_due
 from app.topups.gateway import InvoiceGateway
+from app.topups.health import look_at_backend
 from app.topups.inbox import forget_old_bodies, process_waiting
 from app.topups.sweep import CATCH_UP, REGULAR, sweep
-from app.wiring import House
+from app.wiring import House, name_operators_address
 
 Work = Callable[[House], Awaitable[Any]]
 _WRITTEN_EVERY_SECONDS: Final = 15
@@ -64,6 +68,11 @@ JOBS: Final = (
     Job("expire holds", 5, lambda house: expire_holds(house.db)),
     Job("drive auto top-ups", 3, lambda house: house.watcher.look_for_due()),
     Job("look for low balances", 30, lambda house: house.watcher.look_for_low()),
+    Job("name the operator's address", 3600, name_operators_address, is_done_at_start=True),
+    Job("deliver notices", 1, lambda house: house.courier.deliver()),
+    Job("look at payment backends", 30, lambda house: for_each_gateway(house, look_at_backend)),
+    Job("foretell empty balances", 600, lambda house: foretell(house.db, datetime.now(UTC))),
+    Job("tell of expiring keys", 600, lambda house: tell_of_expiring(house.db, datetime.now(UTC))),
     Job("audit in slices", 10, lambda house: look_on(house.db), most_share=0.1),
     Job("seal the books", 10, lambda house: house.notary.seal()),
     Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
@@ -77,6 +86,7 @@ JOBS: Final = (
     ),
     Job("forget closed holds", 3600, lambda house: forget_closed_holds(house.db)),
     Job("forget old webhooks' bodies", 3600, lambda house: forget_old_bodies(house.db)),
+    Job("forget old notices", 3600, lambda house: forget_old(house.db)),
     Job("forget old answers", 3600, lambda house: forget_old_answers(house.db)),
     Job("forget old counts", 3600, lambda house: forget_old_counts(house.db)),
 )

@@ -28,6 +28,7 @@ from app.metering.api.calls import MeterController
 from app.metering.api.hot import Door, in_front_of
 from app.metering.api.reports import ReportsController
 from app.migrations import head
+from app.notices.api import NoticesController
 from app.openrouter import api as openrouter
 from app.pricing import api as pricing
 from app.topups import api as topups
@@ -115,7 +116,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
         "keyring": house.keyring, "meter": house.meter, "services": house.services,
         "catalogues": house.catalogues, "pricer": house.pricer,
-        "wallets": house.wallets, "watcher": house.watcher, "audits": house.audits,
+        "wallets": house.wallets, "watcher": house.watcher, "audits": house.audits, "webhooks": house.webhooks, "messages": house.messages,
     }  # fmt: skip
     processes = Processes.of()
     parts["exposition"] = Exposition(house.db, house.settings, processes, gauges)
@@ -126,7 +127,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         route_handlers=[
             live, ready, metrics, create_account, ask_balance, read_balance, check_account, KeysController, *topups.handlers,
             *activity.handlers, *openrouter.handlers,
-            AutoTopupController,
+            AutoTopupController, NoticesController,
             MeterController, ReportsController, ext_authz.door(on_app_error),
             *admin.handlers, *audits.handlers, *pricing.handlers, *docs.handlers,
         ],

@@ -5,10 +5,14 @@ from decimal import Decimal
 from functools import partial
 from typing import TypeAlias
 
+from app.adapters.addresses import resolve_for_notices
 from app.adapters.btcpay import BtcpayGateway
+from app.adapters.direct_messages import NostrMessages
 from app.adapters.lnbits import LnbitsGateway, RateSource
 from app.adapters.nip47 import NwcWallets
 from app.adapters.rates import FixedRateSource, HttpRateSource
+from app.adapters.relay import Dialler
+from app.adapters.webhooks import HttpWebhooks
 from app.admin.tokens import ServiceTokens
 from app.audit.background import Audits
 from app.audit.check import Secrets
@@ -22,6 +26,9 @@ from app.keys.issue import Keyring
 from app.keys.verify import Verifier
 from app.metering.holds import Meter
 from app.metering.priced import Pricer
+from app.notices.address import keep_operators
+from app.notices.courier import Courier
+from app.notices.ways import Messages, Webhooks
 from app.pricing.catalogue import Catalogues
 from app.topups.gateway import Gateways, InvoiceGateway
 from app.topups.methods import METHODS
@@ -46,10 +53,14 @@ class House:
     watcher: Watcher
     audits: Audits
     notary: Notary
+    webhooks: Webhooks
+    messages: Messages
+    courier: Courier
 
     async def close(self) -> None:
         """Give back every connection."""
         await self.watcher.close()
+        await self.courier.close()
         await self.audits.close()
         await self.services.uses.written()
         for gateway in self.gateways:
@@ -71,6 +82,7 @@ def build(
         db, takers, purses, settings.sealer, network=settings.lightning_network, is_on=settings.nwc_auto_topup,
         receipts=partial(receipt_url, settings),
     )  # fmt: skip
+    webhooks, messages = http_webhooks(settings), nostr_messages(settings)
     house = House(
         settings=settings,
         db=db,
@@ -91,6 +103,9 @@ def build(
         watcher=Watcher(autotopup),
         audits=Audits(db, Secrets.of(settings)),
         notary=Notary(db, settings.pepper),
+        webhooks=webhooks,
+        messages=messages,
+        courier=Courier(db, settings.sealer, webhooks, messages),
     )
     house.meter.on_low = house.watcher.notice
     return house
@@ -103,6 +118,29 @@ def nwc_wallets(settings: Settings) -> Wallets:
         allow_private_relays=settings.nwc_allow_private_relays or settings.uses_sandbox,
         lightning_network=settings.lightning_network,
     )
+
+
+def http_webhooks(settings: Settings) -> Webhooks:
+    """Customers' and the operator's own URLs. The sandbox's is on loopback, as its relay is."""
+    return HttpWebhooks(allow_private=settings.notice_allow_private or settings.uses_sandbox)
+
+
+def nostr_messages(settings: Settings) -> Messages:
+    """Direct messages, from a key of ours that is the pepper's: nothing more to keep, and the same after a restore."""
+    allow_private = settings.notice_allow_private or settings.uses_sandbox
+    relays = (settings.sandbox_relay_url,) if settings.uses_sandbox else settings.notice_relays
+    dialler = Dialler(allow_private=allow_private, resolve=resolve_for_notices)
+    return NostrMessages(dialler, settings.pepper.derived_key(b"nostr").hex(), relays)
+
+
+async def name_operators_address(house: House) -> None:
+    """Have the operator told where the settings say. Raises InvalidField for a URL or key that is none."""
+    settings = house.settings
+    url, key = settings.notice_webhook_url or None, settings.notice_npub or None
+    shown = None if url is None else house.webhooks.shown(url, is_operators=True)
+    hex_key = None if key is None else house.messages.key_of(key)
+    secret = settings.notice_webhook_secret or None
+    await house.db.transaction(lambda session: keep_operators(session, settings.sealer, url, shown, secret, hex_key))
 
 
 def gateways(settings: Settings) -> Gateways:

@@ -69,6 +69,7 @@ REFUSED = [
     *[("RATE_FIXED", more | {"RATE_FIXED": "BTC:65000"}) for more in ({}, LNBITS)],
     ("RATE_URL", LNBITS | {"RATE_URL": "http://rates.example/{coin}"}),
     ("NWC_ALLOW_PRIVATE_RELAYS", {"NWC_ALLOW_PRIVATE_RELAYS": "on"}),
+    ("NOTICE_ALLOW_PRIVATE", {"NOTICE_ALLOW_PRIVATE": "on"}),
     ("SANDBOX_LITECOIN_RPC", {"SANDBOX_LITECOIN_RPC": "http://u:p@127.0.0.1:1/wallet/x"}),
     ("SANDBOX_MONERO_WALLET_RPC", {"SANDBOX_MONERO_WALLET_RPC": "http://127.0.0.1:1"}),
 ]  # fmt: skip

@@ -17,7 +17,7 @@ _DAY_SECONDS = 86_400
 class Runway:
     """Nano-USD a day, rounded up, and tenths of days, rounded down; None where nothing was spent lately.
 
-    `is_low` is None where the account has no mark below which its balance would be low.
+    `is_low` is None where the account has no mark below which its balance would be low: its owner's own, else its wallet's threshold.
     """
 
     burn_nusd_per_day: int | None
@@ -46,7 +46,7 @@ async def read_runway(session: AsyncSession, account_id: uuid.UUID, found: Balan
     first = datetime(now.year, now.month, now.day, tzinfo=UTC) - timedelta(days=FULL_DAYS)
     figures = await row(
         session,
-        """SELECT a.created_at, a.low_nusd,
+        """SELECT a.created_at, coalesce(a.low_balance_nusd, a.low_nusd) AS low_nusd,
                   (SELECT coalesce(sum(lifetime_nusd), 0)::bigint FROM api_key WHERE account_id = a.id)
                   - (SELECT coalesce(sum(cost_nusd - refunded_nusd), 0)::bigint FROM usage_day
                      WHERE account_id = a.id AND day < :first_day) AS spent_nusd

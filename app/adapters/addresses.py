@@ -1,4 +1,4 @@
-"""Where a customer may send us: the grammar of a relay's URL, and which of its addresses are on the public internet.
+"""Where a customer may send us: the grammar of a URL, and which of its addresses are on the public internet.
 
 A URL that a stranger chose can point into our own network (SSRF). So its grammar is narrow enough for every parser
 to read it the same way, each address its name resolves to is judged, and the judged address is the one dialled.
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Final
+from typing import Final, TypeAlias
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Every address of a host name, for a port. Raises OSError if there is none."""
@@ -20,7 +20,7 @@ MAX_URL_CHARS: Final = 512
 MAX_ADDRESSES: Final = 16  # a name with more is refused, not cut short: one of the others might be ours
 
 _URL: Final = re.compile(
-    r"(?P<scheme>wss?)://"
+    r"(?P<scheme>wss?|https?)://"
     r"(?:\[(?P<ipv6>[0-9a-f:.]{2,45})\]|(?P<host>[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9])?))"
     r"(?::(?P<port>[1-9][0-9]{0,4}))?"
     r"(?P<rest>(?:[/?][!\"$-\[\]-~]*)?)"  # printable ASCII without `#` and backslash
@@ -82,6 +82,7 @@ _IPV6_SPECIAL: Final = tuple(
 # have us try at once may keep a connected wallet, or the rest of the service, from resolving.
 _RESOLVERS: Final = ThreadPoolExecutor(max_workers=32, thread_name_prefix="relay-resolver")
 _PROBING_RESOLVERS: Final = ThreadPoolExecutor(max_workers=8, thread_name_prefix="relay-probe-resolver")
+_NOTICE_RESOLVERS: Final = ThreadPoolExecutor(max_workers=16, thread_name_prefix="notice-resolver")
 
 
 class NotAllowed(Exception):
@@ -89,8 +90,8 @@ class NotAllowed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class RelayUrl:
-    """A relay's URL in lower case, taken apart. `host` has no brackets, and `is_literal` if it is an address."""
+class OutsideUrl:
+    """A URL in lower case, taken apart. `host` has no brackets, and `is_literal` if it is an address."""
 
     text: str
     is_secure: bool
@@ -99,16 +100,29 @@ class RelayUrl:
     is_literal: bool
 
 
-def read_relay_url(text: str, *, allow_private: bool) -> RelayUrl:
-    """Raises NotAllowed for anything but wss:// to a public-looking host; with `allow_private` ws:// and any host too.
+RelayUrl: TypeAlias = OutsideUrl
 
-    A port is 443 or one from 1024 up: the others belong to services that are no relays.
+
+def read_relay_url(text: str, *, allow_private: bool) -> OutsideUrl:
+    """Raises NotAllowed for anything but wss:// to a public-looking host; with `allow_private` ws:// and any host too."""
+    return _read(text, "ws", allow_private=allow_private)
+
+
+def read_webhook_url(text: str, *, allow_private: bool) -> OutsideUrl:
+    """The same for https://, and with `allow_private` http://."""
+    return _read(text, "http", allow_private=allow_private)
+
+
+def _read(text: str, scheme: str, *, allow_private: bool) -> OutsideUrl:
+    """Plain where it is `scheme`, encrypted where it is that with an s.
+
+    A port is 443 or one from 1024 up: the others belong to services that are none of these.
     """
     # Before lower-casing: the Kelvin sign becomes a plain k then.
     found = _URL.fullmatch(_lowered(text)) if len(text) <= MAX_URL_CHARS and text.isascii() else None
-    if found is None:
-        raise NotAllowed("not a relay's URL")
-    is_secure = found["scheme"] == "wss"
+    if found is None or found["scheme"].removesuffix("s") != scheme:
+        raise NotAllowed("not such a URL")
+    is_secure = found["scheme"] != scheme
     port = int(found["port"] or (443 if is_secure else 80))
     host = found["ipv6"] or found["host"]
     is_literal = _is_literal(host, is_ipv6=found["ipv6"] is not None)
@@ -116,11 +130,11 @@ def read_relay_url(text: str, *, allow_private: bool) -> RelayUrl:
         raise NotAllowed("no such port")
     if not allow_private:
         _refuse_private(host, port, is_secure=is_secure, is_literal=is_literal)
-    return RelayUrl(_lowered(text), is_secure, host, port, is_literal)
+    return OutsideUrl(_lowered(text), is_secure, host, port, is_literal)
 
 
-async def allowed_addresses(url: RelayUrl, resolve: Resolve, *, allow_private: bool) -> Sequence[str]:
-    """The addresses of a relay's host, judged now. Raises NotAllowed if a single one is not public."""
+async def allowed_addresses(url: OutsideUrl, resolve: Resolve, *, allow_private: bool) -> Sequence[str]:
+    """The addresses of a host, judged now. Raises NotAllowed if a single one is not public."""
     found = [url.host] if url.is_literal else list(await resolve(url.host, url.port))
     addresses = list(dict.fromkeys(found))
     if not 1 <= len(addresses) <= MAX_ADDRESSES:
@@ -151,6 +165,11 @@ async def resolve_by_system(host: str, port: int) -> Sequence[str]:
 async def resolve_for_probe(host: str, port: int) -> Sequence[str]:
     """The same for a wallet that is not connected yet, on threads that connected ones do not need."""
     return await asyncio.get_running_loop().run_in_executor(_PROBING_RESOLVERS, _addresses, host, port)
+
+
+async def resolve_for_notices(host: str, port: int) -> Sequence[str]:
+    """The same for what is told to whoever an account names."""
+    return await asyncio.get_running_loop().run_in_executor(_NOTICE_RESOLVERS, _addresses, host, port)
 
 
 def _addresses(host: str, port: int) -> Sequence[str]:

@@ -32,6 +32,7 @@ from app.kernel.errors import NotFound, RateLimitExceeded, WalletNotUsable, Wall
 from app.kernel.logs import log
 from app.kernel.progress import Told, nobody
 from app.kernel.security import Resealed, Sealer, UnsealError
+from app.notices.tell import tell
 
 _RESEAL_AT_ONCE: Final = 500
 _CONNECTING: Final[set[uuid.UUID]] = set()
@@ -164,6 +165,12 @@ async def note_refusal(session: AsyncSession, connection: Row, pause: str | None
            WHERE account_id = :account_id""",
         refusals=refusals, now=now, not_before=now + back_off(refusals), account_id=connection["account_id"],
     )  # fmt: skip
+    told = {
+        "refusals": refusals,
+        "next_attempt_at": now + back_off(refusals),
+        "wallet_pubkey": connection["wallet_pubkey"],
+    }
+    await tell(session, connection["account_id"], "autotopup.refused", told)
     log.warning("autotopup.refused", account_id=str(connection["account_id"]), attempts=refusals)
     if pause is not None:
         await stop(session, connection, pause, now)
@@ -215,6 +222,8 @@ async def stop(session: AsyncSession, connection: Row, pause: str, now: datetime
         pause=pause, now=now, account_id=connection["account_id"],
     )  # fmt: skip
     await _tell_when_low(session, connection["account_id"], None)
+    told = {"code": pause, "reason": PAUSES[pause], "wallet_pubkey": connection["wallet_pubkey"]}
+    await tell(session, connection["account_id"], "autotopup.paused", told)
     log.warning("autotopup.paused", account_id=str(connection["account_id"]), code=pause)
 
 

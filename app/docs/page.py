@@ -314,15 +314,20 @@ def landing_page(document: Json) -> str:
 
 def guide(document: Json) -> str:
     """`/llms.txt`: the contract in a page that fits any context."""
-    lines: dict[str, list[str]] = {}
+    parts: dict[str, list[tuple[str, str, Json]]] = {}
     for path, method, operation in operations(document):
         if not path.startswith(("/admin", "/webhooks")):
-            lines.setdefault(f"\n### {tag_of(operation)}", []).append(_line(document, path, method, operation))
+            parts.setdefault(tag_of(operation), []).append((path, method, operation))
+    lines = {}
+    for tag, inside in parts.items():
+        who = {" or ".join(callers(operation)) for *_, operation in inside}
+        only = f" ({who.pop()})" if len(who) == 1 else ""  # then it need not stand in each line
+        lines[f"\n### {tag}{only}"] = [_line(document, *each, is_whose=not only) for each in inside]
     start = GUIDE.format(what=WHAT, url=document["servers"][0]["url"], codes=", ".join(every_error()))
     return start + "\n".join(line for tag, inside in lines.items() for line in (tag, *inside)) + "\n"
 
 
-def _line(document: Json, path: str, method: str, operation: Json) -> str:
+def _line(document: Json, path: str, method: str, operation: Json, *, is_whose: bool) -> str:
     parameters, body = operation["parameters"], ""
     if "requestBody" in operation:
         inside = fields(body_of(operation)["schema"], document["components"]["schemas"], depth=3)
@@ -330,4 +335,4 @@ def _line(document: Json, path: str, method: str, operation: Json) -> str:
     once = "*" if any(one["name"] == ONCE["name"] for one in parameters) else ""
     query = ",".join(one["name"] for one in parameters if one["in"] == "query")
     asked = f"{method}{once} {path}{'?' if query else ''}{query}{body}"
-    return f"- {asked}: {operation['summary']} ({' or '.join(callers(operation))})"
+    return f"- {asked}: {operation['summary']}" + (f" ({' or '.join(callers(operation))})" if is_whose else "")

@@ -56,6 +56,8 @@ def refusals(text: Text, backends: Collection[str]) -> Iterator[str]:
             "RATE_FIXED is set (for development only: coins would be credited at a rate that stands still); unset it, and"
             " RATE_URL is asked"
         )
+    if text("NOTICE_ALLOW_PRIVATE") == "on":
+        yield "NOTICE_ALLOW_PRIVATE is on (customers could have us call into your network); turn it off"
     if text("NWC_ALLOW_PRIVATE_RELAYS") == "on":
         yield "NWC_ALLOW_PRIVATE_RELAYS is on (customers could have us call into your network); turn it off"
 

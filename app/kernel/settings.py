@@ -45,7 +45,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{
 
 FROM_FILES = (
     "DATABASE_URL", "SECRET_PEPPER", "SEALING_KEYS", "BTCPAY_API_KEY", "BTCPAY_WEBHOOK_SECRET", "LNBITS_INVOICE_KEY",
-    "METRICS_TOKEN",
+    "METRICS_TOKEN", "NOTICE_WEBHOOK_URL", "NOTICE_WEBHOOK_SECRET",
 )  # fmt: skip
 """The secrets, each of which may stand in a file that NAME_FILE names: systemd's and Docker's way to hand them over."""
 
@@ -88,6 +88,11 @@ class Settings:
     sandbox_monero_wallet_rpc: str | None = field(repr=False)
     nwc_auto_topup: bool
     nwc_allow_private_relays: bool
+    notice_webhook_url: str = field(repr=False)
+    notice_webhook_secret: str = field(repr=False)
+    notice_npub: str
+    notice_relays: tuple[str, ...]
+    notice_allow_private: bool
     lightning_network: str
     meter_batch: bool
     strict_provider: bool
@@ -131,6 +136,10 @@ class Settings:
     @property
     def sandbox_url(self) -> str:
         return f"http://127.0.0.1:{self.sandbox_port}"
+
+    @property
+    def sandbox_relay_url(self) -> str:
+        return f"ws://127.0.0.1:{self.sandbox_port}/relay"
 
     @property
     def ext_authz_hold_nusd(self) -> int:
@@ -201,6 +210,11 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         sandbox_monero_wallet_rpc=_node_url(read.text("SANDBOX_MONERO_WALLET_RPC", ""), "SANDBOX_MONERO_WALLET_RPC"),
         nwc_auto_topup=read.switch("NWC_AUTO_TOPUP", True),
         nwc_allow_private_relays=read.switch("NWC_ALLOW_PRIVATE_RELAYS", False),
+        notice_webhook_url=read.text("NOTICE_WEBHOOK_URL", ""),
+        notice_webhook_secret=_notice_secret(read),
+        notice_npub=read.text("NOTICE_NPUB", ""),
+        notice_relays=_relays(read.text("NOTICE_RELAYS", "wss://relay.damus.io,wss://nos.lol")),
+        notice_allow_private=read.switch("NOTICE_ALLOW_PRIVATE", False),
         lightning_network=read.choice("LIGHTNING_NETWORK", _network(read, methods), ("bc", "tb", "tbs", "bcrt")),
         meter_batch=read.switch("METER_BATCH", True),
         strict_provider=read.switch("STRICT_PROVIDER", False),
@@ -240,6 +254,30 @@ def with_files_read(environ: Mapping[str, str]) -> dict[str, str]:
         if path:
             found[name] = _secret_in(Path(path), f"{name}_FILE")
     return found
+
+
+def _notice_secret(read: "_Reader") -> str:
+    """What signs the operator's own webhook: given, since nobody could show one that we made. Raises SettingsError."""
+    secret = read.text("NOTICE_WEBHOOK_SECRET", "")
+    if bool(secret) != bool(read.text("NOTICE_WEBHOOK_URL", "")):
+        raise SettingsError(
+            "NOTICE_WEBHOOK_URL and NOTICE_WEBHOOK_SECRET are set together, or neither; see deploy/.env.example"
+        )
+    try:
+        if secret and not (
+            secret.startswith("whsec_") and 24 <= len(base64.b64decode(secret[6:], validate=True)) <= 64
+        ):
+            raise ValueError
+    except ValueError:
+        raise SettingsError("NOTICE_WEBHOOK_SECRET is not whsec_ and 24 to 64 random bytes in base64") from None
+    return secret
+
+
+def _relays(text: str) -> tuple[str, ...]:
+    relays = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not all(relay.startswith(("wss://", "ws://")) and len(relay) <= 512 for relay in relays):
+        raise SettingsError("NOTICE_RELAYS is a list of wss:// addresses with commas between them")
+    return relays
 
 
 def _secret_in(path: Path, name: str) -> str:

@@ -80,6 +80,37 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 
+-- The highest balance, up to p_balance, below which something is to be told: half, a fifth and a twentieth of the last top-up are
+-- reached, the balance is below what its owner calls low, or nothing is left.
+CREATE OR REPLACE FUNCTION meter_mark(p_base bigint, p_low bigint, p_floor bigint, p_balance bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT max(m) FROM unnest(ARRAY[p_base / 2 + 1, p_base / 5 + 1, p_base / 20 + 1, p_low, p_floor + 1]) m WHERE m <= p_balance
+$$;
+
+
+-- What is told of a balance that fell below p_mark: its type and data, with the marks that it passed as reasons. Null if it did not.
+CREATE OR REPLACE FUNCTION meter_notice(p_mark bigint, p_base bigint, p_low bigint, p_floor bigint, p_balance bigint) RETURNS jsonb
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT jsonb_build_object('type', CASE WHEN bool_or(reason = 'empty') THEN 'balance.empty' ELSE 'balance.low' END, 'data', jsonb_build_object(
+               'balance_usd', trim_scale(p_balance / 1000000000::numeric), 'last_topup_usd', trim_scale(p_base / 1000000000::numeric),
+               'low_balance_usd', trim_scale(p_low / 1000000000::numeric), 'percent', min(percent),
+               'reasons', jsonb_agg(reason ORDER BY mark DESC)))
+    FROM (VALUES ('50_percent', 50, p_base / 2 + 1), ('20_percent', 20, p_base / 5 + 1), ('5_percent', 5, p_base / 20 + 1),
+                 ('low_balance', NULL, p_low), ('empty', NULL, p_floor + 1)) v (reason, percent, mark)
+    WHERE p_balance < mark AND mark <= p_mark
+    HAVING count(*) > 0
+$$;
+
+
+-- The ways on which an account, or the operator, wants to be told of something of this type. What changes an address goes on all.
+CREATE OR REPLACE FUNCTION meter_ways(p_account_id uuid, p_type text) RETURNS TABLE (channel text)
+LANGUAGE sql STABLE AS $$
+    SELECT way.channel FROM notice_address n
+    CROSS JOIN LATERAL (VALUES ('webhook', n.sealed_url IS NOT NULL AND n.webhook_off_at IS NULL), ('nostr', n.npub IS NOT NULL)) way (channel, is_there)
+    WHERE n.account_id = p_account_id AND way.is_there AND (n.events IS NULL OR p_type LIKE 'notices.%' OR p_type = ANY (n.events))
+$$;
+
+
 -- authorize: holds amount_nusd for a call, or what there is of it from min_nusd up. Locks the accounts.
 -- A denied call consumes nothing, so what is left is carried from call to call. An open hold of the same request is
 -- answered again while its key may still spend; another request of that id is `reuse`, one whose hold is closed `closed`.
@@ -285,7 +316,7 @@ BEGIN
     WITH asked AS MATERIALIZED (
         SELECT u.*, coalesce(h.key_id, u.told_key_id) AS key_id,
                CASE WHEN u.at_least_hold THEN greatest(u.told_nusd, h.amount_nusd) ELSE u.told_nusd END AS cost_nusd,
-               a.ctid AS place, a.posted_nusd, a.held_nusd, a.entry_count, a.low_nusd, meter_window(k) AS key_window_start,
+               a.ctid AS place, a.posted_nusd, a.held_nusd, a.entry_count, a.low_nusd, a.notice_mark_nusd, meter_window(k) AS key_window_start,
                h.ctid AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
                CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.is_there AND u.request_hash IS NOT NULL) THEN 'reuse'
                     WHEN e.is_there THEN 'repeat' ELSE 'charged' END AS verdict
@@ -328,7 +359,9 @@ BEGIN
     ),
     account_after AS (
         UPDATE account a SET posted_nusd = a.posted_nusd - d.cost_nusd, held_nusd = a.held_nusd - d.freed_nusd,
-               entry_count = a.entry_count + d.count, updated_at = now()
+               entry_count = a.entry_count + d.count, updated_at = now(),
+               notice_mark_nusd = CASE WHEN a.posted_nusd - d.cost_nusd < a.notice_mark_nusd
+                   THEN meter_mark(a.notice_base_nusd, a.low_balance_nusd, a.floor_nusd, a.posted_nusd - d.cost_nusd) ELSE a.notice_mark_nusd END
         FROM (SELECT place, sum(cost_nusd)::bigint AS cost_nusd, sum(freed_nusd)::bigint AS freed_nusd, count(*) AS count
               FROM charged GROUP BY 1) d
         WHERE a.ctid = d.place
@@ -343,6 +376,16 @@ BEGIN
                      coalesce(sum(cost_nusd) FILTER (WHERE window_start = key_window_start), 0)::bigint AS window_cost_nusd
               FROM charged GROUP BY 1, 2) d
         WHERE k.account_id = d.account_id AND k.id = d.key_id
+    ),
+    told AS (
+        INSERT INTO notice (account_id, id, channel, type, data, next_at)
+        SELECT t.account_id, t.id, way.channel, t.notice ->> 'type', t.notice -> 'data', now()
+        FROM (SELECT c.account_id, gen_random_uuid() AS id,
+                     meter_notice(a.notice_mark_nusd, a.notice_base_nusd, a.low_balance_nusd, a.floor_nusd, c.balance_nusd) AS notice
+              FROM (SELECT account_id, place, min(balance_after_nusd) AS balance_nusd FROM charged
+                    WHERE balance_after_nusd < notice_mark_nusd GROUP BY 1, 2) c
+              JOIN account a ON a.ctid = c.place) t
+        CROSS JOIN LATERAL meter_ways(t.account_id, t.notice ->> 'type') way
     ),
     posted AS (
         INSERT INTO entry (account_id, id, kind, reference, contra, amount_nusd, balance_after_nusd, usage_id)

@@ -1,23 +1,25 @@
 """Crediting: asks the backend what was paid, and books the difference to what was credited, once."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.logs import log
-from app.kernel.money import COIN_PLACES, CURRENCIES, share_nusd, units_of
+from app.kernel.money import COIN_PLACES, CURRENCIES, number, share_nusd, units_of, usd
 from app.ledger.post import post
 from app.ledger.tables import EntryKind
+from app.notices.marks import arm
+from app.notices.tell import tell
 from app.topups.create import LOST_AFTER, attach, coin_of, mark_failed, show
 from app.topups.finding import note_finding
-from app.topups.gateway import GatewayRefused, GatewayUnavailable, Invoice, InvoiceGateway, PaymentStatus
+from app.topups.gateway import GatewayRefused, GatewayUnavailable, Invoice, InvoiceGateway, InvoiceStatus, PaymentStatus
 from app.topups.methods import METHODS
 from app.topups.owed import Owed, is_late, needs_rate_now, owed, settled_ids
 
@@ -162,20 +164,22 @@ async def _book(
         return None
     # Also when we asked before another check did: what we credit must be explained by payments we remember.
     await _remember_payments(session, ref, invoice, due)
-    return await _post(session, ref, topup, due.credit_nusd)
+    return await _post(session, ref, topup, invoice, due.credit_nusd, known.keys())
 
 
-async def _post(session: AsyncSession, ref: TopupRef, topup: Row, credit_nusd: int) -> Credited:
-    """Post credit and bonus up to the new totals. The reference names the total before, so that two
+async def _post(
+    session: AsyncSession, ref: TopupRef, topup: Row, invoice: Invoice, credit_nusd: int, known: Set[str]
+) -> Credited:
+    """Post credit and bonus up to the new totals, and tell of it. The reference names the total before, so that two
     that saw the same total collide on it."""
     method, before, bonus_before = METHODS[topup["method"]], topup["credited_nusd"], topup["bonus_nusd"]
     bonus_nusd = share_nusd(credit_nusd, topup["bonus_percent"])
-    await post(
+    posted = await post(
         session, ref.account_id, EntryKind.TOPUP, f"{ref.topup_id}/{before}", f"{topup['backend']}:{method.id}",
         credit_nusd - before,
     )  # fmt: skip
     if bonus_nusd > bonus_before:
-        await post(
+        posted = await post(
             session, ref.account_id, EntryKind.BONUS, f"{ref.topup_id}/{bonus_before}", "bonus:lightning",
             bonus_nusd - bonus_before,
         )  # fmt: skip
@@ -184,7 +188,33 @@ async def _post(session: AsyncSession, ref: TopupRef, topup: Row, credit_nusd: i
         "UPDATE topup SET credited_nusd = :credited, bonus_nusd = :bonus WHERE account_id = :account_id AND id = :id",
         credited=credit_nusd, bonus=bonus_nusd, account_id=ref.account_id, id=ref.topup_id,
     )  # fmt: skip
-    return Credited(credit_nusd - before, bonus_nusd - bonus_before)
+    credited = Credited(credit_nusd - before, bonus_nusd - bonus_before)
+    await arm(session, ref.account_id, credit_nusd)
+    await tell(
+        session, ref.account_id, _told_as(invoice, known), _told(topup, invoice, credited, posted.balance_after_nusd),
+        once=f"{ref.topup_id}/{before}",
+    )  # fmt: skip
+    return credited
+
+
+def _told_as(invoice: Invoice, known: Set[str]) -> str:
+    """Late: something that was credited now came after its price had run out. Partial: less came than was asked for."""
+    if any(
+        is_late(payment, invoice)
+        for payment in invoice.payments
+        if payment.id in settled_ids(invoice).difference(known)
+    ):
+        return "topup.late"
+    return "topup.settled" if invoice.status is InvoiceStatus.SETTLED else "topup.partial"
+
+
+def _told(topup: Row, invoice: Invoice, credited: Credited, balance_nusd: int) -> dict[str, Any]:
+    return {
+        "topup_id": topup["id"], "invoice_id": invoice.id, "method": topup["method"], "currency": topup["currency"],
+        "amount": number(topup["amount_units"], CURRENCIES[topup["currency"]].places), "credited_usd": usd(credited.amount_nusd),
+        "bonus_usd": usd(credited.bonus_nusd), "balance_usd": usd(balance_nusd), "status": invoice.status.value,
+        "additional_status": invoice.additional_status.value,
+    }  # fmt: skip
 
 
 async def _remember_payments(session: AsyncSession, ref: TopupRef, invoice: Invoice, due: Owed) -> None:
