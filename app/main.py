@@ -14,7 +14,7 @@ from litestar.exceptions import HTTPException
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import docs
-from app.accounts.api import ask_balance, check_account, create_account, read_balance
+from app.accounts import api as accounts
 from app.activity import api as activity
 from app.admin import api as admin
 from app.audit import api as audits
@@ -114,7 +114,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
     """The application over a house of parts. By `now` the minutes of requests are told apart."""
     parts: dict[str, object] = {
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
-        "keyring": house.keyring, "meter": house.meter, "services": house.services,
+        "keyring": house.keyring, "meter": house.meter, "services": house.services, "nostr": house.nostr,
         "catalogues": house.catalogues, "pricer": house.pricer,
         "wallets": house.wallets, "watcher": house.watcher, "audits": house.audits, "webhooks": house.webhooks, "messages": house.messages,
     }  # fmt: skip
@@ -125,7 +125,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
     contract = docs.Contract(house.settings.public_url)
     app = Litestar(
         route_handlers=[
-            live, ready, metrics, create_account, ask_balance, read_balance, check_account, KeysController, *topups.handlers,
+            live, ready, metrics, *accounts.handlers, KeysController, *topups.handlers,
             *activity.handlers, *openrouter.handlers,
             AutoTopupController, NoticesController,
             MeterController, ReportsController, ext_authz.door(on_app_error),

@@ -5,11 +5,13 @@ from decimal import Decimal
 from functools import partial
 from typing import TypeAlias
 
+from app.accounts.nostr import Nostr
 from app.adapters.addresses import resolve_for_notices
 from app.adapters.btcpay import BtcpayGateway
 from app.adapters.direct_messages import NostrMessages
 from app.adapters.lnbits import LnbitsGateway, RateSource
 from app.adapters.nip47 import NwcWallets
+from app.adapters.nip98 import SignedRequests
 from app.adapters.rates import FixedRateSource, HttpRateSource
 from app.adapters.relay import Dialler
 from app.adapters.webhooks import HttpWebhooks
@@ -46,6 +48,7 @@ class House:
     keyring: Keyring
     meter: Meter
     services: ServiceTokens
+    nostr: Nostr
     catalogues: Catalogues
     pricer: Pricer
     wallets: Wallets
@@ -96,6 +99,7 @@ def build(
         ),
         meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit, batch=settings.meter_batch),
         services=ServiceTokens(db, settings.pepper),
+        nostr=SignedRequests(),
         catalogues=catalogues,
         pricer=Pricer(db, catalogues, is_strict=settings.strict_provider),
         wallets=purses,

@@ -66,7 +66,8 @@ FORBIDDEN: Final = (
     "UPDATE fee SET price_nusd = 0", "UPDATE price_override SET price_pusd = 0", "UPDATE admin_token SET secret_hash = ''",
     "UPDATE service_token SET secret_hash = ''", "DELETE FROM admin_token", "UPDATE seal SET links = ''", "DELETE FROM seal",
     "UPDATE seal_run SET mac = ''", "DELETE FROM seal_run", "INSERT INTO usage_dropped (month) VALUES (now())",
-    "UPDATE usage_archive SET dropped_at = now()", "DELETE FROM webhook_delivery", "UPDATE nwc_attempt SET amount_nusd = 1",
+    "UPDATE usage_archive SET dropped_at = now()", "DELETE FROM webhook_delivery",
+    "UPDATE credential_event SET act = ''", "DELETE FROM credential_event", "UPDATE credential SET ends_at = NULL", "UPDATE nostr_event SET event_id = ''", "UPDATE nwc_attempt SET amount_nusd = 1",
     "TRUNCATE account", "DROP TABLE entry", "CREATE TABLE mine (x int)", "ALTER TABLE entry DISABLE TRIGGER ALL",
     "CREATE ROLE mine",
 )  # fmt: skip

@@ -196,9 +196,9 @@ async def rotate(
     session: AsyncSession, keyring: Keyring, pepper: Pepper, admin: Admin, account_id: uuid.UUID, reason: str | None
 ) -> str:
     """The new credit id, which is shown now alone. Raises NotFound, InvalidField for a closed account."""
-    credit_id = await accounts.rotate_credit_id(session, keyring, account_id)
+    rotated = await accounts.rotate_credit_id(session, keyring, account_id, "operator")
     await write_act(session, pepper, admin, "account.rotate", str(account_id), reason)
-    return credit_id
+    return rotated.credit_id
 
 
 @dataclass(frozen=True, slots=True)

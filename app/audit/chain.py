@@ -148,8 +148,8 @@ KINDS: Final = (
     Kind(
         "credential", "credit_id",
         """SELECT x.account_id, 'credit_id/' || left(encode(x.secret_hash, 'hex'), 32) AS chain,
-                  sha256(x.secret_hash || coalesce(x.proof, '')) AS content, NULL::timestamptz AS ends_at, 1::bigint AS revision,
-                  x.created_at AS since FROM credential x WHERE x.kind = 'credit_id'""",
+                  sha256(x.secret_hash || coalesce(x.proof, '')) AS content, NULL::timestamptz AS ends_at,
+                  CASE WHEN x.ends_at IS NULL THEN 1 ELSE 2 END::bigint AS revision, x.created_at AS since FROM credential x WHERE x.kind = 'credit_id'""",
         may_go=True,
     ),
 )  # fmt: skip

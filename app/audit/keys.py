@@ -37,10 +37,19 @@ KEYS: Final = (
     ),
     Check(
         "account_has_one_credit_id",
-        "Every account is known by exactly one credit id.",
+        "Every account is known by exactly one credit id, beside the last one that ends or ended.",
         """SELECT a.id::text AS subject, count(c.secret_hash) AS recorded, 1 AS recomputed
-           FROM account a LEFT JOIN credential c ON c.account_id = a.id AND c.kind = 'credit_id'
-           GROUP BY a.id HAVING count(c.secret_hash) <> 1""",
+           FROM account a LEFT JOIN credential c ON c.account_id = a.id AND c.kind = 'credit_id' AND c.ends_at IS NULL
+           GROUP BY a.id HAVING count(c.secret_hash) <> 1
+           UNION ALL
+           SELECT c.account_id::text || ' ending', count(*), 1 FROM credential c
+           WHERE c.kind = 'credit_id' AND c.ends_at IS NOT NULL GROUP BY c.account_id HAVING count(*) > 1""",
+    ),
+    Check(
+        "account_has_one_way_back",
+        "An account is recovered by one recovery code and one Nostr key at most, beside those that end.",
+        """SELECT c.kind || ' of ' || c.account_id AS subject, count(*) AS recorded, 1 AS recomputed FROM credential c
+           WHERE c.kind IN ('recovery_code', 'nostr') AND c.ends_at IS NULL GROUP BY c.account_id, c.kind HAVING count(*) > 1""",
     ),
     Check(
         "key_has_one_secret",
@@ -52,9 +61,11 @@ KEYS: Final = (
     ),
     Check(
         "secret_opens_what_it_says",
-        "A key's secret leads to a key of its account, a credit id to no key.",
+        "A key's secret leads to a key of its account, a credit id to no key; a way back says which it is.",
         """SELECT c.kind || ' of ' || c.account_id || coalesce('/' || c.key_id, '') AS subject, c.key_id AS recorded, k.id AS recomputed
            FROM credential c LEFT JOIN api_key k ON k.account_id = c.account_id AND k.id = c.key_id
-           WHERE CASE c.kind WHEN 'api_key' THEN k.id IS NULL WHEN 'credit_id' THEN c.key_id IS NOT NULL ELSE true END""",
+           WHERE CASE c.kind WHEN 'api_key' THEN k.id IS NULL WHEN 'credit_id' THEN c.key_id IS NOT NULL
+                             WHEN 'recovery_code' THEN c.key_id IS NULL WHEN 'nostr' THEN c.key_id IS NULL OR c.label IS NULL
+                             ELSE true END""",
     ),
 )

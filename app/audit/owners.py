@@ -6,7 +6,7 @@ from app.audit.check import Check
 
 _OWNED: Final = (
     "entry", "hold", "usage", "usage_day", "usage_dropped", "topup", "payment", "api_key", "credential", "topup_invoice",
-    "nwc_connection", "nwc_attempt",
+    "nwc_connection", "nwc_attempt", "credential_event", "nostr_event",
 )  # fmt: skip
 _BY_KEY: Final = ("hold", "usage", "usage_day", "usage_dropped", "topup")
 

@@ -10,7 +10,7 @@ from app.audit.check import Check, values
 from app.audit.tables import Seal, SealRun
 from app.autotopup.tables import NwcAttempt, NwcConnection
 from app.kernel.db import RUNTIME_ROLE
-from app.keys.tables import ApiKey, Credential
+from app.keys.tables import ApiKey, Credential, CredentialEvent, NostrEvent
 from app.ledger.tables import Account, Entry
 from app.metering.tables import Hold, Usage
 from app.topups.tables import Payment, Topup, TopupAddress, TopupInvoice
@@ -19,7 +19,7 @@ _BOOKS: Final = tuple(
     SQLModel.metadata.tables[str(model.__tablename__)]
     for model in (
         Account, Entry, ApiKey, Credential, Hold, Usage, UsageDay, UsageDropped, UsageArchive, Topup, TopupInvoice, TopupAddress, Payment,
-        NwcConnection, NwcAttempt, Seal, SealRun,
+        NwcConnection, NwcAttempt, Seal, SealRun, CredentialEvent, NostrEvent,
     )
 )  # fmt: skip
 _REPLACED: Final = ("usage_day", "nwc_connection")
@@ -55,7 +55,7 @@ SCHEMA: Final = (
         "books_are_append_only",
         "The service's role may not change or delete what was written to the books.",
         f"""SELECT '{RUNTIME_ROLE} on ' || x.place AS subject, 'may change rows' AS recorded, 'may only add rows' AS recomputed
-            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('usage_dropped'), ('usage_archive'), ('topup_invoice'), ('topup_address'), ('admin_log'), ('seal'), ('seal_run')) AS x (place)
+            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('usage_dropped'), ('usage_archive'), ('topup_invoice'), ('topup_address'), ('admin_log'), ('seal'), ('seal_run'), ('credential_event')) AS x (place)
             WHERE r.rolname = '{RUNTIME_ROLE}'
               AND (has_table_privilege(r.oid, to_regclass(x.place), 'UPDATE, DELETE, TRUNCATE, TRIGGER')
                    OR has_any_column_privilege(r.oid, to_regclass(x.place), 'UPDATE'))""",

@@ -8,7 +8,8 @@ from app.autotopup import connect
 from app.kernel.db import Row
 from app.kernel.security import UnsealError, equal
 from app.keys import issue
-from app.keys.verify import credential_proof
+from app.keys.proof import event_proof
+from app.keys.verify import CREDENTIAL, proof_of_credential
 
 
 def _opens(secrets: Secrets, sealed: str, name: str) -> bool:
@@ -28,9 +29,11 @@ def _wallet_opens(secrets: Secrets, row: Row) -> bool:
 
 
 def _is_bound(secrets: Secrets, row: Row) -> bool:
-    secret_hash = bytes(row["secret_hash"])
-    wanted = credential_proof(secrets.pepper, secret_hash, row["kind"], row["account_id"], row["key_id"])
-    return row["proof"] is not None and equal(bytes(row["proof"]), wanted)
+    return row["proof"] is not None and equal(bytes(row["proof"]), proof_of_credential(secrets.pepper, row))
+
+
+def _is_noted_by_us(secrets: Secrets, row: Row) -> bool:
+    return equal(bytes(row["proof"]), event_proof(secrets.pepper, row))
 
 
 def _is_ours(secrets: Secrets, row: Row) -> bool:
@@ -55,9 +58,14 @@ SEALS: Final = (
     Proof(
         "credential_is_bound",
         "A secret's hash leads to the account and key that it was made for.",
-        """SELECT kind || ' of ' || account_id || coalesce('/' || key_id, '') AS subject, secret_hash, kind, account_id, key_id, proof
-           FROM credential""",
+        f"SELECT kind || ' of ' || account_id || coalesce('/' || key_id, '') AS subject, {CREDENTIAL} FROM credential",
         _is_bound, broken="bound to another", whole="bound to this",
+    ),
+    Proof(
+        "credential_event_is_ours",
+        "What was done with an account's credentials was written down by us, as it stands.",
+        """SELECT account_id || '/' || id AS name, account_id, id, act, shown_by, subject, proof FROM credential_event""",
+        _is_noted_by_us, broken="not written by us", whole="written by us",
     ),
     Proof(
         "act_is_an_operator_s",

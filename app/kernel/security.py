@@ -11,7 +11,7 @@ import secrets
 import uuid
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
@@ -30,19 +30,28 @@ class Kind(StrEnum):
 
     CREDIT_ID = "credit_id"
     API_KEY = "api_key"
+    RECOVERY_CODE = "recovery_code"
+    NOSTR = "nostr"
+
+
+Lasts: TypeAlias = Literal["lasting", "ending", "over"]
+"""How a credential stands: for good, until the end of its overlap, or no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who is calling: an account, by its credit id or by one of its keys.
 
-    `scopes` None means everything that kind of credential may do.
+    `scopes` None means everything that kind of credential may do. `lookup` is the hash of what was shown, by which the
+    act's own transaction asks again whether it still holds.
     """
 
     kind: Kind
     account_id: uuid.UUID
     key_id: uuid.UUID | None = None
     scopes: frozenset[str] | None = None
+    lasts: Lasts = "lasting"
+    lookup: bytes | None = field(default=None, repr=False, compare=False)
 
 
 OnExpiry: TypeAlias = Literal["captured", "hold", "release"]
@@ -91,6 +100,34 @@ def new_credit_id() -> str:
 def canonical_credit_id(text: str) -> str | None:
     """The one spelling we hash, or None: `uuid.UUID` would accept braces, urn: and missing hyphens."""
     return text.lower() if _CREDIT_ID_TEXT.fullmatch(text) else None
+
+
+_CODE_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CODE_READ = str.maketrans("OIL", "011", "- \t\r\n")
+_CODE_DATA, _CODE_GROUP = 26, 5
+
+
+def new_recovery_code() -> str:
+    """26 digits of Crockford's base 32 (130 random bits) and 4 of a checksum, in six groups of five.
+
+    For paper: it has no I, L, O and U.
+    """
+    body = "".join(secrets.choice(_CODE_DIGITS) for _ in range(_CODE_DATA))
+    code = body + _code_checksum(body)
+    return "-".join(code[at : at + _CODE_GROUP] for at in range(0, len(code), _CODE_GROUP))
+
+
+def canonical_recovery_code(text: str) -> str | None:
+    """The one spelling we hash, or None. Hyphens, spaces and case are the writer's; O is read as 0, I and L as 1."""
+    code = text.upper().translate(_CODE_READ) if len(text) <= 100 and text.isascii() else ""
+    body, checksum = code[:_CODE_DATA], code[_CODE_DATA:]
+    is_whole = len(body) == _CODE_DATA and set(body) <= set(_CODE_DIGITS) and checksum == _code_checksum(body)
+    return code if is_whole else None
+
+
+def _code_checksum(body: str) -> str:
+    value = int.from_bytes(hashlib.sha256(f"recovery/{body}".encode()).digest()[:4])
+    return "".join(_CODE_DIGITS[value >> shift & 31] for shift in (15, 10, 5, 0))
 
 
 def preview(secret: str) -> str:

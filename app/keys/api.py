@@ -1,5 +1,6 @@
 """How HTTP asks for keys: the routes of the PayPerQ API, with the credit id."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -19,6 +20,7 @@ from app.kernel.reading import uuid_in
 from app.kernel.security import Caller, UnsealError
 from app.keys.issue import SCOPES, Keyring, NewKey, change, clean_name, issue, list_keys, read, revoke
 from app.keys.tables import ResetPeriod
+from app.keys.verify import hold_still, refuse_ending
 
 MIN_LIMIT_NUSD = 10_000_000
 """$0.01, the seed's minimum."""
@@ -147,6 +149,7 @@ class KeysController(Controller):
                 session, owner.account_id, size + 1, after[0] if after else None, include_disabled=include_disabled
             )
         )
+        await _note_shown(db, keyring, owner, found[:size], show_key)
         return KeysAnswer(
             [KeyView.of(key, _shown(keyring, owner, key, show_key)) for key in found[:size]],
             to_cursor(found[size - 1]["id"]) if len(found) > size else None,
@@ -164,6 +167,7 @@ class KeysController(Controller):
         new = new_key(data)
 
         async def effect(session: Any) -> KeyAnswer:
+            await hold_still(session, owner)
             return KeyAnswer(KeyView.of(*await issue(session, keyring, owner.account_id, new)))
 
         return await once.do(KeyAnswer, effect)
@@ -179,6 +183,7 @@ class KeysController(Controller):
     ) -> KeyAnswer:
         """One key; with `show_key=true` its secret too, if the operator allows it."""
         found = await db.transaction(lambda session: read(session, owner.account_id, _key_id(key_id)))
+        await _note_shown(db, keyring, owner, [found], show_key)
         return KeyAnswer(KeyView.of(found, _shown(keyring, owner, found, show_key)))
 
     @patch("/{key_id:str}", summary="Change a key")
@@ -215,6 +220,17 @@ def _key_id(text: str) -> UUID:
     if found is None:
         raise KeyNotFound
     return found
+
+
+async def _note_shown(db: Database, keyring: Keyring, owner: Caller, keys: Sequence[Row], wanted: bool) -> None:
+    """Before a kept secret is shown again, its owner's log tells of it. Raises MissingScope for a credit id that ends."""
+    if not wanted or not keyring.reveal or not any(key["sealed_secret"] for key in keys):
+        return
+    refuse_ending(owner)
+    subject = str(keys[0]["id"]) if len(keys) == 1 else f"{len(keys)} keys"
+    await db.transaction(
+        lambda session: keyring.note(session, owner.account_id, "key_revealed", owner.kind.value, subject)
+    )
 
 
 def _shown(keyring: Keyring, owner: Caller, key: Row, wanted: bool) -> str | None | msgspec.UnsetType:

@@ -17,9 +17,10 @@ from app.kernel.errors import InvalidField, KeyNotFound, NameTaken
 from app.kernel.logs import log
 from app.kernel.progress import Told, nobody
 from app.kernel.security import Kind, Pepper, Resealed, Sealer, UnsealError, new_secret, preview
-from app.keys.proof import PROVEN, key_proof
+from app.keys.proof import PROVEN, event_proof, key_proof
 from app.keys.tables import ResetPeriod
-from app.keys.verify import credential_proof
+from app.keys.verify import credential_proof, proof_of_credential
+from app.notices.tell import tell
 
 NAME_LENGTH = 25
 KEY_BYTES = 4096
@@ -58,17 +59,55 @@ class Keyring:
         self._pepper, self._sealer, self.reveal, self.keys_per_account = pepper, sealer, reveal, keys_per_account
 
     async def register(
-        self, session: AsyncSession, secret: str, kind: Kind, account_id: uuid.UUID, key_id: uuid.UUID | None
+        self,
+        session: AsyncSession,
+        secret: str,
+        kind: Kind,
+        account_id: uuid.UUID,
+        key_id: uuid.UUID | None,
+        label: str | None = None,
     ) -> None:
         """Make a secret known as the account's."""
-        secret_hash = self._pepper.lookup(secret)
+        known = {
+            "secret_hash": self._pepper.lookup(secret),
+            "kind": kind.value,
+            "account_id": account_id,
+            "key_id": key_id,
+        }
+        await self.write(session, known | {"ends_at": None, "label": label})
+
+    async def end(self, session: AsyncSession, known: Row, ends_at: datetime) -> None:
+        """Let a credential hold until `ends_at` and no longer: it is written anew, with its proof, as it is never changed."""
+        await row(session, "DELETE FROM credential WHERE secret_hash = :hash", hash=known["secret_hash"])
+        await self.write(session, known | {"ends_at": ends_at})
+
+    def lookup(self, secret: str) -> bytes:
+        """The hash that a secret is known by."""
+        return self._pepper.lookup(secret)
+
+    async def write(self, session: AsyncSession, known: Row) -> None:
+        """Write a credential as `known` has it, with its proof."""
+        said = {name: known[name] for name in ("secret_hash", "kind", "account_id", "key_id", "ends_at", "label")}
         await row(
             session,
-            """INSERT INTO credential (secret_hash, kind, account_id, key_id, proof)
-               VALUES (:hash, :kind, :account_id, :key_id, :proof)""",
-            hash=secret_hash, kind=kind.value, account_id=account_id, key_id=key_id,
-            proof=credential_proof(self._pepper, secret_hash, kind, account_id, key_id),
+            """INSERT INTO credential (secret_hash, kind, account_id, key_id, ends_at, label, proof)
+               VALUES (:secret_hash, :kind, :account_id, :key_id, :ends_at, :label, :proof)""",
+            **said, proof=proof_of_credential(self._pepper, said),
         )  # fmt: skip
+
+    async def note(
+        self, session: AsyncSession, account_id: uuid.UUID, act: str, shown_by: str, subject: str | None = None
+    ) -> None:
+        """Write down what was done with the account's credentials, for its owner to read, and tell where notices go."""
+        written = {"account_id": account_id, "id": new_id(), "act": act, "shown_by": shown_by, "subject": subject}
+        await row(
+            session,
+            """INSERT INTO credential_event (account_id, id, act, shown_by, subject, proof)
+               VALUES (:account_id, :id, :act, :shown_by, :subject, :proof)""",
+            **written, proof=event_proof(self._pepper, written),
+        )  # fmt: skip
+        told = {"act": act, "shown_by": shown_by, "subject": subject}
+        await tell(session, account_id, "key.revealed" if act == "key_revealed" else "account.rotated", told)
 
     async def prove(self, session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
         """Prove what a key is set to now; whoever set it holds its account's lock."""

@@ -20,9 +20,17 @@ MOVING: Final = (
 """What calls change, or what is bound in another way: the sealed secret by its row's name."""
 
 
+_SAID: Final = ("account_id", "id", "act", "shown_by", "subject")
+
+
 def key_proof(pepper: Pepper, key: Mapping[str, Any]) -> bytes:
     """The MAC over what a key was set to; `key` is its row, or the part of it that is proven."""
     return pepper.tag(b"api_key", msgspec.json.encode([_plain(key[name]) for name in PROVEN]))
+
+
+def event_proof(pepper: Pepper, event: Mapping[str, Any]) -> bytes:
+    """The MAC over what an event of credentials says."""
+    return pepper.tag(b"credential_event", *(str(event[name] or "").encode() for name in _SAID))
 
 
 def _plain(value: Any) -> Any:

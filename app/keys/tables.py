@@ -23,11 +23,13 @@ class Credential(SQLModel, table=True):
     """Secret → whose it is. A small lookup table, immutable but for deletion, so it may be cached.
 
     `proof` is a MAC over the rest with the pepper: two hashes that somebody swapped in the database have none.
+    `key_id` is an API key's, or says which recovery code or binding of a Nostr key it is: made in the order of time, and never
+    twice. What ends is written anew with `ends_at`. `label` is what its owner is shown of it, such as an npub.
     """
 
     __table_args__ = (
-        CheckConstraint("kind IN ('credit_id', 'api_key')", name="credential_kind_known"),
-        Index("credential_of_owner", "account_id", postgresql_where=text("kind = 'credit_id'")),
+        CheckConstraint("kind IN ('credit_id', 'api_key', 'recovery_code', 'nostr')", name="credential_kind_known"),
+        Index("credential_of_owner", "account_id", postgresql_where=text("kind <> 'api_key'")),
         Index("credential_by_time", "created_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     )
 
@@ -37,6 +39,36 @@ class Credential(SQLModel, table=True):
     key_id: uuid.UUID | None = Field(default=None, sa_type=UUID)
     proof: bytes | None = Field(default=None, sa_type=LargeBinary)
     created_at: datetime = when()
+    ends_at: datetime | None = when(nullable=True)
+    label: str | None = words(default=None)
+
+
+class CredentialEvent(SQLModel, table=True):
+    """What was done with an account's credentials, and by what: its owner's own log. Append-only.
+
+    `shown_by` is the kind of credential that was shown for it, or `operator`; `subject` the key or npub it was done to.
+    `proof` is a MAC over the rest.
+    """
+
+    __tablename__ = "credential_event"
+
+    account_id: uuid.UUID = account_key()
+    id: uuid.UUID = Field(sa_type=UUID, primary_key=True)
+    act: str = words()
+    shown_by: str = words()
+    subject: str | None = words(default=None)
+    proof: bytes = Field(sa_type=LargeBinary)
+    created_at: datetime = when()
+
+
+class NostrEvent(SQLModel, table=True):
+    """A signed event that was taken once, so that it is not taken again; kept for an hour, it holds for a minute."""
+
+    __tablename__ = "nostr_event"
+
+    account_id: uuid.UUID = account_key()
+    event_id: bytes = Field(sa_type=LargeBinary, primary_key=True)
+    taken_at: datetime = when()
 
 
 class ApiKey(SQLModel, table=True):

@@ -3,10 +3,14 @@
 import hashlib
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
 
-from app.kernel.db import Database, Row
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.kernel.db import Database, Row, row
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, MalformedHeader, MissingScope
 from app.kernel.logs import log
 from app.kernel.security import Caller, Kind, Pepper, canonical_credit_id, is_wellformed
@@ -29,23 +33,31 @@ class Verifier:
         self._db, self._pepper = db, pepper
         self._owners: OrderedDict[bytes, KeyOwner] = OrderedDict()
 
-    async def credit_id(self, text: str) -> Caller:
-        """Raises InvalidCreditId, alike for a malformed, an unknown and a rotated one.
+    async def credit_id(self, text: str, *, also_over: bool = False) -> Caller:
+        """Raises InvalidCreditId, alike for a malformed, an unknown and a rotated one; that is let by if `also_over`.
 
         Also for one that somebody made another account's in the database: with it go that account's keys.
         """
-        canonical = canonical_credit_id(text)
-        lookup = self._pepper.lookup(canonical or "")
-        found = await self._db.one(
-            "SELECT account_id, proof FROM credential WHERE secret_hash = %(hash)s AND kind = 'credit_id'",
-            {"hash": lookup},
-        )
-        if canonical is None or found is None:
+        found = await self._holder(Kind.CREDIT_ID, canonical_credit_id(text))
+        if found is None or (found.lasts == "over" and not also_over):
             raise InvalidCreditId
-        if found["proof"] != credential_proof(self._pepper, lookup, Kind.CREDIT_ID, found["account_id"], None):
+        return found
+
+    async def recovering(self, kind: Kind, secret: str | None) -> Caller | None:
+        """Whose recovery code or Nostr key that is; None alike for whatever is none any more or never was."""
+        found = await self._holder(kind, secret)
+        return None if found is None or found.lasts == "over" else found
+
+    async def _holder(self, kind: Kind, secret: str | None) -> Caller | None:
+        """Asked of the database each time, whose clock decides what is over: so it is in every process at once."""
+        lookup = self._pepper.lookup(secret or "")
+        found = await self._db.one(_HOLDER, {"hash": lookup, "kind": kind.value})
+        if secret is None or found is None:
+            return None
+        if found["proof"] != proof_of_credential(self._pepper, found):
             log.error("credential.forged", account_id=str(found["account_id"]))
-            raise InvalidCreditId
-        return Caller(Kind.CREDIT_ID, found["account_id"])
+            return None
+        return Caller(kind, found["account_id"], found["key_id"], lasts=found["lasts"], lookup=lookup)
 
     async def api_key(self, secret: str) -> Caller:
         """A live key as a caller. Raises InvalidApiKey, alike for unknown, revoked, disabled and expired ones."""
@@ -83,10 +95,49 @@ class Verifier:
 
 
 def credential_proof(
-    pepper: Pepper, secret_hash: bytes, kind: str, account_id: uuid.UUID, key_id: uuid.UUID | None
+    pepper: Pepper,
+    secret_hash: bytes,
+    kind: str,
+    account_id: uuid.UUID,
+    key_id: uuid.UUID | None,
+    ends_at: datetime | None = None,
+    label: str | None = None,
 ) -> bytes:
-    """The MAC that binds a secret's hash to whose it is."""
-    return pepper.tag(b"credential", secret_hash, kind.encode(), account_id.bytes, key_id.bytes if key_id else b"")
+    """The MAC that binds a secret's hash to whose it is, until when, and to what is shown of it."""
+    parts = [secret_hash, kind.encode(), account_id.bytes, key_id.bytes if key_id else b""]
+    if ends_at is not None or label is not None:  # what has neither is proven as it was before there were these
+        parts += [ends_at.astimezone(UTC).isoformat().encode() if ends_at else b"", (label or "").encode()]
+    return pepper.tag(b"credential", *parts)
+
+
+def proof_of_credential(pepper: Pepper, found: Mapping[str, Any]) -> bytes:
+    """The same of a row as it stands."""
+    return credential_proof(
+        pepper, bytes(found["secret_hash"]), found["kind"], found["account_id"], found["key_id"], found["ends_at"], found["label"]
+    )  # fmt: skip
+
+
+def refuse_ending(caller: Caller) -> None:
+    """Raises MissingScope for a credit id in its overlap: it reads and tops up, so that who stole it gains nothing that lasts."""
+    if caller.lasts != "lasting":
+        raise MissingScope(
+            "This credit id was rotated: until its overlap ends it reads and tops up, and no more; use the new one"
+        )
+
+
+async def hold_still(session: AsyncSession, caller: Caller) -> None:
+    """Lock the caller's account, for what may not be done with a credit id that was rotated since it was shown.
+
+    Raises InvalidCreditId: whoever waited behind a rotation finds its own credential gone.
+    """
+    await row(session, "SELECT 1 AS locked FROM account WHERE id = :id FOR NO KEY UPDATE", id=caller.account_id)
+    if caller.kind is not Kind.CREDIT_ID:
+        return
+    found = await row(
+        session, f"SELECT 1 AS holds FROM credential WHERE {LASTING} AND secret_hash = :hash", hash=caller.lookup
+    )
+    if found is None:
+        raise InvalidCreditId
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +201,13 @@ def require_scope(caller: Caller, scope: str) -> None:
         raise MissingScope(f"This API key lacks the scope '{scope}'")
 
 
+LASTING: Final = "ends_at IS NULL"
+"""Of a credential: that it holds for good."""
+CREDENTIAL: Final = "secret_hash, kind, account_id, key_id, proof, ends_at, label"
+_HOLDER: Final = f"""
+SELECT {CREDENTIAL}, CASE WHEN {LASTING} THEN 'lasting' WHEN ends_at > now() THEN 'ending' ELSE 'over' END AS lasts
+FROM credential WHERE secret_hash = %(hash)s AND kind = %(kind)s
+"""
 _LIVE_KEY = """
 SELECT c.account_id, c.key_id, k.scopes
 FROM credential c JOIN api_key k ON k.account_id = c.account_id AND k.id = c.key_id

@@ -14,7 +14,7 @@ from app.kernel.errors import DatabaseUnavailable
 from app.kernel.logs import log
 from app.kernel.money import COIN_PLACES, CURRENCIES, number, share_nusd, units_of, usd
 from app.ledger.post import post
-from app.ledger.tables import EntryKind
+from app.ledger.tables import AccountStatus, EntryKind
 from app.notices.marks import arm
 from app.notices.tell import tell
 from app.topups.create import LOST_AFTER, attach, coin_of, mark_failed, show
@@ -24,6 +24,7 @@ from app.topups.methods import METHODS
 from app.topups.owed import Owed, is_late, needs_rate_now, owed, settled_ids
 
 _FELL_AWAY: Final = "a payment that was credited does not count any more: replaced, or the block it was in"
+_OF_A_CLOSED: Final = "paid to an account that its owner has closed: nobody can spend it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,16 @@ async def _book(
         return None
     # Also when we asked before another check did: what we credit must be explained by payments we remember.
     await _remember_payments(session, ref, invoice, due)
-    return await _post(session, ref, topup, invoice, due.credit_nusd, known.keys())
+    credited = await _post(session, ref, topup, invoice, due.credit_nusd, known.keys())
+    await _note_if_closed(session, ref)
+    return credited
+
+
+async def _note_if_closed(session: AsyncSession, ref: TopupRef) -> None:
+    """It is credited all the same, as the books say what was paid; but nobody can spend it, so a person should look."""
+    found = await row(session, "SELECT status FROM account WHERE id = :id", id=ref.account_id)
+    if found is not None and found["status"] == AccountStatus.CLOSED:
+        await note_finding(session, ref.account_id, ref.topup_id, _OF_A_CLOSED)
 
 
 async def _post(

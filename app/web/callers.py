@@ -12,10 +12,11 @@ from app.admin.scopes import require_scope_of
 from app.admin.tokens import ServiceTokens
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, InvalidToken
 from app.kernel.security import Admin, Caller, Service, canonical_credit_id
-from app.keys.verify import Shown, Verifier, authenticate, the_only
+from app.keys.verify import Shown, Verifier, authenticate, refuse_ending, the_only
 from app.metering.api.ext_authz import GATEWAY_HEADER
 from app.web.refusals import OPENROUTER
 
+_READS: Final = ("GET", "HEAD")
 Lines = Sequence[tuple[str, str]]
 """Header lines as they came, names in lower case."""
 
@@ -50,13 +51,13 @@ Ask = Callable[[Lines], Awaitable[Known | None]]
 class Callers:
     """Knows by the name of a handler's dependency which credential it needs; `ask` is the guard of every route."""
 
-    names: Final = ("caller", "owner", "key", "service", "gateway", "admin", "anybody")
+    names: Final = ("caller", "owner", "rotating", "key", "service", "gateway", "admin", "anybody")
     """What a handler may ask for, to be given who was found."""
 
     def __init__(self, verifier: Verifier, services: ServiceTokens) -> None:
         self._verifier, self._services = verifier, services
         self._asks: dict[str, Ask] = {
-            "caller": self._caller, "owner": self._owner, "key": self._key, "service": self._service,
+            "caller": self._caller, "owner": self._owner, "rotating": self._rotating, "key": self._key, "service": self._service,
             "gateway": self._gateway, "admin": self._admin, "anybody": self._anybody, "once": self._whoever,
         }  # fmt: skip
 
@@ -68,13 +69,15 @@ class Callers:
         and MalformedHeader for two credentials that differ.
         """
         needs = handler.parsed_fn_signature.parameters
-        ask = next((self._asks[name] for name in self._asks if name in needs), None)
+        ask = next((self._asks[name] for name in self._asks if name in needs and not proves_itself(handler)), None)
         lines: Lines = list(connection.headers.multi_items())
         if connection.scope["path"].startswith(OPENROUTER):
             lines = with_management_key(lines)
         known = None if ask is None else await ask(lines)
+        scope: Any = connection.scope
+        if known is not None and isinstance(known.who, Caller) and "owner" in needs and scope["method"] not in _READS:
+            refuse_ending(known.who)
         if known is not None and isinstance(known.who, Admin):
-            scope: Any = connection.scope
             admin = replace(known.who, request_id=scope["state"].get("request_id"))
             known = replace(known, who=admin)
             if "admin" in needs:
@@ -91,6 +94,13 @@ class Callers:
         if Shown.of(lines).credit_id is None:
             raise InvalidCreditId("This needs the account's credit id, sent as 'x-credit-id'")
         return await self._caller(lines)
+
+    async def _rotating(self, lines: Lines) -> Known:
+        """By credit id, also by one that was rotated, where the answer to that may be asked for again."""
+        shown = Shown.of(lines)
+        if shown.credit_id is None or not any(name == "idempotency-key" for name, _ in lines):
+            return await self._owner(lines)
+        return Known(await self._verifier.credit_id(shown.credit_id, also_over=True), shown.credit_id)
 
     async def _key(self, lines: Lines) -> Known:
         """By API key only: what is about the key itself."""
@@ -135,6 +145,11 @@ class Callers:
         if any(name == "authorization" and value.strip() for name, value in lines):
             raise InvalidApiKey
         return None
+
+
+def proves_itself(handler: BaseRouteHandler) -> bool:
+    """Whether a route is asked by whoever has lost their credential, and proves in another way who they are."""
+    return bool(handler.opt.get("proves_itself"))
 
 
 def with_management_key(lines: Lines) -> Lines:

@@ -14,7 +14,7 @@ from app.kernel.errors import MalformedHeader
 from app.kernel.idempotency import Once
 from app.kernel.ratelimit import blocks_of
 from app.kernel.settings import Settings
-from app.web.callers import Known
+from app.web.callers import Known, proves_itself
 
 _VISIBLE = re.compile(r"[!#-~]{1,255}", re.ASCII)
 """Visible ASCII but the quote: a key is quoted as a whole or not at all."""
@@ -32,15 +32,20 @@ async def provide_once(
     """The idempotency of this POST. Asks nobody anything, so that nothing is cancelled when the request is refused."""
     known: Known | None = request.state.known
     address = request.client.host if request.client else "unknown"
+    body = await request.body()
+    name = known.name if known else f"address/{address}"
+    if proves_itself(request.route_handler):  # who shows the same secret again is the same, wherever they are by then
+        shown = hashlib.sha256(request.headers.get("authorization", "").encode() + b"\x00" + body)
+        name = f"shown/{shown.hexdigest()}"
     once = Once(
         db,
         settings.pepper,
         settings.sealer,
-        scope=f"{request.method} {request.url.path}\x00{known.name if known else f'address/{address}'}",
+        scope=f"{request.method} {request.url.path}\x00{name}",
         secret=known.secret if known else "",
         payer=known.payer if known else f"address/{blocks_of(address)[-1][0]}",
         key=_idempotency_key(request.headers.getall("idempotency-key", [])),
-        request_hash=hashlib.sha256(await request.body()).digest(),
+        request_hash=hashlib.sha256(body).digest(),
     )
     request.state.once = once
     return once

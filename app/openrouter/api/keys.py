@@ -20,6 +20,7 @@ from app.kernel.security import Caller, Pepper
 from app.kernel.settings import Settings
 from app.keys.api import KeyRequest, new_key, wanted_changes
 from app.keys.issue import Keyring, change, issue, key_of_hash, newest_keys, read, revoke
+from app.keys.verify import hold_still
 from app.openrouter.api.words import KeyWords, Reset, key_words, read_hash
 from app.openrouter.spending import Spent, read_spent
 
@@ -129,6 +130,7 @@ class OpenRouterKeysController(Controller):
             new = new_key(data.ours())
 
         async def effect(session: Any) -> MadeKeyAnswer:
+            await hold_still(session, owner)
             made, secret = await issue(session, keyring, owner.account_id, new)
             return MadeKeyAnswer(ManagedKeyView.of(keyring, owner.account_id, made, Spent()), secret)
 
