@@ -94,7 +94,8 @@ def _credential(operation: Json) -> list[tuple[str, str, str]]:
 def _url(document: Json, path: str, operation: Json, variable: str) -> str:
     """The whole address; what has no example stands as a `variable`."""
     shown = {one["name"]: one.get("example", variable.format(one["name"].upper())) for one in operation["parameters"]}
-    return document["servers"][0]["url"].rstrip("/") + re.sub(r"\{(\w+)\}", lambda match: str(shown[match[1]]), path)
+    base: str = document["servers"][0]["url"]
+    return base.rstrip("/") + re.sub(r"\{(\w+)\}", lambda match: str(shown[match[1]]), path)
 
 
 def _answers_json(operation: Json) -> bool:
