@@ -12,6 +12,7 @@ import app.keys.tables
 import app.ledger.tables
 import app.metering.tables
 import app.notices.tables
+import app.offers.tables
 import app.pricing.tables
 import app.topups.tables  # noqa: F401
 from alembic import context

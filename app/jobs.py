@@ -28,6 +28,7 @@ from app.keys.expiring import tell_of_expiring
 from app.metering.holds import expire_holds
 from app.metering.retention import forget_closed_holds
 from app.notices.outbox import forget_old
+from app.offers.opening import forget_old_offers
 from app.topups.credit import check_due
 from app.topups.gateway import InvoiceGateway
 from app.topups.health import look_at_backend
@@ -88,6 +89,7 @@ JOBS: Final = (
     Job("forget old webhooks' bodies", 3600, lambda house: forget_old_bodies(house.db)),
     Job("forget old notices", 3600, lambda house: forget_old(house.db)),
     Job("forget old answers", 3600, lambda house: forget_old_answers(house.db)),
+    Job("forget old offers", 3600, lambda house: forget_old_offers(house.db)),
     Job("forget old counts", 3600, lambda house: forget_old_counts(house.db)),
 )
 

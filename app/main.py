@@ -29,9 +29,12 @@ from app.metering.api.hot import Door, in_front_of
 from app.metering.api.reports import ReportsController
 from app.migrations import head
 from app.notices.api import NoticesController
+from app.offers.api import AtTheDoor
+from app.offers.mint import METHOD
 from app.openrouter import api as openrouter
 from app.pricing import api as pricing
 from app.topups import api as topups
+from app.topups.create import Wish
 from app.topups.gateway import Gateways
 from app.web.around import around_requests, heading, lines_of_every_answer, refusing
 from app.web.bodies import MAX_BODY_BYTES, JsonRequest, read_json, refuse_large_body
@@ -116,6 +119,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
         "keyring": house.keyring, "meter": house.meter, "services": house.services, "nostr": house.nostr,
         "catalogues": house.catalogues, "pricer": house.pricer,
+        "mint": house.mint, "proofs": house.proofs, "buying": AtTheDoor(house.openings), "payable": _payable(house),
         "wallets": house.wallets, "watcher": house.watcher, "audits": house.audits, "webhooks": house.webhooks, "messages": house.messages,
     }  # fmt: skip
     processes = Processes.of()
@@ -133,7 +137,8 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         ],
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
         | {name: Provide(giving_who_called(), sync_to_thread=False) for name in callers.names}
-        | {"once": Provide(provide_once), "departure": Provide(_giving(departure or Departure()), sync_to_thread=False)},
+        | {"once": Provide(provide_once), "offer_wanted": Provide(ext_authz.offer_wanted, sync_to_thread=False)}
+        | {"departure": Provide(_giving(departure or Departure()), sync_to_thread=False)},
         guards=[one_after_the_other(limits.asking(callers.ask), refuse_malformed_key, refuse_large_body, refuse_odd_query)],
         request_class=JsonRequest,
         request_max_body_size=MAX_BODY_BYTES,
@@ -152,9 +157,15 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         account_for, refusing(every, origins.lines),
     )  # fmt: skip
     inner = origins.answering_preflights(heads_as_gets(well_ended(app.asgi_handler)))
-    outer = in_front_of(around_requests(inner, every, origins.lines), parts, door)
+    outer = in_front_of(around_requests(inner, every, origins.lines), parts | {"offer_wanted": True}, door)
     app.asgi_handler = traced(nothing_else_at(house.settings.metrics_port, outer, door.refuse))
     return app
+
+
+def _payable(house: House) -> ext_authz.Payable:
+    keyless_nusd = house.settings.keyless_offer_nusd
+    keyless = None if keyless_nusd is None else Wish(METHOD, "USD", keyless_nusd)
+    return ext_authz.Payable(house.mint, house.proofs, house.openings, keyless)
 
 
 def _giving(part: Any) -> Callable[[], Any]:

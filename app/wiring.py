@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from app.accounts.nostr import Nostr
 from app.adapters.addresses import resolve_for_notices
@@ -31,7 +32,12 @@ from app.metering.priced import Pricer
 from app.notices.address import keep_operators
 from app.notices.courier import Courier
 from app.notices.ways import Messages, Webhooks
+from app.offers.challenge import Challenges
+from app.offers.mint import Mint
+from app.offers.opening import Limits, Openings
+from app.offers.proofs import Proofs
 from app.pricing.catalogue import Catalogues
+from app.topups.admission import Caps
 from app.topups.gateway import Gateways, InvoiceGateway
 from app.topups.methods import METHODS
 from app.topups.receipt import receipt_url
@@ -51,6 +57,9 @@ class House:
     nostr: Nostr
     catalogues: Catalogues
     pricer: Pricer
+    mint: Mint
+    proofs: Proofs
+    openings: Openings
     wallets: Wallets
     autotopup: AutoTopup
     watcher: Watcher
@@ -86,22 +95,31 @@ def build(
         receipts=partial(receipt_url, settings),
     )  # fmt: skip
     webhooks, messages = http_webhooks(settings), nostr_messages(settings)
+    challenges = Challenges(settings.pepper, urlsplit(settings.public_url).netloc, f"{settings.service_name} balance")
+    mint = Mint(
+        db, takers, settings.pepper, challenges, purses.read_invoice, least_nusd=settings.offer_min_nusd,
+        caps=Caps(settings.topups_waiting, settings.topups_per_hour, settings.topups_once_paid),
+        receipts=partial(receipt_url, settings),
+    )  # fmt: skip
+    proofs = Proofs(db, takers, settings.pepper, challenges, token_days=settings.offer_token_days)
+    keyring = Keyring(
+        settings.pepper, settings.sealer, reveal=settings.key_reveal, keys_per_account=settings.keys_per_account
+    )
+    limits = Limits(settings.offers_per_minute, settings.accounts_per_hour, settings.accounts_per_hour_per_block)
     house = House(
         settings=settings,
         db=db,
         gateways=takers,
         verifier=Verifier(db, settings.pepper),
-        keyring=Keyring(
-            settings.pepper,
-            settings.sealer,
-            reveal=settings.key_reveal,
-            keys_per_account=settings.keys_per_account,
-        ),
+        keyring=keyring,
         meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit, batch=settings.meter_batch),
         services=ServiceTokens(db, settings.pepper),
         nostr=SignedRequests(),
         catalogues=catalogues,
         pricer=Pricer(db, catalogues, is_strict=settings.strict_provider),
+        mint=mint,
+        proofs=proofs,
+        openings=Openings(db, mint, proofs, keyring, settings.pepper, settings.sealer, limits),
         wallets=purses,
         autotopup=autotopup,
         watcher=Watcher(autotopup),
@@ -111,6 +129,7 @@ def build(
         messages=messages,
         courier=Courier(db, settings.sealer, webhooks, messages),
     )
+    house.verifier.proofs = proofs
     house.meter.on_low = house.watcher.notice
     return house
 

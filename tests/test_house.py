@@ -24,6 +24,7 @@ import app.keys.tables
 import app.ledger.tables
 import app.metering.tables
 import app.notices.tables
+import app.offers.tables
 import app.pricing.tables
 import app.topups.tables  # noqa: F401
 from app.gateway.settings import OWN as GATEWAY
@@ -146,6 +147,7 @@ def test_sql_rules_that_keep_the_schema_shardable(clean: str) -> None:
         "account", "credential", "topup_invoice", "webhook_delivery", "idempotency", "rate_count", "service_token",
         "admin_token", "admin_log", "alembic_version", "price_version", "priced_model", "price", "price_override", "markup",
         "fee", "rollup_day", "usage_archive", "figure", "token_use", "audit_run", "seal_run", "job_lease", "audit_walk",
+        "proof_ref", "offer_ask",
     }  # fmt: skip
     assert [row for row in unique if row[0] not in lookups and "account_id" not in row[1]] == []
 
@@ -174,6 +176,7 @@ def test_no_commit_stands_outside_the_database_module() -> None:
 def test_no_float_is_made_near_money() -> None:
     rooms = (
         "kernel",
+        "offers",
         "ledger",
         "keys",
         "accounts",

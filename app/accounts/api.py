@@ -1,7 +1,7 @@
 """How HTTP asks for accounts: open one, and ask for its balance in three ways."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Protocol, runtime_checkable
 from uuid import UUID
 
 import msgspec
@@ -41,10 +41,6 @@ class NewAccount(msgspec.Struct, frozen=True):
     recovery_code: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class CreateRequest(msgspec.Struct, frozen=True):
-    recovery: bool = False
-
-
 class BalanceRequest(msgspec.Struct, frozen=True):
     credit_id: str | None = None
 
@@ -81,6 +77,23 @@ class BalanceView(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
+class NewAccountRequest(msgspec.Struct, frozen=True):
+    """With an amount: an account that has it on it, for a Lightning payment. USD, SATS or BTC."""
+
+    recovery: bool = False
+    amount: JsonNumber = msgspec.Raw(b"")
+    currency: Annotated[str, msgspec.Meta(min_length=1, max_length=10)] = "USD"
+
+
+@runtime_checkable
+class Buying(Protocol):
+    """How an account is paid for before it is known."""
+
+    async def buy(self, request: Request[Any, Any, Any], data: NewAccountRequest | None) -> NewAccount | None:
+        """The account that a proof of payment opens; None where no amount and no proof is sent. Raises the 402 that tells how to
+        pay, InvalidApiKey for what proves no payment for an account, and PaymentPending."""
+
+
 @post("/accounts/create", tags=["Accounts"], summary="Open an account")
 async def create_account(
     request: Request[Any, Any, Any],
@@ -88,13 +101,18 @@ async def create_account(
     settings: NamedDependency[Settings],
     keyring: NamedDependency[Keyring],
     once: NamedDependency[Once],
-    data: JSONBody[CreateRequest | None] = None,
+    buying: NamedDependency[Buying],
+    data: JSONBody[NewAccountRequest | None] = None,
 ) -> NewAccount:
     """No e-mail, no password, no body. Limited per address block and per hour.
 
     With `{"recovery": true}` a recovery code comes too, which gives another credit id when this one is lost or stolen
-    (`POST /accounts/recover`).
+    (`POST /accounts/recover`). With `amount` and `currency` (USD, SATS, BTC) it is paid for first: 402 with a Lightning invoice in `WWW-Authenticate` (L402,
+    Payment), and sent again with the proof in Authorization, the account with that on it. The same proof gets the same account for a day.
     """
+    bought = await buying.buy(request, data)
+    if bought is not None:
+        return bought
     _refuse_guessable(request.headers.get("idempotency-key"))
     address = request.client.host if request.client else "unknown"
 

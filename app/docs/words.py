@@ -143,7 +143,16 @@ REFUSALS: Final[dict[str, tuple[type[AppError], ...]]] = {
     "method": (e.UnknownMethod,),
     "token": (e.InvoiceNotFound,),
     "topup_id": (e.InvoiceNotFound,),
-    "createAccount": (e.RateLimitExceeded, e.InvalidApiKey, e.InvalidCreditId, e.InvalidToken),
+    "createAccount": (
+        e.InsufficientBalance,
+        e.AmountOutOfRange,
+        e.UnsupportedCurrency,
+        e.PaymentBackendUnavailable,
+        e.RateLimitExceeded,
+        e.InvalidApiKey,
+        e.InvalidCreditId,
+        e.InvalidToken,
+    ),
     "checkAccount": (e.NotFound,),
     "recoverAccount": (e.RateLimitExceeded,),
     "bindNostrKey": (e.InvalidField, e.NameTaken),
@@ -179,6 +188,8 @@ REFUSALS: Final[dict[str, tuple[type[AppError], ...]]] = {
     "authorizeSubrequest": (
         e.MalformedHeader,
         e.InsufficientBalance,
+        e.InvalidChallenge,
+        e.PaymentBackendUnavailable,
         e.KeyLimitExceeded,
         e.MissingScope,
         e.ModelNotAllowed,
@@ -201,7 +212,7 @@ REFUSALS: Final[dict[str, tuple[type[AppError], ...]]] = {
 """What is refused because of a field or parameter, or by one operation, beyond what its dependencies refuse."""
 
 _ANY_VERDICT: Final = (
-    e.InvalidApiKey, e.InsufficientBalance, e.KeyLimitExceeded, e.MissingScope, e.ModelNotAllowed, e.AccountFrozen, e.FundsHeld,
+    e.InvalidApiKey, e.InsufficientBalance, e.InvalidChallenge, e.PaymentBackendUnavailable, e.KeyLimitExceeded, e.MissingScope, e.ModelNotAllowed, e.AccountFrozen, e.FundsHeld,
 )  # fmt: skip
 VERDICTS: Final[dict[str, tuple[type[AppError], ...]]] = {
     "authorizeCall": (*_ANY_VERDICT, e.ModelNotPriced), "verifyCall": _ANY_VERDICT, "chargeCall": (*_ANY_VERDICT, e.ModelNotPriced)
@@ -1021,6 +1032,20 @@ FIELDS: Final[dict[str, tuple[str, Any]]] = {
     "scopes": ("What the key may do; null for everything a key can.", ["spend", "balance"]),
     "served_model": ("The model that answered.", "gpt-4o-2024-11-20"),
     "show_key": ("Show secrets, if the operator allows it.", None),
+    "headers": ("What to pass on to the caller: a challenge that can be paid, or how long to wait.", None),
+    "payment_proof": (
+        "The caller's Authorization header, where it holds `L402 …` or `Payment …`; beside a key, or instead.",
+        "L402 …",
+    ),
+    "topup_offer": (
+        "`none`: a refusal for want of money bears no offer. The header `X-Topup-Offer: none` says the same.",
+        "none",
+    ),
+    "NewAccountRequest.amount": (
+        "What the account is to have on it, paid over Lightning first. Without it, it is free and empty.",
+        5000,
+    ),
+    "NewAccountRequest.currency": ("USD, SATS or BTC.", "SATS"),
     "Denied.status": ("The status to send the caller.", 402),
     "Health.status": ("ok, degraded (metered, but no top-ups) or down.", "ok"),
     "Released.status": ("Always released.", "released"),

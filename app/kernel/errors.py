@@ -3,7 +3,7 @@
     AppError
     ├─ MalformedJson, MalformedHeader                                   400
     ├─ InvalidApiKey, InvalidCreditId, InvalidToken, InvalidSignature   401
-    ├─ InsufficientBalance, KeyLimitExceeded                            402
+    ├─ InsufficientBalance, KeyLimitExceeded, InvalidChallenge          402
     ├─ MissingScope, ModelNotAllowed, AccountFrozen                     403
     ├─ NotFound, InvoiceNotFound, KeyNotFound, HoldNotFound             404
     ├─ IdempotencyKeyReuse, IdempotencyInProgress, RequestIdReuse,
@@ -36,11 +36,14 @@ class AppError(Exception):
         param: str | None = None,
         retry_after_seconds: int | None = None,
         metadata: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        """`headers` are what the refusal bears besides: a challenge that can be paid."""
         self.message = message or (type(self).__doc__ or "").strip().split("\n")[0]
         self.param = param
         self.retry_after_seconds = retry_after_seconds
         self.metadata = dict(metadata) if metadata else None
+        self.headers = dict(headers or {})
         super().__init__(self.message)
 
     def wire(self) -> dict[str, Any]:
@@ -98,6 +101,12 @@ class KeyLimitExceeded(AppError):
     """This API key has reached its spending limit."""
 
     status, code, type = 402, "key_limit_exceeded", "insufficient_quota"
+
+
+class InvalidChallenge(AppError):
+    """This payment's proof was used before; it is good for one request."""
+
+    status, code, type = 402, "invalid_challenge", "insufficient_quota"
 
 
 class MissingScope(AppError):
@@ -254,6 +263,10 @@ class PaymentBackendUnavailable(AppError):
     """The payment backend cannot be reached; nothing was changed, ask again shortly."""
 
     status, code, type = 503, "payment_backend_unavailable", "server_error"
+
+
+class PaymentPending(PaymentBackendUnavailable):
+    """The payment was made and is not credited yet; send the same proof again shortly, and do not pay again."""
 
 
 class DatabaseUnavailable(AppError):

@@ -108,6 +108,10 @@ class Settings:
     topups_waiting: int
     topups_per_hour: int
     topups_once_paid: int
+    offers_per_minute: int
+    offer_token_days: int
+    offer_min_usd: str
+    keyless_offer_usd: str
     keys_per_account: int
     cors_origins: tuple[str, ...]
     trusted_proxies: str
@@ -144,6 +148,15 @@ class Settings:
     @property
     def ext_authz_hold_nusd(self) -> int:
         return parse_usd(self.ext_authz_hold_usd.encode(), "EXT_AUTHZ_HOLD_USD")
+
+    @property
+    def offer_min_nusd(self) -> int:
+        return parse_usd(self.offer_min_usd.encode(), "OFFER_MIN_USD")
+
+    @property
+    def keyless_offer_nusd(self) -> int | None:
+        """What whoever calls a model without any key is asked to pay for an account; None: they are refused."""
+        return parse_usd(self.keyless_offer_usd.encode(), "KEYLESS_OFFER_USD") if self.keyless_offer_usd else None
 
     @property
     def pepper(self) -> Pepper:
@@ -230,6 +243,10 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         topups_waiting=read.number("TOPUPS_WAITING", 10, 1, 10**6),
         topups_per_hour=read.number("TOPUPS_PER_HOUR", 30, 1, 10**6),
         topups_once_paid=read.number("TOPUPS_ONCE_PAID", 100, 1, 10**6),
+        offers_per_minute=read.number("OFFERS_PER_MINUTE", 60, 1, 10**6),
+        offer_token_days=read.number("OFFER_TOKEN_DAYS", 30, 1, 36_500),
+        offer_min_usd=_offer_usd(read.text("OFFER_MIN_USD", "1"), "OFFER_MIN_USD"),
+        keyless_offer_usd=_offer_usd(read.text("KEYLESS_OFFER_USD", ""), "KEYLESS_OFFER_USD"),
         keys_per_account=read.number("KEYS_PER_ACCOUNT", 1000, 1, 10**6),
         cors_origins=_origins(read.text("CORS_ORIGINS", "*")),
         trusted_proxies=_networks(read.text("TRUSTED_PROXIES", ""), "TRUSTED_PROXIES"),
@@ -451,6 +468,13 @@ def _positive_usd(text: str, name: str) -> str:
         is_positive = False
     if not is_positive:
         raise SettingsError(f"{name}={text!r} is not an amount in USD above 0, such as 0.01")
+    return text
+
+
+def _offer_usd(text: str, name: str) -> str:
+    """What a Lightning top-up may be, or nothing."""
+    if text and not 10**8 <= parse_usd(_positive_usd(text, name).encode(), name) <= 10**12:
+        raise SettingsError(f"{name}={text!r} is not an amount from 0.1 to 1000 USD, which Lightning top-ups take")
     return text
 
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -16,6 +16,8 @@ from app.kernel.logs import log
 from app.kernel.security import Caller, Kind, Pepper, canonical_credit_id, is_wellformed
 
 _CACHE_SIZE = 100_000
+PROOF_SCHEMES = ("l402", "lsat", "payment")
+"""Of an Authorization header that holds a proof of payment, in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +28,25 @@ class KeyOwner:
     key_id: uuid.UUID
 
 
+class Spending(Protocol):
+    """Knows proofs of payment, which stand for the key that the payment was asked of."""
+
+    async def spent(self, credential: str, beside: KeyOwner | None) -> KeyOwner:
+        """The key that a request with this proof is made by: `beside`, where another key was sent too, else the proof's."""
+
+    async def asked_of(self, payment_hash: bytes) -> KeyOwner | None:
+        """The key that an invoice was made for. Its hash proves nothing."""
+
+
 class Verifier:
-    """Looks credentials up. What a key may do now is never cached: that is decided by its row."""
+    """Looks credentials up. What a key may do now is never cached: that is decided by its row.
+
+    `proofs` knows proofs of payment, where there are any.
+    """
 
     def __init__(self, db: Database, pepper: Pepper) -> None:
         self._db, self._pepper = db, pepper
+        self.proofs: Spending | None = None
         self._owners: OrderedDict[bytes, KeyOwner] = OrderedDict()
 
     async def credit_id(self, text: str, *, also_over: bool = False) -> Caller:
@@ -66,6 +82,27 @@ class Verifier:
         if found is None:
             raise InvalidApiKey
         return Caller(Kind.API_KEY, found["account_id"], found["key_id"], _scopes(found))
+
+    async def payer(self, proof: str, beside: Caller | None) -> Caller:
+        """Who pays: the live key that a proof of payment stands for, or the one that was sent `beside` it.
+
+        Raises InvalidApiKey, InvalidChallenge for a proof that was used, PaymentPending for a payment that is not credited yet.
+        """
+        if self.proofs is None:
+            raise InvalidApiKey
+        shown = KeyOwner(beside.account_id, beside.key_id) if beside is not None and beside.key_id is not None else None
+        owner = await self.proofs.spent(proof, shown)
+        if beside is not None and owner == shown:
+            return beside
+        found = await self._db.one(_LIVE_KEY_BY_ID, {"account_id": owner.account_id, "key_id": owner.key_id})
+        if found is None:
+            raise InvalidApiKey
+        return Caller(Kind.API_KEY, owner.account_id, owner.key_id, _scopes(found))
+
+    async def asked_of(self, sha256: bytes) -> KeyOwner | None:
+        """The same for a proxy that only kept the SHA-256 of a key or of a payment's preimage: for a call that was admitted."""
+        owner = await self.owner_of(sha256=sha256)
+        return owner if owner is not None or self.proofs is None else await self.proofs.asked_of(sha256)
 
     async def owner_of(self, *, secret: str | None = None, sha256: bytes | None = None) -> KeyOwner | None:
         """The account and key a secret (or its SHA-256) was issued for; says nothing of what it may do now."""
@@ -142,31 +179,35 @@ async def hold_still(session: AsyncSession, caller: Caller) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a customer shows of who they are: a credit id, an API key, both or nothing."""
+    """What a customer shows of who they are: a credit id, an API key, a proof of payment, some of them or nothing."""
 
     credit_id: str | None = None
     api_key: str | None = None
+    proof: str | None = None
 
     @classmethod
     def of(cls, lines: Iterable[tuple[str, str]], credit_id: str | None = None) -> "Shown":
         """From header lines, names in lower case, and a credit id that was told elsewhere.
 
         A key may come in any of the four ways in which clients send it. Raises MalformedHeader for two that differ:
-        with one of them the caller would not get what they asked for.
+        with one of them the caller would not get what they asked for. A proof of payment comes beside it, or alone.
         """
-        ids, keys = [] if credit_id is None else [credit_id], []
+        ids, keys, proofs = [] if credit_id is None else [credit_id], [], []
         for name, value in lines:
             if name == "x-credit-id":
                 ids.append(value)
             elif name == "authorization":
                 scheme, _, token = value.partition(" ")
+                if scheme.lower() in PROOF_SCHEMES:
+                    proofs.append(value.strip())
                 keys.append(token.strip() if scheme.lower() in ("bearer", "token") else "")
             elif name in ("x-api-key", "api-key"):
                 keys.append(value)
         spelled = [canonical_credit_id(text) or text for text in ids]
         return cls(
-            the_only(spelled, "credit ids", "x-credit-id"), the_only(filter(None, keys), "API keys", "Authorization")
-        )
+            the_only(spelled, "credit ids", "x-credit-id"), the_only(filter(None, keys), "API keys", "Authorization"),
+            the_only(proofs, "proofs of payment", "Authorization"),
+        )  # fmt: skip
 
 
 def the_only(values: Iterable[str], what: str, header: str) -> str | None:
@@ -183,16 +224,29 @@ async def authenticate(verifier: Verifier, shown: Shown) -> Caller:
     Raises InvalidCreditId or InvalidApiKey, and MalformedHeader for a credit id and a key of two accounts.
     """
     owner = None if shown.credit_id is None else await verifier.credit_id(shown.credit_id)
-    if shown.api_key is None:
+    if shown.api_key is None and shown.proof is None:
         if owner is None:
             raise InvalidApiKey("No credential: send an API key as 'Authorization: Bearer sk-…', or 'x-credit-id'")
         return owner
-    key = await verifier.api_key(shown.api_key)
+    key = await key_of(verifier, shown, owner)
+    return owner or key
+
+
+async def key_of(verifier: Verifier, shown: Shown, owner: Caller | None) -> Caller:
+    """The live key that was shown, or that a proof of payment stands for; it is of the account whose credit id was shown, if one was.
+
+    Raises what `Verifier.payer` raises, and MalformedHeader.
+    """
+    key = None if shown.api_key is None else await verifier.api_key(shown.api_key)
+    if shown.proof is not None:
+        key = await verifier.payer(shown.proof, key)
+    if key is None:
+        raise InvalidApiKey
     if owner is not None and owner.account_id != key.account_id:
         raise MalformedHeader(
             "The credit id and the API key belong to two accounts; send those of one", param="x-credit-id"
         )
-    return owner or key
+    return key
 
 
 def require_scope(caller: Caller, scope: str) -> None:
@@ -208,12 +262,15 @@ _HOLDER: Final = f"""
 SELECT {CREDENTIAL}, CASE WHEN {LASTING} THEN 'lasting' WHEN ends_at > now() THEN 'ending' ELSE 'over' END AS lasts
 FROM credential WHERE secret_hash = %(hash)s AND kind = %(kind)s
 """
-_LIVE_KEY = """
+_IS_LIVE: Final = "k.deleted_at IS NULL AND k.disabled_at IS NULL AND (k.expire_at IS NULL OR k.expire_at > now())"
+_LIVE_KEY: Final = f"""
 SELECT c.account_id, c.key_id, k.scopes
 FROM credential c JOIN api_key k ON k.account_id = c.account_id AND k.id = c.key_id
-WHERE c.secret_hash = %(hash)s AND c.kind = 'api_key' AND k.deleted_at IS NULL AND k.disabled_at IS NULL
-  AND (k.expire_at IS NULL OR k.expire_at > now())
+WHERE c.secret_hash = %(hash)s AND c.kind = 'api_key' AND {_IS_LIVE}
 """
+_LIVE_KEY_BY_ID: Final = (
+    f"SELECT k.scopes FROM api_key k WHERE k.account_id = %(account_id)s AND k.id = %(key_id)s AND {_IS_LIVE}"
+)
 
 
 def _scopes(found: Row) -> frozenset[str] | None:

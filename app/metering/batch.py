@@ -21,6 +21,7 @@ from typing import Any, Final, LiteralString, TypeAlias
 import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Params, Row
 from app.kernel.errors import DatabaseUnavailable
@@ -128,7 +129,7 @@ class Batches:
         """Decides the calls of a verb by its function. In a batch the verbs follow each other as they came to be known."""
         verb = _Verb(len(self._verbs), function)
         self._verbs.append(verb)
-        return Decider(partial(self._decide, verb))
+        return Decider(partial(self._decide, verb), verb)
 
     async def _decide(self, verb: _Verb, params: Sequence[Params]) -> list[Answer]:
         asked = _Asked(len(params))
@@ -280,8 +281,8 @@ class Batches:
 class Decider:
     """Decides the calls of one verb."""
 
-    def __init__(self, decide: Callable[[Sequence[Params]], Awaitable[list[Answer]]]) -> None:
-        self._decide = decide
+    def __init__(self, decide: Callable[[Sequence[Params]], Awaitable[list[Answer]]], verb: _Verb) -> None:
+        self._decide, self._verb = decide, verb
 
     async def __call__(self, params: Params) -> Row | None:
         """Raises what went wrong: DatabaseUnavailable also for a call that could not be sent within seconds."""
@@ -289,6 +290,14 @@ class Decider:
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+    async def within(self, session: AsyncSession, params: Params) -> Row | None:
+        """Alone, in its caller's transaction, which may take it back; it waits for what is locked."""
+        call = _Call(params, _Asked(1), 0)
+        conn = await session.connection()
+        result = await conn.exec_driver_sql(self._verb.alone, self._verb.asked([call], wait=True))
+        found = result.mappings().first()
+        return None if found is None else dict(found)
 
     async def many(self, params: Sequence[Params]) -> list[Answer]:
         """Of one caller, at the price of one wait for all; none is touched by what goes wrong with another.

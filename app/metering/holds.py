@@ -11,6 +11,7 @@ from typing import Any, Final, LiteralString, cast
 import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Params, Row, new_id
 from app.kernel.errors import (
@@ -20,7 +21,6 @@ from app.kernel.errors import (
     HoldCaptured,
     HoldClosed,
     HoldNotFound,
-    InsufficientBalance,
     InvalidApiKey,
     InvalidField,
     KeyLimitExceeded,
@@ -33,9 +33,11 @@ from app.kernel.logs import log
 from app.kernel.money import usd, usd_text
 from app.kernel.security import OnExpiry, Pepper
 from app.keys.verify import KeyOwner
-from app.metering.batch import Answer, Batches
+from app.metering.batch import Answer, Batches, Decider
 from app.metering.functions import FUNCTIONS
 from app.metering.ticket import HoldTicket
+from app.offers.mint import Short, ShortBalance
+from app.offers.proofs import Use, consume
 
 _IN_HOLD_NAMESPACE: Final = hashlib.sha1(uuid.UUID("6f1f3c0e-0b53-4f9e-8f5f-5a7e3e7e2001").bytes, usedforsecurity=False)
 _BETWEEN_NAMES: Final = "\x7f"
@@ -202,24 +204,25 @@ class Meter:
         self._charge = together.decider(FUNCTIONS["meter_charge"])
         self.on_low: Callable[[uuid.UUID], None] = lambda _: None
 
-    async def authorize(self, service: str, owner: KeyOwner, ask: Ask) -> Held:
+    async def authorize(self, service: str, owner: KeyOwner, ask: Ask, use: Use | None = None) -> Held:
         """Hold money for a call, or raise why not. The same request again gets the same hold while that is open.
+        A proof of payment that is good for one request is consumed by the call that it admits.
 
         Raises the refusals of `_refusal`, RequestIdReuse for another request under the same id, and HoldClosed.
         """
         hold_id = hold_id_for(service, ask.request_id)
-        found = await self._authorize({
+        found = await self._decided(self._authorize, use, {
             "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id, "service": service,
             "request_id": ask.request_id, "request_hash": ask.fingerprint("authorize", owner), "amount_nusd": ask.amount_nusd,
             "min_nusd": ask.needed_nusd, "model": ask.model, "names": ask.names(), "endpoint": ask.endpoint,
             "price_version": ask.price_version, "attributes": _jsonb(ask.attributes), "made_at": ask.made_at or datetime.now(UTC),
-            "ttl_seconds": ask.ttl_seconds, "on_expiry": ask.on_expiry, "synchronous_commit": self._synchronous_commit,
+            "ttl_seconds": ask.ttl_seconds, "on_expiry": ask.on_expiry, "synchronous_commit": self._synchronous_commit if use is None else "on",
         })  # fmt: skip
         if found is None:
             raise InvalidApiKey
         is_repeat = found["verdict"] == "repeat"
         if not is_repeat and found["verdict"] != "allow":
-            raise _refusal(found, ask.needed_nusd, ask.model)
+            raise _refusal(found, ask.needed_nusd, ask.model, owner)
         ticket = HoldTicket(
             owner.account_id, owner.key_id, hold_id, ask.request_id, found["window_start"], found["made_at"],
             found["amount_nusd"], found["price_version"], ask.model, ask.endpoint, ask.attributes,
@@ -253,7 +256,7 @@ class Meter:
         if found is None:
             raise InvalidApiKey
         if found["verdict"] is not None:
-            raise _refusal(found, 0, model)
+            raise _refusal(found, 0, model, owner)
         return Verified(max(0, found["available_nusd"]), found["scopes"], found["allowed_models"])
 
     async def settle(self, service: str, hold: HoldTicket | str, work: Work) -> Charged:
@@ -342,8 +345,9 @@ class Meter:
             raise _closed(found["state"])
         return found
 
-    async def charge(self, service: str, owner: KeyOwner, ask: Ask, work: Work) -> Charged:
+    async def charge(self, service: str, owner: KeyOwner, ask: Ask, work: Work, use: Use | None = None) -> Charged:
         """Authorize and settle in one: for work already done. The same request again gets the same charge.
+        A proof of payment is consumed as by `authorize`.
 
         `ask.amount_nusd` must be there to be spent; `work.cost_nusd` is taken. Raises as `authorize` does.
         """
@@ -352,14 +356,37 @@ class Meter:
             "service": service, "request_id": ask.request_id, "request_hash": ask.fingerprint("charge", owner, work),
             "window_start": None, "needed_nusd": ask.amount_nusd, "model": ask.model, "names": ask.names(), "endpoint": ask.endpoint,
         }  # fmt: skip
-        found = await self._charge(params)
+        found = await self._decided(self._charge, use, params)
         if found is None:
             raise InvalidApiKey
         if found["verdict"] not in ("charged", "repeat"):
-            raise _refusal(found, ask.amount_nusd, ask.model)
+            raise _refusal(found, ask.amount_nusd, ask.model, owner)
         if found["verdict"] == "repeat":
             return await self._earlier(params)
         return self._charged(found, params, work)
+
+    async def _decided(self, decider: Decider, use: Use | None, params: Params) -> Row | None:
+        """The verdict; with a proof to be consumed, in one transaction with that, and a refused call consumes nothing.
+
+        Raises InvalidChallenge for a proof that another call has had.
+        """
+        if use is None:
+            return await decider(params)
+        refused: list[Row | None] = []
+
+        async def work(session: AsyncSession) -> Row:
+            refused.clear()
+            await consume(session, use, str(params["hold_id"]))
+            found = await decider.within(session, params)
+            if found is None or found["verdict"] not in ("allow", "repeat", "charged"):
+                refused.append(found)
+                raise _Undone
+            return found
+
+        try:
+            return await self._db.transaction(work)
+        except _Undone:
+            return refused[0]
 
     def _charged(self, found: Row, params: Params, work: Work) -> Charged:
         if found["is_low"]:
@@ -448,6 +475,10 @@ SELECT DISTINCT account_id FROM hold WHERE state = 'open' AND expires_at < now()
 """
 
 
+class _Undone(Exception):
+    """The call is refused, and so what was done for it is taken back."""
+
+
 def _is_refusal(error: BaseException) -> bool:
     return isinstance(error, AppError) and error.status < 500
 
@@ -458,7 +489,7 @@ def _or_raise(taken: Charged | AppError) -> Charged:
     return taken
 
 
-def _refusal(found: Row, amount_nusd: int, model: str | None) -> AppError:
+def _refusal(found: Row, amount_nusd: int, model: str | None, owner: KeyOwner) -> AppError:
     """The error behind a verdict, with the numbers that explain it."""
     match found["verdict"]:
         case "key_limit_exceeded" | "key_funds_held":
@@ -468,7 +499,7 @@ def _refusal(found: Row, amount_nusd: int, model: str | None) -> AppError:
         case "call_too_dear":
             return _too_dear(found, amount_nusd)
         case "insufficient_balance" | "funds_held":
-            return _over_balance(found, amount_nusd)
+            return _over_balance(found, amount_nusd, owner)
         case "account_frozen":
             return AccountFrozen()
         case "missing_scope":
@@ -483,8 +514,9 @@ def _refusal(found: Row, amount_nusd: int, model: str | None) -> AppError:
             return InvalidApiKey()
 
 
-def _over_balance(found: Row, amount_nusd: int) -> AppError:
-    available = max(0, found["posted_nusd"] - found["held_nusd"] - found["floor_nusd"])
+def _over_balance(found: Row, amount_nusd: int, owner: KeyOwner) -> AppError:
+    left = found["posted_nusd"] - found["held_nusd"] - found["floor_nusd"]
+    available = max(0, left)
     metadata = {
         "limit_source": "account_balance", "required_usd": usd(amount_nusd), "available_usd": usd(available),
         "shortfall_usd": usd(max(0, amount_nusd - available)), "topup": "/topup/create/btc-lightning",
@@ -492,7 +524,9 @@ def _over_balance(found: Row, amount_nusd: int) -> AppError:
     needs = f"needs ${usd_text(amount_nusd)}, ${usd_text(available)} available"
     if found["verdict"] == "funds_held":
         return FundsHeld(f"Funds held by requests in flight: {needs}", retry_after_seconds=2, metadata=metadata)
-    return InsufficientBalance(f"Insufficient balance: {needs}", metadata=metadata)
+    most = None if found["limit_nusd"] is None else found["limit_nusd"] - found["spent_nusd"] - found["key_held_nusd"]
+    short = Short(owner, max(0, amount_nusd - available), max(0, -left), most)
+    return ShortBalance(f"Insufficient balance: {needs}", metadata, short)
 
 
 def _over_key_limit(found: Row, amount_nusd: int) -> AppError:

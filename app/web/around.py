@@ -83,6 +83,7 @@ def _with_ours(
         *theirs,
         *(line for line in every if line[0] not in names or line[0] == b"vary"),
         (b"x-request-id", request_id.encode()),
+        *([(b"payment-receipt", receipt.encode())] if (receipt := scope["state"].get("payment_receipt")) else []),
         *([(b"idempotent-replayed", b"true")] if once is not None and once.replayed else []),
     ]
 

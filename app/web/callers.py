@@ -12,7 +12,7 @@ from app.admin.scopes import require_scope_of
 from app.admin.tokens import ServiceTokens
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, InvalidToken
 from app.kernel.security import Admin, Caller, Service, canonical_credit_id
-from app.keys.verify import Shown, Verifier, authenticate, refuse_ending, the_only
+from app.keys.verify import Shown, Verifier, authenticate, key_of, refuse_ending, the_only
 from app.metering.api.ext_authz import GATEWAY_HEADER
 from app.web.refusals import OPENROUTER
 
@@ -87,7 +87,7 @@ class Callers:
     async def _caller(self, lines: Lines) -> Known:
         """By credit id or API key."""
         shown = Shown.of(lines)
-        return Known(await authenticate(self._verifier, shown), shown.credit_id or shown.api_key or "")
+        return Known(await authenticate(self._verifier, shown), shown.credit_id or shown.api_key or shown.proof or "")
 
     async def _owner(self, lines: Lines) -> Known:
         """By credit id only: what an API key may not do."""
@@ -105,11 +105,10 @@ class Callers:
     async def _key(self, lines: Lines) -> Known:
         """By API key only: what is about the key itself."""
         shown = Shown.of(lines)
-        if shown.api_key is None:
+        if shown.api_key is None and shown.proof is None:
             raise InvalidApiKey("This is about the calling API key: send it as 'Authorization: Bearer sk-…'")
-        if shown.credit_id is not None:
-            await authenticate(self._verifier, shown)
-        return Known(await self._verifier.api_key(shown.api_key), shown.api_key)
+        owner = None if shown.credit_id is None else await self._verifier.credit_id(shown.credit_id)
+        return Known(await key_of(self._verifier, shown, owner), shown.api_key or shown.proof or "")
 
     async def _service(self, lines: Lines) -> Known:
         """By service token."""
@@ -140,6 +139,8 @@ class Callers:
             if shown.credit_id is not None:
                 await self._verifier.credit_id(shown.credit_id)
             return known
+        if shown.proof is not None and shown == Shown(proof=shown.proof):
+            return None  # of a payment for what is only about to be made: its maker reads it
         if shown != Shown():
             return await self._caller(lines)
         if any(name == "authorization" and value.strip() for name, value in lines):

@@ -33,7 +33,7 @@ def _inner(error: AppError, path: str) -> dict[str, Any]:
 
 
 def render(error: AppError, path: str = "") -> Response[Any]:
-    headers = {"Cache-Control": "no-store"}
+    headers = {"Cache-Control": "no-store", **error.headers}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if error.status == 401:

@@ -2,6 +2,7 @@
 never blames its user for a failure of ours."""
 
 from collections.abc import Mapping
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -17,6 +18,7 @@ from app.kernel.errors import (
     InvalidApiKey,
     InvalidField,
     ModelNotPriced,
+    PaymentPending,
     RequestIdReuse,
 )
 from app.kernel.logs import log
@@ -47,6 +49,8 @@ from app.metering.holds import Ask, Held, Meter, Work
 from app.metering.priced import Cost, Limits, Pricer
 from app.metering.refund import refund
 from app.metering.ticket import HoldTicket
+from app.offers.mint import Mint
+from app.offers.proofs import Proofs, Use
 from app.pricing import quote
 from app.pricing.rows import Usage
 
@@ -64,6 +68,9 @@ class MeterController(Controller):
         verifier: NamedDependency[Verifier],
         meter: NamedDependency[Meter],
         pricer: NamedDependency[Pricer],
+        proofs: NamedDependency[Proofs],
+        mint: NamedDependency[Mint],
+        offer_wanted: NamedDependency[bool],
         data: JSONBody[AuthorizeRequest],
     ) -> Allowed | Denied:
         """Holds what the call may cost: by the catalogue for an `estimate`, or `max_cost_usd`; not more than `max_hold_usd`.
@@ -73,15 +80,15 @@ class MeterController(Controller):
         that is not: 409 `hold_closed`."""
         _check_told(data)
         try:
-            owner = await owner_of(verifier, data.api_key, data.api_key_hash)
+            owner, use = await _payer(verifier, proofs, data)
             _check_asked(data)
             estimated = _estimated(data, owner.account_id)
             limits = await _limits_once(service, data, estimated, owner, pricer, meter)
             ask = _ask(data, limits, await pricer.names(data.model, limits.price_version), service)
-            held = await meter.authorize(service.name, owner, ask)
+            held = await meter.authorize(service.name, owner, ask, use)
             return await _allowed(estimated, limits, held, pricer)
         except AppError as error:
-            return _verdict(error)
+            return _verdict(await mint.cured(error, wanted=offer_wanted and data.topup_offer is None))
 
     @post("/verify", status_code=200, summary="Who is calling, and how much may they spend?")
     async def verify(
@@ -90,15 +97,18 @@ class MeterController(Controller):
         verifier: NamedDependency[Verifier],
         meter: NamedDependency[Meter],
         pricer: NamedDependency[Pricer],
+        proofs: NamedDependency[Proofs],
+        mint: NamedDependency[Mint],
+        offer_wanted: NamedDependency[bool],
         data: JSONBody[VerifyRequest],
     ) -> VerifiedView | Denied:
         """The verdict that an authorize for nothing would get, without a hold. What is allowed now may be refused then."""
         try:
-            owner = await owner_of(verifier, data.api_key, data.api_key_hash)
+            owner, _ = await _payer(verifier, proofs, data)
             check_word(data.model, "model")
             found = await meter.verify(owner, data.model, await pricer.names(data.model))
         except AppError as error:
-            return _verdict(error)
+            return _verdict(await mint.cured(error, wanted=offer_wanted and data.topup_offer is None))
         return VerifiedView(
             owner.account_id, owner.key_id, usd(found.available_nusd), found.scopes, found.allowed_models
         )
@@ -151,13 +161,16 @@ class MeterController(Controller):
         verifier: NamedDependency[Verifier],
         meter: NamedDependency[Meter],
         pricer: NamedDependency[Pricer],
+        proofs: NamedDependency[Proofs],
+        mint: NamedDependency[Mint],
+        offer_wanted: NamedDependency[bool],
         data: JSONBody[ChargeRequest],
     ) -> ChargeView | Denied:
         """For work already done: what it used, by today's prices, or what it cost: `cost_usd: 0` if it was free. The same
         request_id again answers the same charge."""
         must_tell_what_it_cost(data)
         try:
-            owner = await owner_of(verifier, data.api_key, data.api_key_hash)
+            owner, use = await _payer(verifier, proofs, data)
             check_word(data.model, "model")
             attributes = data.attributes.said() if data.attributes else None
             work = await _work_once(service, data, attributes, owner, pricer, meter)
@@ -167,9 +180,9 @@ class MeterController(Controller):
             names = await pricer.names(data.model)
             asked = told(data, attributes)
             ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint, asked=asked, model_names=names)
-            charged = await meter.charge(service.name, owner, ask, work)
+            charged = await meter.charge(service.name, owner, ask, work, use)
         except AppError as error:
-            return _verdict(error)
+            return _verdict(await mint.cured(error, wanted=offer_wanted and data.topup_offer is None))
         return ChargeView.of(
             charged, owner.account_id, decision="allow", account_id=owner.account_id, key_id=owner.key_id
         )
@@ -209,8 +222,18 @@ async def ticket_of(
             raise InvalidField("hold_id says whose hold it is: give no key with it", param="api_key")
         return meter.opened(service.name, data.hold_id)
     assert data.request_id is not None
-    owner = await owner_of(verifier, data.api_key, data.api_key_hash)
+    owner = await _admitted(verifier, data.api_key, data.api_key_hash)
     return await meter.found(service.name, owner, data.request_id)
+
+
+async def _admitted(verifier: Verifier, secret: str | None, sha256_hex: str | None) -> KeyOwner:
+    """Whose a call is that was admitted: here the hash may be that of the payment which its proof was of."""
+    if secret is not None or sha256_hex is None:
+        return await owner_of(verifier, secret, sha256_hex)
+    owner = await verifier.asked_of(bytes.fromhex(sha256_hex))
+    if owner is None:
+        raise InvalidApiKey
+    return owner
 
 
 async def priced_work(pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> Work:
@@ -222,9 +245,29 @@ async def priced_work(pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> Wor
 def _verdict(error: AppError) -> Denied:
     """A refusal of the customer is an answer; a fault of the proxy's request, or of ours, is not."""
     is_proxys = isinstance(error, RequestIdReuse | HoldClosed | InvalidField) and not isinstance(error, CallersMistake)
-    if error.status >= 500 or is_proxys:
+    if (error.status >= 500 and not isinstance(error, PaymentPending)) or is_proxys:
         raise error
     return Denied.of(error)
+
+
+_PROOF_PATIENCE_SECONDS: Final = 1.5
+"""A proxy waits two seconds for a verdict; its caller sends the proof again."""
+
+
+async def _payer(
+    verifier: Verifier, proofs: Proofs, data: AuthorizeRequest | VerifyRequest | ChargeRequest
+) -> tuple[KeyOwner, Use | None]:
+    """Whose call it is: the key's, or the proof of payment's where no key is told; and what of the proof is to be consumed.
+
+    A proof beside another key only brings its own account its money. Raises InvalidApiKey, and PaymentPending.
+    """
+    if data.payment_proof is None:
+        return await owner_of(verifier, data.api_key, data.api_key_hash), None
+    proven = await proofs.proven(data.payment_proof, patience_seconds=_PROOF_PATIENCE_SECONDS)
+    if data.api_key is None and data.api_key_hash is None:
+        return proven.owner, proven.use
+    owner = await owner_of(verifier, data.api_key, data.api_key_hash)
+    return owner, proven.use if owner == proven.owner else None
 
 
 async def owner_of(verifier: Verifier, secret: str | None, sha256_hex: str | None) -> KeyOwner:

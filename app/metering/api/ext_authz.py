@@ -21,14 +21,19 @@ from app.kernel.errors import AppError, InvalidApiKey, MalformedHeader
 from app.kernel.money import usd_text
 from app.kernel.security import Service
 from app.kernel.settings import Settings
-from app.keys.verify import Shown, Verifier
+from app.keys.verify import KeyOwner, Shown, Verifier
 from app.metering.holds import Ask, Held, Meter
 from app.metering.priced import Pricer
+from app.offers.mint import Mint
+from app.offers.opening import Openings
+from app.offers.proofs import Proofs, Use
+from app.topups.create import Wish
 
 PATH: Final = "/v1/meter/ext-authz"
 GATEWAY_HEADER: Final = "x-service-token"
 """The gateway's own credential: `svc-…`, then `; id=…` and `; model=…` if it likes. Authorization is its client's."""
 
+_UNWANTED: Final = "x-topup-offer"
 _HOLD_SECONDS: Final = 900
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,58}", re.ASCII)
 _MODEL: Final = re.compile(r"[!-:<-~]{1,200}", re.ASCII)
@@ -63,6 +68,29 @@ class Told:
         return cls(found.get("id"), found.get("model"))
 
 
+def offer_wanted(request: Request[Any, Any, Any]) -> bool:
+    """Whether a refusal for want of money may bear an offer: whoever says `X-Topup-Offer: none` wants none."""
+    return request.headers.get(_UNWANTED, "").strip().lower() != "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Payable:
+    """What makes a refusal payable, for who knows no API of ours. `keyless` is what is offered to who shows no key at all."""
+
+    mint: Mint
+    proofs: Proofs
+    openings: Openings
+    keyless: Wish | None
+
+    async def unknown(self, request: Request[Any, Any, Any]) -> AppError:
+        """The refusal of who shows no key and no proof: 401, or 402 with the offer of an account."""
+        if self.keyless is None or not offer_wanted(request):
+            return InvalidApiKey("No API key: send it as 'Authorization: Bearer sk-…'")
+        address = request.client.host if request.client else "unknown"
+        whose = f"{request.headers.get('x-forwarded-for', '')} {request.headers.get('user-agent', '')}"
+        return await self.openings.refused(address, whose, self.keyless)
+
+
 _ALLOWED: Final = tuple(
     ResponseHeader(name=name, description=description, documentation_only=True)
     for name, description in (
@@ -88,6 +116,7 @@ async def ask(
     meter: NamedDependency[Meter],
     pricer: NamedDependency[Pricer],
     settings: NamedDependency[Settings],
+    payable: NamedDependency[Payable],
     mode: FromQuery[str | None] = None,
 ) -> Response[None]:
     """For nginx, Caddy, Traefik, Envoy and APISIX (configurations: `deploy/gateways`). Any method, and any path after this one.
@@ -95,7 +124,7 @@ async def ask(
     The client's key is in its own headers; the gateway's token is in `X-Service-Token`, in which `; id=…` makes a
     repeat harmless, and `; model=…` names the model. Holds a flat amount, `EXT_AUTHZ_HOLD_USD`.
     """
-    return await _answer(request, gateway, verifier, meter, pricer, settings)
+    return await _answer(request, gateway, verifier, meter, pricer, settings, payable)
 
 
 @route(
@@ -108,9 +137,10 @@ async def ask_by_any_method(
     meter: NamedDependency[Meter],
     pricer: NamedDependency[Pricer],
     settings: NamedDependency[Settings],
+    payable: NamedDependency[Payable],
 ) -> Response[None]:
     """The same: some gateways ask with their client's method."""
-    return await _answer(request, gateway, verifier, meter, pricer, settings)
+    return await _answer(request, gateway, verifier, meter, pricer, settings, payable)
 
 
 @route(
@@ -126,9 +156,10 @@ async def ask_with_path(
     meter: NamedDependency[Meter],
     pricer: NamedDependency[Pricer],
     settings: NamedDependency[Settings],
+    payable: NamedDependency[Payable],
 ) -> Response[None]:
     """The same, from Envoy, which asks with its client's path and query after ours; so the query tells nothing here."""
-    return await _answer(request, gateway, verifier, meter, pricer, settings)
+    return await _answer(request, gateway, verifier, meter, pricer, settings, payable)
 
 
 def door(refuse: Refuse) -> Router:
@@ -152,6 +183,8 @@ def for_nginx(refusal: Response[Any]) -> Response[Any]:
     Source: ngx_http_auth_request_module.
     """
     body, status = msgspec.json.encode(refusal.content).decode(), refusal.status_code or 500
+    if status == 402 and "WWW-Authenticate" in refusal.headers:
+        refusal.headers["X-Authz-Challenge"] = refusal.headers.pop("WWW-Authenticate")
     refusal.headers["X-Authz-Status"] = str(status)
     refusal.headers["X-Authz-Body"] = re.sub(r"[^ -~]", lambda found: json.dumps(found[0])[1:-1], body)
     if status != 401 and status < 500:
@@ -166,17 +199,45 @@ async def _answer(
     meter: Meter,
     pricer: Pricer,
     settings: Settings,
+    payable: Payable,
 ) -> Response[None]:
     told = Told.of(request.headers[GATEWAY_HEADER])
-    secret = Shown.of(request.headers.multi_items()).api_key
-    if secret is None:
-        raise InvalidApiKey("No API key: send it as 'Authorization: Bearer sk-…'")
-    owner = await verifier.owner_of(secret=secret)
+    shown = Shown.of(request.headers.multi_items())
+    if shown.api_key is None and shown.proof is None:
+        raise await payable.unknown(request)
+    try:
+        owner, use = await _payer(verifier, payable.proofs, shown)
+        held = await _held(request, gateway, told, owner, use, meter, pricer, settings)
+    except AppError as error:
+        raise await payable.mint.cured(error, wanted=offer_wanted(request)) from error
+    return Response(None, status_code=200, headers=_headers(held), media_type="text/plain")
+
+
+async def _payer(verifier: Verifier, proofs: Proofs, shown: Shown) -> tuple[KeyOwner, Use | None]:
+    """Whose call it is, and what of a proof of payment is to be consumed: see calls.py."""
+    proven = None if shown.proof is None else await proofs.proven(shown.proof)
+    if shown.api_key is None:
+        assert proven is not None
+        return proven.owner, proven.use
+    owner = await verifier.owner_of(secret=shown.api_key)
     if owner is None:
         raise InvalidApiKey
+    return owner, proven.use if proven is not None and owner == proven.owner else None
+
+
+async def _held(
+    request: Request[Any, Any, Any],
+    gateway: Service,
+    told: Told,
+    owner: KeyOwner,
+    use: Use | None,
+    meter: Meter,
+    pricer: Pricer,
+    settings: Settings,
+) -> Held:
     price_version, now = await pricer.moment()
     # Without an id of the gateway's every ask is a new one: under an id of the client's, one hold would do for many calls.
-    held = await meter.authorize(
+    return await meter.authorize(
         gateway.name,
         owner,
         Ask(
@@ -190,8 +251,8 @@ async def _answer(
             model_names=await pricer.names(told.model),
             on_expiry=gateway.on_expiry,
         ),
+        use,
     )
-    return Response(None, status_code=200, headers=_headers(held), media_type="text/plain")
 
 
 def _headers(held: Held) -> Mapping[str, str]:

@@ -20,6 +20,8 @@ from app.kernel.security import Service
 from app.metering.api.calls import MeterController
 
 _HOT: Final = (MeterController.authorize, MeterController.settle, MeterController.charge)
+_UNWANTED: Final = b"x-topup-offer"
+"""Who wants no offer says so on the call; that is read where all headers are."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -68,7 +70,7 @@ def in_front_of(app: ASGIApp, parts: Mapping[str, object], door: Door) -> ASGIAp
         message: Any = await receive()
         body = message.get("body", b"")
         is_whole = not message.get("more_body", False) and headers.get(b"content-length") == b"%d" % len(body)
-        is_plain = len(headers) == len(lines) and not scope.get("query_string")
+        is_plain = len(headers) == len(lines) and not scope.get("query_string") and _UNWANTED not in headers
         if not is_whole or not is_plain or len(body) > door.max_body_bytes:
             await app(scope, _again(message, receive), send)
             return

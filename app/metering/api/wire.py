@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from app.kernel.errors import AppError, InvalidField
+from app.kernel.errors import AppError, InvalidField, PaymentPending
 from app.kernel.money import JsonNumber, ReportedNumber, number, usd
 from app.kernel.security import OnExpiry
 from app.ledger.charge import ChargeId
@@ -18,6 +18,8 @@ from app.pricing.rows import Usage
 
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+\Z")]
 Sha256Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
+PaymentProof = Annotated[str, msgspec.Meta(min_length=6, max_length=8192, pattern=r"^[!-~]+ [!-~]+\Z")]
+"""As its caller sent it in Authorization: `L402 …` or `Payment …`."""
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 CallersWord: TypeAlias = str
@@ -146,6 +148,8 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_id: RequestId
     api_key: str | None = None
     api_key_hash: Sha256Hex | None = None
+    payment_proof: PaymentProof | None = None
+    topup_offer: Literal["none"] | None = None
     endpoint: Word | None = None
     model: CallersWord | None = None
     estimate: Estimate | None = None
@@ -254,6 +258,8 @@ class ChargeRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=T
     request_id: RequestId
     api_key: str | None = None
     api_key_hash: Sha256Hex | None = None
+    payment_proof: PaymentProof | None = None
+    topup_offer: Literal["none"] | None = None
     endpoint: Word | None = None
     model: CallersWord | None = None
     attributes: CallersAttributes | None = None
@@ -261,15 +267,20 @@ class ChargeRequest(WorkDone, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Denied(msgspec.Struct, frozen=True):
-    """What the proxy should send its caller: `status`, and `error` as the body's error."""
+    """What the proxy should send its caller: `status`, `error` as the body's error, and `headers`, if there are any: a
+    challenge that can be paid, or how long to wait."""
 
     status: int
     error: dict[str, Any]
     decision: Literal["deny"] = "deny"
+    headers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def of(cls, error: AppError) -> "Denied":
-        return cls(error.status, error.wire())
+        headers = dict(error.headers)
+        if isinstance(error, PaymentPending):
+            headers["Retry-After"] = str(error.retry_after_seconds)
+        return cls(error.status, error.wire(), headers=headers or msgspec.UNSET)
 
 
 class PriceOfCall(msgspec.Struct, frozen=True):
@@ -314,6 +325,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     api_key: str | None = None
     api_key_hash: Sha256Hex | None = None
+    payment_proof: PaymentProof | None = None
+    topup_offer: Literal["none"] | None = None
     model: CallersWord | None = None
 
 
