@@ -120,7 +120,7 @@ def _read(text: str, scheme: str, *, allow_private: bool) -> OutsideUrl:
     """
     # Before lower-casing: the Kelvin sign becomes a plain k then.
     found = _URL.fullmatch(_lowered(text)) if len(text) <= MAX_URL_CHARS and text.isascii() else None
-    if found is None or found["scheme"].removesuffix("s") != scheme:
+    if found is None or found["scheme"] not in (scheme, f"{scheme}s"):
         raise NotAllowed("not such a URL")
     is_secure = found["scheme"] != scheme
     port = int(found["port"] or (443 if is_secure else 80))
