@@ -134,6 +134,7 @@ def test_every_command_block_of_the_readme_works_pasted_one_after_the_other(runn
     assert '"state":"active"' in printed
     assert '"balance":15.324955' in printed  # 2 spent, 10 and 5 % of it paid by the wallet
     assert '"state":"settled"' in printed
+    assert '"type":"notices.test","signed":true' in printed
     assert '"charged_usd":0.000045,"refunded_usd":0,"net_usd":0.000045' in printed
     assert "id,timestamp,model,provider,endpoint,input_count" in printed
     assert '"total_usage":' in printed

@@ -22,7 +22,7 @@ from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
 from msgspec.structs import replace
 
-from . import checkout, driver, purse, relay
+from . import checkout, driver, letters, purse, relay
 from .backend import Backend, Clock
 from .chain import Chain, simulated_chains
 from .errors import BadRequest, Invalid, MissingPermission, NotFound, SandboxError, Unauthenticated
@@ -86,9 +86,16 @@ def create_sandbox(
     greenfield = Router("/", route_handlers=GREENFIELD, guards=[_key_check(config, backend.setup)], middleware=[down])
     health = Router("/", route_handlers=[get_health], middleware=[down])
     wallet = Wallet(backend.store, backend, Relay(), _relay_url(config))
-    given = {"backend": backend, "outage": outage, "config": config, "wallet": wallet, "relay": wallet.relay}
+    given = {
+        "backend": backend,
+        "outage": outage,
+        "config": config,
+        "wallet": wallet,
+        "relay": wallet.relay,
+        "letters": letters.Letters(),
+    }
     return Litestar(
-        [greenfield, health, driver.router, relay.router, checkout.router, purse.router],
+        [greenfield, health, driver.router, relay.router, checkout.router, purse.router, letters.router],
         dependencies={name: constant(part) for name, part in given.items()},
         exception_handlers={SandboxError: _show_error},
         lifespan=[_running(config, backend, wallet)],

@@ -39,6 +39,7 @@ async def fund_new_account(base_url: str, sandbox_url: str, usd: str = "5") -> t
         try:
             account = await _post(client, f"{base_url}/accounts/create")
             headers = {"x-credit-id": account["credit_id"]}
+            await _have_told(client, base_url, sandbox_url, headers)
             topup = await _post(
                 client,
                 f"{base_url}/topup/create/btc-lightning",
@@ -73,6 +74,17 @@ async def wallet_url(sandbox_url: str) -> str:
     if response.is_error:
         raise DemoError(f"GET /sandbox/wallet answered {response.status_code}")
     return str(response.json()["uri"])
+
+
+async def _have_told(client: httpx.AsyncClient, base_url: str, sandbox_url: str, headers: dict[str, str]) -> None:
+    """Have the account's notices posted to the sandbox, which shows them, and knows by the secret that they are real."""
+    response = await client.put(f"{base_url}/notices", headers=headers, json={"webhook_url": f"{sandbox_url}/notices"})
+    if response.is_error:
+        raise DemoError(f"PUT /notices answered {response.status_code}: {response.text[:300]}")
+    secret = response.json()["signing_secret"]
+    told = await client.post(f"{sandbox_url}/sandbox/notices/secret", json={"secret": secret})
+    if told.is_error:
+        raise DemoError(f"POST /sandbox/notices/secret answered {told.status_code}")
 
 
 async def _post(client: httpx.AsyncClient, url: str, **kwargs: Any) -> Any:

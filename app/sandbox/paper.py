@@ -108,7 +108,7 @@ def page(title: str, main: str, *, root: str = "", here: str = "", is_wide: bool
     the way that is being gone."""
     ways = "".join(
         f"<a href='{root or './'}{path}'{' aria-current=page' if name == here else ''}>{name}</a>"
-        for name, path in (("Invoices", ""), ("Wallet", "wallet"))
+        for name, path in (("Invoices", ""), ("Wallet", "wallet"), ("Notices", "notices"))
     )
     wide = " wide" if is_wide else ""
     return f"""<!doctype html>
