@@ -24,21 +24,22 @@ from app.admin import commands as operators
 from app.admin.prices import noting
 from app.admin.tokens import create_token
 from app.audit import Report, Secrets, audit
+from app.audit.background import note_verdict
 from app.autotopup import connect as wallets
 from app.doctor import examine, exit_code
 from app.gateway import settings as gateways
 from app.gateway.settings import GatewaySettings, GatewaySettingsError
 from app.kernel import logs, progress
-from app.kernel.db import Database
+from app.kernel.db import Database, new_id
 from app.kernel.embedded import EmbeddedError
 from app.kernel.errors import AppError, InvalidField
-from app.kernel.figures import keep
 from app.kernel.logs import where_it_broke
 from app.kernel.money import usd_text
 from app.kernel.security import Admin, Resealed
 from app.kernel.settings import Settings, SettingsError, load, private_write
 from app.keys import issue as keys
 from app.migrations import MigrationError, head, migrate
+from app.notices import reseal as notices
 from app.pricing import commands as prices
 from app.run import Only, bring_to_head, database, has_gateway, run, serve, serve_gateway
 from app.sandbox.demo import Demo, DemoError, balance, fund_new_account, wallet_url
@@ -294,7 +295,7 @@ def _migrate(settings: Settings, args: argparse.Namespace) -> int:
 async def _audited(settings: Settings, house: House, told: progress.Told, noted_head: str | None) -> Report:
     """The verdict, which monitoring is told too."""
     report = await audit(house.db, Secrets.of(settings), told, noted_head)
-    await house.db.transaction(lambda session: keep(session, audit_differences=len(report.findings)))
+    await house.db.transaction(lambda session: note_verdict(session, len(report.findings), str(new_id())))
     return report
 
 
@@ -374,21 +375,25 @@ def _who() -> Admin:
 
 
 def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
-    async def rotate(house: House) -> tuple[Resealed, Resealed]:
+    async def rotate(house: House) -> tuple[Resealed, Resealed, Resealed]:
         with progress.shown("Sealing anew", "keys") as told:
             of_keys = await keys.reseal_all(house.db, house.keyring, told)
         with progress.shown("Sealing anew", "wallets") as told:
-            return of_keys, await wallets.reseal_all(house.db, settings.sealer, told)
+            of_wallets = await wallets.reseal_all(house.db, settings.sealer, told)
+        with progress.shown("Sealing anew", "notices") as told:
+            return of_keys, of_wallets, await notices.reseal_all(house.db, settings.sealer, told)
 
-    of_keys, of_wallets = _in_house(settings, rotate)
+    of_keys, of_wallets, of_notices = _in_house(settings, rotate)
     done = "sealed anew" if settings.key_reveal else "forgotten, because KEY_REVEAL is off"
-    both = of_keys + of_wallets
+    all_three = of_keys + of_wallets + of_notices
     text = f"{of_keys.done} secrets {done}."
     if of_wallets.done:
         text += f" {of_wallets.done} wallets' secrets sealed anew."
-    if both.unreadable:
-        text += f" {both.unreadable} do not open with the SEALING_KEYS given and stay as they are; the log tells which."
-    _say(json.dumps({"changed": both.done, "unreadable": both.unreadable}) if args.json else text)
+    if of_notices.done:
+        text += f" {of_notices.done} of notices' addresses and secrets sealed anew."
+    if all_three.unreadable:
+        text += f" {all_three.unreadable} do not open with the SEALING_KEYS given and stay as they are; the log tells which."
+    _say(json.dumps({"changed": all_three.done, "unreadable": all_three.unreadable}) if args.json else text)
     return 0
 
 

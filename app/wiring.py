@@ -31,6 +31,7 @@ from app.metering.holds import Meter
 from app.metering.priced import Pricer
 from app.notices.address import keep_operators
 from app.notices.courier import Courier
+from app.notices.limits import LimitsReached
 from app.notices.ways import Messages, Webhooks
 from app.offers.challenge import Challenges
 from app.offers.mint import Mint
@@ -68,11 +69,13 @@ class House:
     webhooks: Webhooks
     messages: Messages
     courier: Courier
+    limits_reached: LimitsReached
 
     async def close(self) -> None:
         """Give back every connection."""
         await self.watcher.close()
         await self.courier.close()
+        await self.limits_reached.idle()
         await self.audits.close()
         await self.services.uses.written()
         for gateway in self.gateways:
@@ -128,9 +131,11 @@ def build(
         webhooks=webhooks,
         messages=messages,
         courier=Courier(db, settings.sealer, webhooks, messages),
+        limits_reached=LimitsReached(db),
     )
     house.verifier.proofs = proofs
     house.meter.on_low = house.watcher.notice
+    house.meter.on_limit = house.limits_reached.notice
     return house
 
 

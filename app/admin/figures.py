@@ -99,6 +99,16 @@ _QUESTIONS: Final = (
         "SELECT count(*) AS value FROM hold WHERE state = 'open' AND expires_at < now()",
     ),
     _Question(
+        "satmeter_notices", "Notices of the last day by state, and all that are to be sent", ("state",),
+        """SELECT state, count(*) AS value FROM notice
+           WHERE state = 'pending' OR closed_at > now() - interval '1 day' GROUP BY 1""",
+        (("pending",), ("delivered",), ("dead",)),
+    ),
+    _Question(
+        "satmeter_notices_overdue_seconds", "How long the notice that is longest due waits", (),
+        f"SELECT {_AGE.format('next_at')} FROM notice WHERE state = 'pending'",
+    ),
+    _Question(
         "satmeter_autotopup_attempts", "Attempts of the last day to be paid by a wallet, by outcome or by where they are", ("outcome",),
         "SELECT state, count(*) AS value FROM nwc_attempt WHERE created_at > now() - interval '1 day' GROUP BY 1",
         tuple((outcome,) for outcome in _OUTCOMES),

@@ -15,6 +15,7 @@ from app.kernel.errors import AppError, NotFound
 from app.kernel.figures import keep
 from app.kernel.logs import log, where_it_broke
 from app.kernel.security import Admin
+from app.notices.tell import tell
 
 _ALIVE_SECONDS: Final = 60
 _BEAT_SECONDS: Final = 15.0
@@ -41,7 +42,7 @@ class Audits:
         beating = asyncio.create_task(self._beat(audit_id))
         try:
             report = await audit(self._db, self._secrets)
-            await self._db.transaction(lambda session: keep(session, audit_differences=len(report.findings)))
+            await self._db.transaction(lambda session: note_verdict(session, len(report.findings), str(audit_id)))
             await self._finish(audit_id, "done", as_data(report))
         except asyncio.CancelledError:
             raise
@@ -78,6 +79,13 @@ class Audits:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+
+async def note_verdict(session: AsyncSession, differences: int, audit_id: str) -> None:
+    """What monitoring is told of a whole audit; the operator too where something differs."""
+    await keep(session, audit_differences=differences)
+    if differences:
+        await tell(session, None, "audit.difference", {"differences": differences, "found_by": "audit"}, once=audit_id)
 
 
 async def _start(session: AsyncSession, admin: Admin) -> tuple[Row, bool]:

@@ -21,6 +21,7 @@ from app.audit.sealing import LAG
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.lease import leads
 from app.kernel.logs import log
+from app.notices.tell import tell
 
 _ACCOUNTS_AT_ONCE: Final = 500
 _ENTRIES_AT_ONCE: Final = 20_000
@@ -32,7 +33,7 @@ _LEASE_SECONDS: Final = 120
 
 _OF_ACCOUNTS: Final = (
     "entry", "usage", "hold", "api_key", "credential", "topup", "payment", "topup_invoice", "topup_address", "usage_day",
-    "usage_dropped", "nwc_connection", "nwc_attempt", "credential_event", "nostr_event", "offer", "proof_ref",
+    "usage_dropped", "nwc_connection", "nwc_attempt", "notice", "notice_address", "credential_event", "nostr_event", "offer", "proof_ref",
 )  # fmt: skip
 _OF_ALL: Final = frozenset({"days_of_dropped_months_stay"})
 """What is true of all accounts together, and so not of a slice of them."""
@@ -198,6 +199,9 @@ async def _keep(
     for account_id in found:
         none = {"account_id": account_id, "unexplained": 0, "oldest_at": None}
         await row(session, _KEEP, differences=differences.get(account_id, 0), **entries.get(account_id, none))
+    if differing := sorted(str(account_id) for account_id, count in differences.items() if count):
+        told = {"differences": sum(differences.values()), "accounts": len(differing), "found_by": "continuous audit"}
+        await tell(session, None, "audit.difference", told, once=",".join(differing))
 
 
 _KEEP: Final = """

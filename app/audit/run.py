@@ -12,6 +12,7 @@ from app.audit.check import Check, Finding, Proof, Secrets
 from app.audit.days import DAYS
 from app.audit.holds import HOLDS
 from app.audit.keys import KEYS
+from app.audit.notices import NOTICES
 from app.audit.offers import ALIASES, OFFERS
 from app.audit.owners import OWNERS, TIMES
 from app.audit.schema import SCHEMA
@@ -27,7 +28,7 @@ from app.metering.compared import Ratio, ratios
 FINDINGS_PER_CHECK: Final = 100
 
 CHECKS: Final[tuple[Check, ...]] = (
-    *BOOKS, *HOLDS, *KEYS, *USAGE, *DAYS, *TOPUPS, *OFFERS, *AUTOTOPUP, *OWNERS, *TIMES, *SCHEMA,
+    *BOOKS, *HOLDS, *KEYS, *USAGE, *DAYS, *TOPUPS, *OFFERS, *AUTOTOPUP, *NOTICES, *OWNERS, *TIMES, *SCHEMA,
 )  # fmt: skip
 """Everything an audit looks at, in the order it looks."""
 

@@ -10,6 +10,7 @@ from app.kernel.security import UnsealError, equal
 from app.keys import issue
 from app.keys.proof import event_proof
 from app.keys.verify import CREDENTIAL, proof_of_credential
+from app.notices.address import sealed_as as notice_sealed_as
 
 
 def _opens(secrets: Secrets, sealed: str, name: str) -> bool:
@@ -26,6 +27,12 @@ def _key_opens(secrets: Secrets, row: Row) -> bool:
 
 def _wallet_opens(secrets: Secrets, row: Row) -> bool:
     return _opens(secrets, row["sealed_secret"], connect.sealed_as(row["account_id"]))
+
+
+def _address_opens(secrets: Secrets, row: Row) -> bool:
+    return all(
+        _opens(secrets, row[f"sealed_{what}"], notice_sealed_as(row["account_id"], what)) for what in ("url", "secret")
+    )
 
 
 def _is_bound(secrets: Secrets, row: Row) -> bool:
@@ -54,6 +61,12 @@ SEALS: Final = (
         "A connected wallet's secret opens where it stands.",
         "SELECT account_id::text AS subject, account_id, sealed_secret FROM nwc_connection",
         _wallet_opens, broken="does not open", whole="opens",
+    ),
+    Proof(
+        "notice_address_opens",
+        "Where an account's notices go was written by us, and what signs them: nobody who can only write here has them sent elsewhere.",
+        "SELECT account_id::text AS subject, account_id, sealed_url, sealed_secret FROM notice_address WHERE sealed_url IS NOT NULL",
+        _address_opens, broken="does not open", whole="opens",
     ),
     Proof(
         "credential_is_bound",

@@ -187,7 +187,8 @@ class Meter:
     """The metering verbs; functions.sql decides them. A verdict against the caller is raised as an AppError.
 
     With `batch`, the calls in flight at one moment are decided in one transaction together.
-    `on_low` is told of an account whose balance a charge took below its `low_nusd`; it must not take long.
+    `on_low` is told of an account whose balance a charge took below its `low_nusd`, `on_limit` of a key that
+    a call was refused for want of its limit; they must not take long.
     """
 
     def __init__(self, db: Database, pepper: Pepper, *, hold_sync_commit: bool, batch: bool) -> None:
@@ -203,6 +204,7 @@ class Meter:
         self._authorize = holding.decider(FUNCTIONS["meter_authorize"])
         self._charge = together.decider(FUNCTIONS["meter_charge"])
         self.on_low: Callable[[uuid.UUID], None] = lambda _: None
+        self.on_limit: Callable[[uuid.UUID, uuid.UUID, AppError], None] = lambda *_: None
 
     async def authorize(self, service: str, owner: KeyOwner, ask: Ask, use: Use | None = None) -> Held:
         """Hold money for a call, or raise why not. The same request again gets the same hold while that is open.
@@ -222,7 +224,7 @@ class Meter:
             raise InvalidApiKey
         is_repeat = found["verdict"] == "repeat"
         if not is_repeat and found["verdict"] != "allow":
-            raise _refusal(found, ask.needed_nusd, ask.model, owner)
+            raise self._refused(found, ask.needed_nusd, ask.model, owner)
         ticket = HoldTicket(
             owner.account_id, owner.key_id, hold_id, ask.request_id, found["window_start"], found["made_at"],
             found["amount_nusd"], found["price_version"], ask.model, ask.endpoint, ask.attributes,
@@ -360,7 +362,7 @@ class Meter:
         if found is None:
             raise InvalidApiKey
         if found["verdict"] not in ("charged", "repeat"):
-            raise _refusal(found, ask.amount_nusd, ask.model, owner)
+            raise self._refused(found, ask.amount_nusd, ask.model, owner)
         if found["verdict"] == "repeat":
             return await self._earlier(params)
         return self._charged(found, params, work)
@@ -387,6 +389,13 @@ class Meter:
             return await self._db.transaction(work)
         except _Undone:
             return refused[0]
+
+    def _refused(self, found: Row, amount_nusd: int, model: str | None, owner: KeyOwner) -> AppError:
+        """`_refusal`, and that of a key's limit is told of."""
+        refusal = _refusal(found, amount_nusd, model, owner)
+        if found["verdict"] == "key_limit_exceeded":
+            self.on_limit(owner.account_id, owner.key_id, refusal)
+        return refusal
 
     def _charged(self, found: Row, params: Params, work: Work) -> Charged:
         if found["is_low"]:

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -114,14 +114,4 @@ async def forget_old(db: Database) -> int:
                 SELECT account_id, id, channel FROM notice WHERE closed_at < now() - interval '{KEPT_DAYS} days' LIMIT :at_once)
             RETURNING 1 AS forgotten""",
         _FORGOTTEN_AT_ONCE,
-    )
-
-
-async def counts(session: AsyncSession) -> list[dict[str, Any]]:
-    """How many there are of each channel and state, and how long the oldest that is due has waited, in seconds."""
-    return await rows(
-        session,
-        """SELECT channel, state, count(*) AS count,
-                  coalesce(extract(epoch FROM max(now() - next_at) FILTER (WHERE attempts = 0)), 0)::bigint AS waited_seconds
-           FROM notice GROUP BY 1, 2 ORDER BY 1, 2""",
     )

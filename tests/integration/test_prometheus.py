@@ -100,6 +100,7 @@ PLANTED: Final[Mapping[str, Mapping[str, str]]] = {
         'satmeter_job_success_timestamp_seconds{task="expire holds"}': "10x300",
     },
     "SatmeterHoldsNotExpired": {"satmeter_holds_expired": "3x300"},
+    "SatmeterNoticesWait": {"satmeter_notices_overdue_seconds": "1000x300"},
     "SatmeterErrors": {
         'satmeter_requests_total{status="500",route="/x"}': "0+5x300", 'satmeter_requests_total{status="200",route="/x"}': "0+95x300",
     },
@@ -123,6 +124,7 @@ HEALTHY: Final = {
     'satmeter_told_cost_nusd_total{model="m"}': "0+1.1e9x300", 'satmeter_catalogue_cost_nusd_total{model="m"}': "0+1e9x300",
     'satmeter_autotopup_attempts{outcome="rejected"}': "4x300", 'satmeter_autotopup_attempts{outcome="unknown"}': "0x300",
     'satmeter_breaker_open{backend="BTCPay",process="jobs"}': "0x300", "satmeter_holds_expired": "0x300",
+    "satmeter_notices_overdue_seconds": "20x300",
     'satmeter_job_success_timestamp_seconds{task="check top-ups"}': "0+60x300", 'satmeter_job_interval_seconds{task="check top-ups"}': "2x300",
     'satmeter_job_failure_timestamp_seconds{task="check top-ups"}': "0x300",
     'satmeter_job_success_timestamp_seconds{task="catch up"}': "0x300", 'satmeter_job_interval_seconds{task="catch up"}': "0x300",
