@@ -20,6 +20,7 @@ from app.keys.issue import Keyring, newest_keys
 from app.ledger.post import post
 from app.ledger.statement import statement
 from app.ledger.tables import AccountStatus, EntryKind
+from app.notices.marks import adjusted
 from app.topups.create import list_topups
 
 _MOST_FOUND: Final = 100
@@ -249,6 +250,7 @@ async def adjust(
         )  # fmt: skip
         reference = f"act/{act}"
         await post(session, account_id, EntryKind.ADJUSTMENT, reference, "adjustment", amount_nusd)
+        await adjusted(session, account_id, amount_nusd)
     return Adjusted(account_id, amount_nusd, before_nusd, after_nusd, max(0, left_nusd), reference)
 
 

@@ -33,6 +33,20 @@ async def arm(session: AsyncSession, account_id: uuid.UUID, base_nusd: int | Non
     )  # fmt: skip
 
 
+async def adjusted(session: AsyncSession, account_id: uuid.UUID, amount_nusd: int) -> None:
+    """An operator moved money: out of the account is told as a charge is, into it the marks it rose above stand again."""
+    if amount_nusd < 0:
+        await look(session, account_id)
+        return
+    await row(
+        session,
+        """UPDATE account a SET notice_mark_nusd = greatest(
+               a.notice_mark_nusd, meter_mark(a.notice_base_nusd, a.low_balance_nusd, a.floor_nusd, a.posted_nusd))
+           WHERE a.id = :account_id AND EXISTS (SELECT 1 FROM notice_address n WHERE n.account_id = a.id)""",
+        account_id=account_id,
+    )
+
+
 async def look(session: AsyncSession, account_id: uuid.UUID) -> None:
     """Tell if the balance is below its mark now: what a charge does, for whoever else lowers the balance or raises a mark."""
     account = await row(

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from app.accounts.foretell import foretell
+from app.admin.tokens import create_token
 from tests.notices.receiver import receiving
 from tests.notices.words import deliver, deliveries, set_notices, spend, told
 from tests.rig import Rig, exact
@@ -152,3 +153,17 @@ async def test_topups_are_told_as_what_they_are_with_their_credit(rig: Rig) -> N
     [settled] = [each.json["data"] for each in receiver.received if each.json["type"] == "topup.settled"]
     assert (settled["credited_usd"], settled["bonus_usd"], settled["balance_usd"]) == (10, 0.5, 10.5)
     assert {each["state"] for each in await deliveries(rig, customer)} == {"delivered"}
+
+
+async def test_an_operator_s_debit_is_told_as_a_charge_is_and_a_credit_arms_what_it_rises_above(rig: Rig) -> None:
+    customer = await rig.customer("10")
+    await set_notices(rig, customer, webhook_url=NOWHERE)
+    token = await create_token(rig.house.db, rig.house.settings.pepper, "admin", "operator")
+    [(account_id,)] = rig.sql("SELECT id FROM account")
+    for verb, usd in (("debit", "6"), ("credit", "4"), ("debit", "4")):
+        answer = await rig.client.post(
+            f"/admin/accounts/{account_id}/{verb}", headers={"Authorization": f"Bearer {token}"},
+            json={"amount_usd": usd, "reason": "a test of notices"},
+        )  # fmt: skip
+        assert answer.status_code in (200, 201), answer.text
+    assert [(each["percent"], each["balance_usd"]) for each in told(rig, "balance.low")] == [(50, 4), (50, 4)]
