@@ -135,6 +135,7 @@ def test_every_command_block_of_the_readme_works_pasted_one_after_the_other(runn
     assert '"balance":15.324955' in printed  # 2 spent, 10 and 5 % of it paid by the wallet
     assert '"state":"settled"' in printed
     assert '"type":"notices.test","signed":true' in printed
+    assert '"keys_revoked":1' in printed
     assert '"charged_usd":0.000045,"refunded_usd":0,"net_usd":0.000045' in printed
     assert "id,timestamp,model,provider,endpoint,input_count" in printed
     assert '"total_usage":' in printed
@@ -142,6 +143,27 @@ def test_every_command_block_of_the_readme_works_pasted_one_after_the_other(runn
     assert "would go from" in printed
     assert "account.freeze" in printed
     assert "revenue_usd" in printed
+
+
+def test_the_page_of_the_readme_shows_the_balance_with_a_key_that_can_do_nothing_else(running: Running) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("the README's page is run by node")
+    base = running.environ["BASE"]
+    made = running.paste(f"curl -s -X POST {base}/accounts/create")
+    wanted = '{"name": "widget", "scopes": ["balance"]}'
+    credit_id = json.loads(made)["credit_id"]
+    key = running.paste(
+        f"curl -s {base}/keys -H 'x-credit-id: {credit_id}' -H 'Content-Type: application/json' -d '{wanted}'"
+    )
+    api_key = json.loads(key)["data"]["api_key"]
+    script = README.partition("```html")[2].partition("<script>")[2].partition("</script>")[0]
+    script = script.replace("http://127.0.0.1:8080", base).replace("sk-…", api_key)
+    page = "const shown = {}; globalThis.document = { getElementById: (id) => (shown[id] ??= {}) };"
+    file = Path(running.environ["DATA_DIR"]).parent / "page.mjs"
+    file.write_text(f"{page}\n{script}\nprocess.on('exit', () => console.log(JSON.stringify(shown)));")
+    assert json.loads(running.paste(f"node {file}")) == {"balance": {"textContent": "$0"}}
+    for path in ("queries/history", "topups"):
+        assert "missing_scope" in running.paste(f"curl -s {base}/{path} -H 'x-api-key: {api_key}'")
 
 
 def test_every_other_command_the_readme_names_exists(running: Running) -> None:

@@ -20,7 +20,8 @@ from app.accounts.nostr import Request, is_of
 from app.adapters.nip98 import SignedRequests
 from app.adapters.nostr import public_key, sign_event
 from app.audit import Secrets, audit
-from app.kernel.security import canonical_recovery_code, new_recovery_code
+from app.audit.sealing import seal
+from app.kernel.security import Kind, canonical_recovery_code, new_recovery_code
 from app.kernel.settings import Settings
 from app.main import create_app
 from app.wiring import build
@@ -672,7 +673,7 @@ async def test_what_is_paid_to_a_closed_account_is_booked_and_waits_for_a_person
     assert credited >= 20_000_000_000
 
 
-# --- keys that only read ----------------------------------------------------------------------------
+# --- what is told, and sealed ----------------------------------------------------------------------------
 
 
 async def test_a_key_that_is_shown_again_is_told_of(rig: Rig) -> None:
@@ -685,3 +686,48 @@ async def test_a_key_that_is_shown_again_is_told_of(rig: Rig) -> None:
     assert [(each["act"], each["subject"]) for each in found["data"]] == [("key_revealed", key["_id"])]
     more = await rig.client.get(f"/accounts/events?limit=1&cursor={found['next_cursor']}", headers=customer.owner)
     assert (len(more.json()["data"]), more.json()["next_cursor"]) == (1, None)
+
+
+async def test_rotations_and_recoveries_are_told_to_the_notices_address(rig: Rig) -> None:
+    owner = await an_owner(rig)
+    npub = nostr_sdk.Keys.generate().public_key().to_bech32()
+    assert (await rig.client.put("/notices", headers=owner.owner, json={"npub": npub})).status_code == 200
+    new = (await rotate(rig, owner.credit_id))["credit_id"]
+    await rig.client.get("/keys?show_key=true", headers=by(new))
+    await recover(rig, owner.code)
+    told = rig.sql(
+        "SELECT type, data ->> 'act' FROM notice WHERE type IN ('account.rotated', 'key.revealed') ORDER BY id"
+    )
+    assert sorted(told) == [
+        ("account.rotated", "recovered"),
+        ("account.rotated", "rotated"),
+        ("key.revealed", "key_revealed"),
+    ]
+
+
+async def test_an_old_credit_id_that_is_put_back_is_found_by_the_seals(rig: Rig) -> None:
+    """A row that was copied before a rotation has a proof that is right; only the seals know that it was gone."""
+    customer = await rig.customer()
+    pepper = rig.house.settings.pepper
+    await seal(rig.house.db, pepper)
+    [old] = rig.sql("SELECT secret_hash, account_id, proof FROM credential WHERE kind = 'credit_id'")
+    new = (await rotate(rig, customer.credit_id, overlap_seconds=60))["credit_id"]
+    await seal(rig.house.db, pepper)
+    await rig.audit()  # a rotation of ours is no finding, in its overlap or after it
+    last = (await rotate(rig, new))["credit_id"]
+    await seal(rig.house.db, pepper)
+    await rig.audit()
+    rig.sql("DELETE FROM credential WHERE kind = 'credit_id' AND ends_at IS NULL")
+    rig.sql("INSERT INTO credential (secret_hash, kind, account_id, proof) VALUES (%s, 'credit_id', %s, %s)", *old)
+    found = await audit(rig.house.db, Secrets.of(rig.house.settings))
+    assert "credential" in str(found.findings)
+    rig.sql("DELETE FROM credential WHERE secret_hash = %s", old[0])
+    kept = await rig.client.get("/credits/balance", headers=by(last))
+    assert kept.status_code == 401
+    rig.sql("UPDATE credential SET ends_at = NULL WHERE kind = 'credit_id'")
+    rig.sql("DELETE FROM seal")
+    rig.sql("DELETE FROM seal_run")
+    rig.sql("DELETE FROM credential WHERE kind = 'credit_id'")
+    await rig.house.db.transaction(
+        lambda session: rig.house.keyring.register(session, customer.credit_id, Kind.CREDIT_ID, old[1], None)
+    )
