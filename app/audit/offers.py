@@ -23,7 +23,6 @@ OFFERS: Final = (
            LEFT JOIN (SELECT account_id, topup_id, count(*) AS settled FROM payment WHERE status = 'Settled' GROUP BY 1, 2) p
                   ON p.account_id = o.account_id AND p.topup_id = o.topup_id
            WHERE o.consumed_at IS NOT NULL AND coalesce(p.settled, 0) = 0 AND coalesce(t.review, t.reviewed) IS NULL""",
-        is_money=True,
     ),
     Check(
         "one_offer_of_a_key_is_open",

@@ -14,6 +14,7 @@ It imports nothing of the service, knows it by its wire alone, and needs only ms
 from app.client.asked import Asked, asked_of
 from app.client.meter import Meter
 from app.client.metered import key_of, metered
+from app.client.shown import Shown
 from app.client.transport import Answer, AnswerLost, HttpxTransport, NotReached, Transport
 from app.client.usage import Answer as PassingAnswer
 from app.client.usage import usage_of
@@ -59,6 +60,7 @@ __all__ = [
     "PriceOfCall",
     "Refunded",
     "Refused",
+    "Shown",
     "Transport",
     "Unavailable",
     "Usage",

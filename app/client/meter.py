@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 import uuid
@@ -15,6 +14,8 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from app.client.retry import Asking, Away
+from app.client.shown import Shown
+from app.client.shown import key_hash as key_hash
 from app.client.spool import Begun, Captured, Known, Owed, Spool, SpoolFile, outcomes, settling, unfinished
 from app.client.telling import Outcome, Telling, error_of
 from app.client.transport import Answer, HttpxTransport, Transport
@@ -119,7 +120,7 @@ class Meter:
 
     async def authorize(
         self,
-        api_key: str | None,
+        api_key: Shown | str | None,
         *,
         model: str | None = None,
         endpoint: str | None = None,
@@ -137,13 +138,14 @@ class Meter:
         Unavailable where Satmeter cannot be asked within `ask_seconds` or the spool is full; what it may have held
         without our knowing is given back.
         """
-        if not api_key:
+        shown = Shown.of(api_key)
+        if not shown:
             return _NO_KEY
         if not self._spool.has_room:
             return self._unavailable("The spool is full: too much is yet to be told", code="spool_full")
-        request_id, key = new_id(), key_hash(api_key)
+        request_id, key = new_id(), shown.sha256
         asked = _said(
-            request_id=request_id, api_key_hash=key, endpoint=endpoint, model=model, estimate=estimate,
+            request_id=request_id, **shown.asked(), endpoint=endpoint, model=model, estimate=estimate,
             max_cost_usd=max_cost_usd, features=list(features), mode=mode, min_output_tokens=min_output_tokens,
             max_hold_usd=max_hold_usd, ttl_seconds=ttl_seconds, on_expiry=on_expiry,
         )  # fmt: skip
@@ -161,11 +163,12 @@ class Meter:
             read | {"request_id": request_id, "sent": msgspec.to_builtins(sent)}, Allowed, strict=False
         ))  # fmt: skip
 
-    async def verify(self, api_key: str | None, *, model: str | None = None) -> Verified | Denied:
+    async def verify(self, api_key: Shown | str | None, *, model: str | None = None) -> Verified | Denied:
         """Whose key is this, and may it spend? Nothing is held: what is allowed now may be refused then."""
-        if not api_key:
+        shown = Shown.of(api_key)
+        if not shown:
             return _NO_KEY
-        asked = _said(api_key_hash=key_hash(api_key), model=model)
+        asked = _said(**shown.asked(), model=model)
         try:
             answer = await self._asking.within("/v1/meter/verify", asked, self._ask_seconds)
         except Away as away:
@@ -283,8 +286,10 @@ class Meter:
         except TimeoutError:
             return None
 
-    def _give_back(self, request_id: str, key: str) -> None:
+    def _give_back(self, request_id: str, key: str | None) -> None:
         """What an authorize without an answer may have held, or may yet hold: it may still be on its way."""
+        if key is None:
+            return
         body = _said(request_id=request_id, api_key_hash=key, reason="the answer was lost")
         self._owe(Owed(request_id, "release", msgspec.Raw(body)), looks=1)
 
@@ -406,11 +411,6 @@ _NO_KEY: Final = Denied.of(401, msgspec.Raw(
 def new_id() -> str:
     """A request_id: never a client's, never used twice."""
     return uuid.uuid4().hex
-
-
-def key_hash(api_key: str) -> str:
-    """What is sent in place of a key, so that no copy of it leaves the proxy."""
-    return hashlib.sha256(api_key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _said(**told: Any) -> bytes:

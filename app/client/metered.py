@@ -10,6 +10,7 @@ import msgspec
 
 from app.client.asked import Asked, Reader, read_request
 from app.client.meter import Meter
+from app.client.shown import Shown, offer_in, proof_in
 from app.client.usage import Answer, CountTokens, bytes_by_four
 from app.client.wire import Allowed, Denied, Done, Outcome
 
@@ -85,7 +86,7 @@ class Metered:
         await asyncio.gather(*self._finishing, return_exceptions=True)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key, path = key_of(scope["headers"]), scope["path"]
+        key, path = shown_in(scope["headers"]), scope["path"]
         if scope["method"] in _UNTOUCHED:
             verified = await self._meter.verify(key)
             await (deny(verified, path, send) if isinstance(verified, Denied) else self._app(scope, receive, send))
@@ -157,6 +158,13 @@ def key_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     if scheme.lower() in ("bearer", "token") and token.strip():
         return token.strip()
     return found.get(b"x-api-key") or found.get(b"api-key") or None
+
+
+def shown_in(headers: Iterable[tuple[bytes, bytes]]) -> Shown:
+    """All that a request shows of who makes it: its key, and a proof of payment beside it or in its place."""
+    lines = list(headers)
+    found = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in lines}
+    return Shown(key_of(lines), proof_in(found), offer_in(found))
 
 
 class _Call:

@@ -114,7 +114,7 @@ class RunningGateway:
             if route is None:
                 raise MethodNotAllowed(headers={"allow": ", ".join(rows)})
             if route.needs_key:
-                exchange.api_key()
+                exchange.shown()
             await self._row(route, exchange)
         except Refusal as refusal:
             await _refuse(exchange, refusal)
@@ -136,7 +136,7 @@ class RunningGateway:
                 and refusal.status in (400, 404, 413, 422)
                 and not isinstance(refusal, Told | UpstreamRefused)
             ):
-                verdict = await self.meter.verify(exchange.api_key())
+                verdict = await self.meter.verify(exchange.shown())
                 if isinstance(verdict, Denied) and verdict.status == 401:
                     raise Told(verdict, self.settings.low_balance_status) from None
             raise

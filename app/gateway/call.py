@@ -258,7 +258,7 @@ def unknown(model: str, provider: str | None = None) -> UnknownModel:
 async def _held(gateway: Gateway, exchange: Exchange, ask: Ask, model: str) -> Call:
     """Raises Told."""
     verdict = await gateway.meter.authorize(
-        exchange.api_key(), model=model, endpoint=exchange.path, estimate=ask.estimate, features=ask.features,
+        exchange.shown(), model=model, endpoint=exchange.path, estimate=ask.estimate, features=ask.features,
         mode="clamp" if gateway.settings.clamp and ask.row != "embeddings" else "strict",
     )  # fmt: skip
     if isinstance(verdict, Denied):

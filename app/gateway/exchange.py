@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from app.client import Shown
+from app.client.shown import offer_in, proof_in
 from app.gateway.errors import BodyTooLarge, InvalidField, MalformedHeader, MalformedJson, NoApiKey
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -58,17 +60,21 @@ class Exchange:
     def query(self) -> dict[str, str]:
         return dict(parse_qsl(self._query.decode("latin-1"), keep_blank_values=True))
 
-    def api_key(self) -> str:
-        """Whichever way it was sent. Raises NoApiKey, and MalformedHeader for two that differ."""
+    def shown(self) -> Shown:
+        """The API key, whichever way it was sent, and a proof of payment beside it or in its place.
+
+        Raises NoApiKey, and MalformedHeader for two keys that differ.
+        """
         found = {self.headers[name].strip() for name in ("x-api-key", "api-key") if self.headers.get(name, "").strip()}
         scheme, _, token = self.headers.get("authorization", "").strip().partition(" ")
         if token.strip() and scheme.lower() in ("bearer", "token"):
             found.add(token.strip())
         if len(found) > 1:
             raise MalformedHeader("two different API keys were sent: send one")
-        if not found:
+        shown = Shown(found.pop() if found else None, proof_in(self.headers), offer_in(self.headers))
+        if not shown:
             raise NoApiKey
-        return found.pop()
+        return shown
 
     async def chunks(self, most_bytes: int = MOST_BODY_BYTES) -> AsyncIterator[bytes]:
         """The body as it comes. Raises BodyTooLarge, CallerGone."""

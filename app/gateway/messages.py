@@ -62,7 +62,7 @@ async def count_tokens(gateway: Gateway, exchange: Exchange) -> None:
     """POST /v1/messages/count_tokens: free, for a key with money behind it."""
     body = await exchange.json()
     model = text_of(body, "model")
-    verdict = await gateway.meter.verify(exchange.api_key(), model=model)
+    verdict = await gateway.meter.verify(exchange.shown(), model=model)
     if isinstance(verdict, Denied):
         raise Told(verdict, gateway.settings.low_balance_status)
     if verdict.available_usd <= 0:

@@ -45,7 +45,7 @@ def targets_of(gateway: Gateway, model: str, row: str, provider: str | None = No
 
 async def check_caller(gateway: Gateway, exchange: Exchange) -> None:
     """Before a stranger's file is taken, or one that they point to is fetched: may they spend at all? Raises Told."""
-    verdict = await gateway.meter.verify(exchange.api_key())
+    verdict = await gateway.meter.verify(exchange.shown())
     if isinstance(verdict, Denied):
         raise Told(verdict, gateway.settings.low_balance_status)
 
@@ -66,7 +66,7 @@ class Paid:
     ) -> "Paid":  # fmt: skip
         """Hold money for what the call may cost. Raises Told."""
         verdict = await gateway.meter.authorize(
-            exchange.api_key(), model=target.model, endpoint=endpoint, estimate=estimate, ttl_seconds=ttl_seconds,
+            exchange.shown(), model=target.model, endpoint=endpoint, estimate=estimate, ttl_seconds=ttl_seconds,
             on_expiry=on_expiry,
         )  # fmt: skip
         if isinstance(verdict, Denied):

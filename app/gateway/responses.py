@@ -70,7 +70,7 @@ def _ask(body: Body) -> Ask:
 
 async def _caller(gateway: Gateway, exchange: Exchange) -> Verified:
     """Raises Told."""
-    verdict = await gateway.meter.verify(exchange.api_key())
+    verdict = await gateway.meter.verify(exchange.shown())
     if isinstance(verdict, Denied):
         raise Told(verdict, gateway.settings.low_balance_status)
     return verdict

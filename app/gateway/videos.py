@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 
 from app.client import Allowed, Attributes, Charged, Denied, Done, Estimate, Hold, Refused, Unavailable, Usage
-from app.client.meter import key_hash
+from app.client.shown import key_hash
 from app.gateway import asking
 from app.gateway.asking import NotSent, Silent
 from app.gateway.billed import CHARGE_WAITED_SECONDS, is_another_worth_asking
@@ -140,7 +140,7 @@ def _new_job(exchange: Exchange, wish: Wish, paid: Paid) -> Job:
     allowed: Allowed = paid.allowed
     now = time.time()
     return Job(
-        id=new_generation(), model=wish.model, account_id=allowed.account_id, key_sha256=key_hash(exchange.api_key()),
+        id=new_generation(), model=wish.model, account_id=allowed.account_id, key_sha256=(exchange.shown().sha256 or ""),
         request_id=allowed.request_id, hold_id=allowed.hold_id, held_until=now,
         estimated_cost_usd=usd_text(int(paid.estimated_usd * _NUSD)), created=int(now), upstream=paid.target.upstream.name,
         upstream_model=paid.target.upstream_model, provider=paid.target.upstream.provider, seconds=wish.seconds,
@@ -226,9 +226,9 @@ async def _read(response: aiohttp.ClientResponse) -> dict[str, Any]:
 
 async def show(gateway: Gateway, filming: "Filming", exchange: Exchange, id: str) -> None:
     """GET /v1/videos/{id}: 202 while it is made, 200 once it is over. Raises NothingThere, Told."""
-    verdict = await gateway.meter.verify(exchange.api_key())
+    verdict = await gateway.meter.verify(exchange.shown())
     job = filming.jobs.find(id)
-    is_key = job is not None and job.key_sha256 == key_hash(exchange.api_key())
+    is_key = job is not None and job.key_sha256 == (exchange.shown().sha256 or "")
     if isinstance(verdict, Denied):
         if not (is_key and verdict.status in (402, 429, 503)):  # who has spent all may still see what it was spent on
             raise Told(verdict, gateway.settings.low_balance_status)

@@ -24,8 +24,10 @@ from app.main import create_app
 from app.wiring import build
 from tests.integration.nodes import Process
 from tests.integration.street import _served
+from tests.offers.payer import Challenge
 from tests.program import eventually, free_ports
 from tests.rig import Customer, FakeBtcpay, Rig
+from tests.wallets import FakeLightning, FakeWallets
 
 pytestmark = pytest.mark.long
 
@@ -89,6 +91,7 @@ class Gate:
     client: httpx.AsyncClient
     rig: Rig
     upstream: Upstream
+    lightning: FakeLightning | None = None
 
     async def call(self, headers: dict[str, str], path: str = "/v1/chat", method: str = "POST", **more: Any) -> Any:
         return await self.client.request(method, path, headers=headers, **more)
@@ -173,12 +176,14 @@ async def gate(gateway: str, rig: Rig, settings: Settings, tmp_path: Path) -> An
     token = (await rig.service())["Authorization"].removeprefix("Bearer ")
     satmeter_port, upstream_port = free_ports(2)
     with ExitStack() as stack:
-        service = create_app(build(settings, rig.database_url, gateway=FakeBtcpay()))
+        service = create_app(
+            build(settings, rig.database_url, gateway=(lightning := FakeLightning()), wallets=FakeWallets(lightning))
+        )
         stack.enter_context(_served(service, satmeter_port))
         stack.enter_context(_served(upstream, upstream_port, ws="websockets-sansio"))
         url = stack.enter_context(_gateway(gateway, tmp_path, token, satmeter_port, upstream_port))
         async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
-            yield Gate(client, rig, upstream)
+            yield Gate(client, rig, upstream, lightning)
 
 
 async def test_an_allowed_call_reaches_the_upstream_with_our_headers_and_without_any_secret(gate: Gate) -> None:
@@ -306,6 +311,24 @@ async def test_every_refusal_arrives_with_its_status_its_body_and_its_headers(ga
     assert gate.upstream.calls == ["/v1/chat"]
     for method in ("GET", "OPTIONS", "PUT", "DELETE"):
         assert (await gate.refused({}, method=method))[0] == 401
+
+
+async def test_a_refusal_that_can_be_paid_is_paid_through_the_gateway_and_the_proof_lets_the_call_pass(
+    gate: Gate,
+) -> None:
+    poor = await gate.rig.customer()
+    status, code, headers = await gate.refused(poor.key)
+    assert (status, code, headers["Cache-Control"]) == (402, "insufficient_balance", "no-store")
+    challenge = Challenge.of(headers["WWW-Authenticate"])
+    assert gate.lightning is not None
+    gate.lightning.pay(gate.lightning.of(challenge.invoice).id)
+    for proof in (challenge.l402(), challenge.once(), challenge.l402() | {"x-api-key": poor.api_key}):
+        answer = await gate.call(proof)
+        assert (answer.status_code, answer.headers["x-upstream"]) == (200, "yes")
+        assert "authorization" not in dict(answer.json()["headers"])
+    assert (await gate.refused(challenge.once()))[1] == "invalid_challenge"
+    other = await gate.rig.customer()
+    assert "WWW-Authenticate" not in (await gate.refused(other.key | {"X-Topup-Offer": "none"}))[2]
 
 
 async def test_what_the_upstream_says_is_passed_on_untouched(gate: Gate) -> None:
