@@ -100,6 +100,8 @@ class Challenges:
     def read(self, credential: str) -> Proof:
         """From an Authorization header. Raises InvalidApiKey for what is no proof of a payment that we asked for."""
         scheme, _, rest = credential.strip().partition(" ")
+        if rest.partition(" ")[0].lower() == scheme.lower():  # pyl402 0.1.2 says it twice where it sends a token again
+            rest = rest.partition(" ")[2]
         if scheme.lower() not in PROOF_SCHEMES or len(credential) > _MAX_PROOF_CHARS or not credential.isascii():
             raise InvalidApiKey
         try:

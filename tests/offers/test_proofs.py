@@ -41,7 +41,7 @@ async def ask(rig: Rig, headers: Mapping[str, str], usd: str = "0.01", **more: A
     return exact(answer)
 
 
-@pytest.mark.parametrize("scheme", ["L402", "LSAT", "l402"])
+@pytest.mark.parametrize("scheme", ["L402", "LSAT", "l402", "L402 L402"])
 async def test_a_token_is_an_alias_of_its_key_on_any_route_and_any_number_of_times(rig: Rig, scheme: str) -> None:
     customer = await rig.customer()
     proof = (await paid(rig, customer)).l402(scheme)
@@ -231,6 +231,12 @@ async def test_what_is_no_proof_is_401_before_the_database_is_asked(rig: Rig) ->
 
 def payment(told: Any) -> str:
     return f"Payment {base64.urlsafe_b64encode(json.dumps(told).encode()).decode().rstrip('=')}"
+
+
+async def test_a_proxy_s_caller_who_writes_nonsense_is_401_and_the_proxy_is_not_blamed(rig: Rig) -> None:
+    for proof in ("", "x", "L402 ☃", "Payment " + "A" * 20_000):
+        told = await ask(rig, {"Authorization": proof})
+        assert (told["status"], told["error"]["code"]) == (401, "invalid_api_key"), proof
 
 
 async def test_two_proofs_that_differ_are_a_malformed_header(rig: Rig) -> None:

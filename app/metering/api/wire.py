@@ -18,7 +18,7 @@ from app.pricing.rows import Usage
 
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+\Z")]
 Sha256Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
-PaymentProof = Annotated[str, msgspec.Meta(min_length=6, max_length=8192, pattern=r"^[!-~]+ [!-~]+\Z")]
+PaymentProof: TypeAlias = str
 """As its caller sent it in Authorization: `L402 …` or `Payment …`."""
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
