@@ -23,6 +23,7 @@ from app.activity import commands as usage
 from app.admin import commands as operators
 from app.admin.prices import noting
 from app.admin.tokens import create_token
+from app.agents import command as agents
 from app.audit import Report, Secrets, audit
 from app.audit.background import note_verdict
 from app.autotopup import connect as wallets
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     says = "models behind the meter: a door of its own, which knows Satmeter by its wire (GATEWAY_SERVICE_TOKEN)"
     gateway = commands.add_parser("gateway", help=says, description=says)
     gateway.set_defaults(command=_gateway, reads=gateways.load)
+    agents.add(commands)
     shells = commands.add_parser(
         "completion", help="a script that completes commands: eval \"$(satmeter completion bash)\"",
         description="Print the script by which a shell completes satmeter's commands and options.",

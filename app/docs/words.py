@@ -1107,6 +1107,14 @@ GUIDE: Final = """# Satmeter
 4. A proxy (service token) asks POST /v1/meter/authorize with an `estimate` before a call, and tells POST /v1/meter/settle
    its `usage` afterwards.
 
+## Pay by yourself
+A 402 has a challenge for one Lightning invoice in `WWW-Authenticate`: L402, then Payment. A paying client does the rest.
+1. No account: lnget -X POST -d '{{"amount":5000,"currency":"SATS"}}' {url}/accounts/create (or Alby's fetch402): the paid retry
+   is 201, funded; the same proof opens the same account for a day.
+2. A key without money: send it as `x-api-key` (payers write over Authorization). `metadata.offer` has the invoice to pay.
+3. Proof: `Authorization: L402 <macaroon>:<preimage>` stands for the key again and again, `Payment <b64>` for one call.
+4. 503 after paying: wait `Retry-After`, send the same proof; never pay twice. `X-Topup-Offer: none` asks for no offer.
+
 ## Rules
 - Money is USD unless the field says otherwise, as an exact plain decimal: never read it into a binary float.
 - Send `Idempotency-Key: <uuid>` where it is offered (marked *): a repeat then gets the first answer again.
