@@ -122,10 +122,11 @@ class Mint:
         least_nusd: int,
         caps: Caps,
         receipts: Receipts,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._db, self._gateways, self._pepper, self.challenges, self._reads = db, gateways, pepper, challenges, reads
         self._least_nusd, self._caps, self._receipts = least_nusd, caps, receipts
-        self.rest = Rest()
+        self.rest, self.patience_seconds = Rest(), patience_seconds
         self._asking: dict[KeyOwner, asyncio.Task[Offered | None]] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -145,7 +146,7 @@ class Mint:
             task = self._asking[short.owner] = asyncio.create_task(self._for(short))
             task.add_done_callback(lambda _: self._asking.pop(short.owner, None))
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(self.patience_seconds):
                 return await asyncio.shield(task)
         except TimeoutError:
             self.rest.begin()

@@ -32,7 +32,15 @@ async def paid(rig: Rig, customer: Customer, usd: str = "0.01") -> Challenge:
 
 
 async def ask(rig: Rig, headers: Mapping[str, str], usd: str = "0.01", **more: Any) -> Any:
-    """As a proxy asks that was sent these headers."""
+    """As a proxy asks that was sent these headers; told that the payment is not known yet, its caller asks again."""
+    for _ in range(20):
+        answer = await ask_once(rig, headers, usd, **more)
+        if answer.get("status") != 503:
+            break
+    return answer
+
+
+async def ask_once(rig: Rig, headers: Mapping[str, str], usd: str = "0.01", **more: Any) -> Any:
     told: dict[str, Any] = {"payment_proof": headers["Authorization"]}
     if "x-api-key" in headers:
         told["api_key"] = headers["x-api-key"]
@@ -127,7 +135,7 @@ async def test_a_proof_before_the_payment_is_known_waits_then_is_503_and_never_4
     customer = await rig.customer()
     challenge = await challenged(rig, customer.api_key)
     for proof in (challenge.l402(), challenge.once()):
-        told = await ask(rig, proof)
+        told = await ask_once(rig, proof)
         assert (told["status"], told["headers"]) == (503, {"Retry-After": "1"})
     rig.house.proofs._patience_seconds = 0.3
     for answer in (
@@ -136,8 +144,10 @@ async def test_a_proof_before_the_payment_is_known_waits_then_is_503_and_never_4
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     rig.btcpay.is_down = True
     pay(rig, challenge)
+    rig.house.proofs._patience_seconds = 0.3
     assert (await subrequest(rig, challenge.once())).status_code == 503
     rig.btcpay.is_down = False
+    rig.house.proofs._patience_seconds = 20
     assert (await subrequest(rig, challenge.once())).status_code == 200
     assert (await ask(rig, challenge.l402()))["decision"] == "allow"
 
@@ -155,6 +165,7 @@ async def test_a_preimage_credits_nothing_and_a_backend_that_says_nothing_is_ask
 async def test_who_pays_while_their_proof_waits_is_served(rig: Rig) -> None:
     customer = await rig.customer()
     challenge = await challenged(rig, customer.api_key)
+    rig.house.proofs._patience_seconds = 20
     waiting = asyncio.create_task(subrequest(rig, challenge.l402()))
     await asyncio.sleep(0)
     pay(rig, challenge)

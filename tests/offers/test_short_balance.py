@@ -43,6 +43,7 @@ async def test_a_refusal_for_want_of_money_bears_an_offer_and_the_one_line_that_
 
 @pytest.mark.parametrize("verb", ["charge", "verify"])
 async def test_every_verdict_about_money_bears_it(rig: Rig, verb: str) -> None:
+    rig.house.mint.patience_seconds = 20
     customer = await rig.customer()
     more = {"request_id": "r1", "cost_usd": "0.02"} if verb == "charge" else {}
     told = exact(await rig.meter(verb, api_key=customer.api_key, **more))
@@ -54,6 +55,7 @@ async def test_every_verdict_about_money_bears_it(rig: Rig, verb: str) -> None:
 
 
 async def subrequest(rig: Rig, headers: dict[str, str], query: str = "") -> Any:
+    rig.house.mint.patience_seconds = 20
     token = (await rig.service())["Authorization"].removeprefix("Bearer ")
     return await rig.client.get(PATH + query, headers={"X-Service-Token": token, **headers})
 
@@ -191,6 +193,8 @@ async def test_ten_thousand_refused_calls_mint_one_invoice_a_key_raced_and_in_tw
         owners = [await rig.house.verifier.owner_of(secret=customer.api_key) for customer in customers]
         shorts = [Short(owner, 10**7) for owner in owners if owner is not None]
 
+        rig.house.mint.patience_seconds = other.mint.patience_seconds = 20
+
         async def refuse(mint: Any, short: Short) -> str:
             offered = await mint._in_time(short)
             return "" if offered is None else offered.payable.bolt11
@@ -235,7 +239,8 @@ async def test_what_is_minted_too_late_is_for_the_next_who_asks(rig: Rig) -> Non
         return await create(new)
 
     rig.btcpay.create = slowly  # type: ignore[method-assign]
-    assert "headers" not in await refused(rig, customer.api_key)
+    rig.house.mint.patience_seconds = 0.2
+    assert "headers" not in await rig.authorize(customer.api_key, "0.01")
     answers.set()
     while rig.sql("SELECT count(*) FROM offer WHERE payment_hash IS NOT NULL") == [(0,)]:
         await asyncio.sleep(0.01)

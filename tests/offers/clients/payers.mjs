@@ -22,7 +22,9 @@ const paying = Method.toClient(lightning, {
 async function both(name, post) {
   const told = [];
   for (const [url, headers, body] of [[ACCOUNT_URL, {}, wish], [MODEL_URL, { "x-api-key": keys[name] }, call], [MODEL_URL, { "x-api-key": keys[name] }, call]]) {
-    const answer = await post(url, { method: "POST", headers: { "content-type": "application/json", ...headers }, body: JSON.stringify(body) });
+    const ask = () => post(url, { method: "POST", headers: { "content-type": "application/json", ...headers }, body: JSON.stringify(body) });
+    let answer = await ask();  // one that is busy may offer nothing in time, or not know of a payment yet
+    for (let again = 0; again < 4 && [402, 503].includes(answer.status); again++) answer = await ask();
     told.push([answer.status, await answer.json()]);
   }
   return told;

@@ -59,9 +59,18 @@ class Lnd(BaseHTTPRequestHandler):
 
 def both(name: str, post: Callable[..., Any]) -> list[Any]:
     """No account: one is bought. A key without money: the model is called with it beside, twice."""
-    made = post(ACCOUNT, {}, WISH)
-    called = [post(MODEL, {"x-api-key": KEYS[name]}, CALL) for _ in range(2)]
+    made = served(lambda: post(ACCOUNT, {}, WISH))
+    called = [served(lambda: post(MODEL, {"x-api-key": KEYS[name]}, CALL)) for _ in range(2)]
     return [made, *called]
+
+
+def served(ask: Callable[[], list[Any]]) -> list[Any]:
+    """A service that is busy may offer nothing in time, or not know of a payment yet; whoever is told so asks again."""
+    for _ in range(5):
+        answer = ask()
+        if answer[0] not in (402, 503):
+            break
+    return answer
 
 
 def told(response: Any) -> list[Any]:
