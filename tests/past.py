@@ -18,7 +18,8 @@ _MOVES = (
     f"""UPDATE hold SET created_at = created_at - {_BACK}, window_start = window_start - {_BACK}, closed_at = closed_at - {_BACK},
         expires_at = expires_at - {_BACK} WHERE state <> 'open'""",
     f"""UPDATE hold SET window_start = window_start - {_BACK} WHERE state = 'open'""",
-    f"UPDATE api_key SET created_at = created_at - {_BACK}, window_start = window_start - {_BACK}",
+    f"""UPDATE api_key SET created_at = created_at - {_BACK}, window_start = window_start - {_BACK},
+        more_starts = CASE WHEN more_starts IS NOT NULL THEN ARRAY (SELECT start - {_BACK} FROM unnest(more_starts) start) END""",
 )
 
 

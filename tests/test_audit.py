@@ -30,6 +30,7 @@ from app.kernel.money import CURRENCIES
 from app.kernel.security import Admin, Caller, Kind
 from app.keys.issue import NewKey, change, issue, revoke
 from app.keys.tables import ResetPeriod
+from app.keys.tree import Window
 from app.keys.verify import KeyOwner
 from app.ledger.charge import ChargeId
 from app.ledger.post import post
@@ -100,6 +101,7 @@ async def books(house: House, owner_conn: Owner) -> AsyncIterator[Books]:
     await spend(house, owner_conn, rich, "a")
     await spend(house, owner_conn, other, "b")
     await change_keys(house, rich.account_id)
+    await spend_below(house, rich.account_id)
     await correct_by_hand(house, other.account_id)
     attempts = await paid_by_a_wallet(house, other.account_id)
     yield Books(
@@ -203,6 +205,21 @@ async def change_keys(house: House, account_id: uuid.UUID) -> None:
         await house.meter.settle("proxy", before.hold_id, Work(900))
         await act(house, owner)
         await house.meter.settle("proxy", during.hold_id, Work(800))
+
+
+async def spend_below(house: House, account_id: uuid.UUID) -> None:
+    """A key below a key below a key of three windows, each with calls that ended in every way, and one that did not."""
+    three = [Window(ResetPeriod.DAILY, USD), Window(ResetPeriod.MONTHLY, 2 * USD), Window(None, 3 * USD)]
+    grandparent = await new_key(house, account_id, NewKey("grandparent", windows=three))
+    parent = await new_key(house, account_id, NewKey("parent", limit_nusd=3 * USD, parent_id=grandparent.key_id))
+    child = await new_key(house, account_id, NewKey("child", windows=three[::2], parent_id=parent.key_id))
+    for owner in (grandparent, parent, child):
+        name = owner.key_id.hex
+        holds = [await house.meter.authorize("proxy", owner, Ask(f"{name}-{n}", 1000, None, None)) for n in range(3)]
+        charged = await house.meter.settle("proxy", holds[0].hold_id, Work(1200))
+        await refund(house.db, "proxy", str(ChargeId(account_id, charged.charge_id)), 200)
+        await house.meter.release("proxy", holds[1].hold_id)
+        await house.meter.charge("proxy", owner, Ask(f"{name}-charged", 500, None, None), Work(500))
 
 
 async def new_key(house: House, account_id: uuid.UUID, new: NewKey) -> KeyOwner:
@@ -489,6 +506,19 @@ LIES = (
     Lie("an open hold given to another key", "key_held_is_sum_of_open_holds", "UPDATE hold SET key_id = (SELECT id FROM api_key WHERE account_id = {account} AND name = 'moved') WHERE id = {open}"),
     Lie("a key's window emptied", "key_window_is_sum_of_its_usage", "UPDATE api_key SET window_usage_nusd = 0 WHERE id = {key}"),
     Lie("a key's window begun anew without emptying", "key_window_is_sum_of_its_usage", "UPDATE api_key SET window_start = window_start + interval '1 second' WHERE id = {key}"),
+    Lie("a parent's window emptied of what a child spent", "key_window_is_sum_of_its_usage", "UPDATE api_key SET window_usage_nusd = 0 WHERE account_id = {account} AND name = 'parent'"),
+    Lie("a grandparent's second window made smaller", "key_window_is_sum_of_its_usage", "UPDATE api_key SET more_usage_nusd[1] = more_usage_nusd[1] - 1 WHERE account_id = {account} AND name = 'grandparent'"),
+    Lie("a grandparent's third window made larger", "key_window_is_sum_of_its_usage", "UPDATE api_key SET more_usage_nusd[2] = more_usage_nusd[2] + 1 WHERE account_id = {account} AND name = 'grandparent'"),
+    Lie("a child's own second window emptied", "key_window_is_sum_of_its_usage", "UPDATE api_key SET more_usage_nusd[1] = 0 WHERE account_id = {account} AND name = 'child'"),
+    Lie("a grandparent's window begun anew without emptying", "key_window_is_sum_of_its_usage", "UPDATE api_key SET more_starts[1] = now() + interval '1 second' WHERE account_id = {account} AND name = 'grandparent'"),
+    Lie("a child's call moved before its parent's window", "key_window_is_sum_of_its_usage", "UPDATE usage u SET window_start = u.window_start - interval '400 days' FROM api_key k WHERE k.account_id = {account} AND k.name = 'child' AND u.account_id = k.account_id AND u.key_id = k.id"),
+    Lie("a child's call made its grandparent's", "key_lifetime_is_sum_of_usage", "UPDATE usage u SET key_id = g.id FROM api_key k, api_key g WHERE k.account_id = {account} AND k.name = 'child' AND g.account_id = {account} AND g.name = 'grandparent' AND u.account_id = k.account_id AND u.key_id = k.id"),
+    Lie("a grandparent's held money forgotten", "key_held_is_sum_of_open_holds", "UPDATE api_key SET held_nusd = 0 WHERE account_id = {account} AND name = 'grandparent'"),
+    Lie("a child freed of those above it", "key_window_is_sum_of_its_usage", "UPDATE api_key SET parent_id = NULL, ancestor_ids = NULL WHERE account_id = {account} AND name = 'child'"),
+    Lie("a child's grandparent left out", "key_stands_below_its_parent", "UPDATE api_key SET ancestor_ids = ARRAY[parent_id] WHERE account_id = {account} AND name = 'child'"),
+    Lie("a child put below another key", "key_stands_below_its_parent", "UPDATE api_key SET parent_id = {key} WHERE account_id = {account} AND name = 'child'", ("api_key.api_key_stands_in_a_tree",)),
+    Lie("a window named twice", "key_has_each_window_once", "UPDATE api_key SET more_periods[1] = reset_period WHERE account_id = {account} AND name = 'grandparent'"),
+    Lie("a window without a limit", "key_has_each_window_once", "UPDATE api_key SET more_limits_nusd[1] = NULL WHERE account_id = {account} AND name = 'grandparent'"),
     Lie("a key's lifetime shortened", "key_lifetime_is_sum_of_usage", "UPDATE api_key SET lifetime_nusd = lifetime_nusd - 1 WHERE id = {key}"),
     Lie("a charged hold released", "hold_is_settled_by_its_usage", "UPDATE hold SET state = 'released' WHERE id = {settled}"),
     Lie("a released hold called settled", "hold_is_settled_by_its_usage", "UPDATE hold SET state = 'settled' WHERE id = {released}"),

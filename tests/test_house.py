@@ -126,7 +126,7 @@ def test_the_runtime_role_may_append_to_the_books_and_never_rewrite_them(clean: 
 def test_every_money_column_is_64_bits_wide_and_no_column_is_a_float(clean: str) -> None:
     with psycopg.connect(clean) as conn:
         found = conn.execute(
-            """SELECT table_name, column_name, data_type FROM information_schema.columns
+            """SELECT table_name, column_name, CASE udt_name WHEN '_int8' THEN 'bigint' ELSE data_type END FROM information_schema.columns
                WHERE table_schema = 'public' AND (column_name LIKE '%nusd' OR column_name LIKE '%units'
                      OR data_type IN ('real', 'double precision'))"""
         ).fetchall()

@@ -266,9 +266,19 @@ async def _sum_for_good(session: AsyncSession, month: date) -> None:
     await sum_days(session, [each["day"] for each in held])
     await row(
         session,
+        # What is kept tells every window there is, of the key and of those above it, which calls count to it; windows that come
+        # begin later. A call below another key says when it began itself, so that one row of each would be as many as there were calls.
         f"""INSERT INTO usage_dropped (account_id, month, key_id, window_start, calls, cost_nusd, refunded_nusd)
-            SELECT account_id, :month, key_id, window_start, count(*), sum(cost_nusd), sum(refunded_nusd)
-            FROM (SELECT {CALL} WHERE u.id >= :first_id AND u.id < :end_id) calls GROUP BY account_id, key_id, window_start""",
+            SELECT account_id, :month, key_id, min(window_start), sum(calls)::bigint, sum(cost_nusd)::bigint, sum(refunded_nusd)::bigint
+            FROM (SELECT account_id, key_id, window_start, count(*) AS calls, sum(cost_nusd) AS cost_nusd, sum(refunded_nusd) AS refunded_nusd
+                  FROM (SELECT {CALL} WHERE u.id >= :first_id AND u.id < :end_id) calls GROUP BY account_id, key_id, window_start) c
+            CROSS JOIN LATERAL (
+                SELECT max(w.start) AS begun FROM api_key k
+                JOIN api_key x ON x.account_id = k.account_id AND x.id = ANY (array_append(k.ancestor_ids, k.id)),
+                     unnest(array_append(x.more_starts, x.window_start)) w (start)
+                WHERE k.account_id = c.account_id AND k.id = c.key_id AND w.start <= c.window_start
+            ) last
+            GROUP BY account_id, key_id, last.begun""",
         month=month, **_ids(month),
     )  # fmt: skip
 

@@ -25,9 +25,11 @@ from app.kernel.money import parse_usd, usd_text
 from app.kernel.pages import page_size
 from app.kernel.reading import uuid_in
 from app.kernel.security import Admin, OnExpiry, Pepper
-from app.keys.issue import SCOPES as KEY_SCOPES
 from app.keys.issue import Keyring, NewKey, clean_name, list_keys
 from app.keys.tables import ResetPeriod
+from app.keys.tree import said_windows
+from app.keys.verify import MANAGES_KEYS
+from app.keys.verify import SCOPES as KEY_SCOPES
 from app.ledger.statement import balance
 from app.ledger.tables import AccountStatus
 from app.topups.gateway import Gateways
@@ -325,9 +327,9 @@ def _key(key: Row) -> dict[str, Any]:
     return {
         "id": str(key["id"]), "name": key["name"], "preview": key["preview"], "state": state,
         "limit_usd": None if key["limit_nusd"] is None else usd_text(key["limit_nusd"]), "period": key["reset_period"],
-        "spent_usd": usd_text(key["lifetime_nusd"]), "requests_per_minute": key["requests_per_minute"],
+        "spent_usd": usd_text(key["total_nusd"]), "requests_per_minute": key["requests_per_minute"],
         "max_usd_per_call": None if key["call_limit_nusd"] is None else usd_text(key["call_limit_nusd"]), "expire_at": _time(key["expire_at"]), "scopes": key["scopes"],
-        "models": key["allowed_models"],
+        "models": key["allowed_models"], "limits": said_windows(key), "parent_id": None if key["parent_id"] is None else str(key["parent_id"]),
     }  # fmt: skip
 
 
@@ -397,7 +399,7 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     if args.per_minute is not None:
         wanted["requests_per_minute"] = None if args.per_minute == "none" else _times(args.per_minute)
     if args.scopes is not None:
-        wanted["scopes"] = None if args.scopes == "all" else _some_of(KEY_SCOPES, args.scopes)
+        wanted["scopes"] = None if args.scopes == "all" else _some_of((*KEY_SCOPES, MANAGES_KEYS), args.scopes)
     if args.models is not None:
         wanted["allowed_models"] = None if args.models == "all" else args.models.split(",")
     return wanted

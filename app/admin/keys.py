@@ -15,6 +15,7 @@ from app.kernel.money import usd_text
 from app.kernel.security import Admin, Pepper
 from app.keys import issue as keys
 from app.keys.issue import Keyring, NewKey
+from app.keys.tree import said_windows
 from app.ledger.tables import AccountStatus
 
 _TOLD: Final = ("name", "reset_period", "expire_at", "scopes", "allowed_models", "requests_per_minute")
@@ -94,5 +95,6 @@ async def revoke(
 def _said(key: Row) -> dict[str, Any]:
     """A key as the log tells it: money as a decimal, times as texts, no secret."""
     told = {name: key[name] for name in _TOLD} | {"disabled": key["disabled_at"] is not None}
+    told["limits"] = said_windows(key)
     told |= {word: None if key[name] is None else usd_text(key[name]) for name, word in _MONEY.items()}
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in told.items()}

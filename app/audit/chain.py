@@ -129,10 +129,19 @@ def _house(table: str, name: str, columns: Sequence[str], ends_at: str | None = 
 
 
 _RULE: Final = (_micros("x.created_at"), _micros("x.effective_from"))
-_KEY_DIGEST: Final = _digest(
+_KEY: Final = (
     "x.revision", "x.name", "x.preview", "encode(x.masked_hash, 'hex')", "x.limit_nusd", "x.reset_period", "to_jsonb(x.scopes)",
     "to_jsonb(x.allowed_models)", "x.call_limit_nusd", "x.requests_per_minute", _micros("x.expire_at"), _micros("x.disabled_at"), _micros("x.deleted_at"), "encode(x.proof, 'hex')",
 )  # fmt: skip
+_OF_TREES: Final = (
+    "x.parent_id",
+    "to_jsonb(x.ancestor_ids)",
+    "to_jsonb(x.more_periods)",
+    "to_jsonb(x.more_limits_nusd)",
+)
+_KEY_DIGEST: Final = f"""CASE WHEN num_nonnulls(x.parent_id, x.ancestor_ids, x.more_periods, x.more_limits_nusd) = 0
+                              THEN {_digest(*_KEY)} ELSE {_digest(*_KEY, *_OF_TREES)} END"""
+"""A key that stands under none and has one window is sealed as it was before there were trees."""
 KINDS: Final = (
     _house("admin_log", "act", ("encode(x.proof, 'hex')", _micros("x.created_at"))),
     _house("admin_token", "admin_token", ("x.name", "encode(x.secret_hash, 'hex')", "to_jsonb(x.scopes)", _micros("x.expires_at"), _micros("x.created_at")), "x.revoked_at"),

@@ -95,12 +95,16 @@ class InsufficientBalance(AppError):
     """Insufficient balance."""
 
     status, code, type = 402, "insufficient_balance", "insufficient_quota"
+    spendable_nusd: int | None = None
+    """What a call might cost now, where that is known."""
 
 
 class KeyLimitExceeded(AppError):
     """This API key has reached its spending limit."""
 
     status, code, type = 402, "key_limit_exceeded", "insufficient_quota"
+    spendable_nusd: int | None = None
+    """The same."""
 
 
 class InvalidChallenge(AppError):

@@ -19,22 +19,29 @@ from app.kernel.progress import Told, nobody
 from app.kernel.security import Kind, Pepper, Resealed, Sealer, UnsealError, new_secret, preview
 from app.keys.proof import PROVEN, event_proof, key_proof
 from app.keys.tables import ResetPeriod
-from app.keys.verify import credential_proof, proof_of_credential
+from app.keys.tree import Window, read_above, windows_of
+from app.keys.verify import SCOPES, credential_proof, proof_of_credential
 from app.notices.tell import tell
 
 NAME_LENGTH = 25
 KEY_BYTES = 4096
 """What a key's name, scopes and models may have together: a page of a hundred keys stays below half a megabyte."""
-SCOPES = ("spend", "balance", "topup", "activity")
-"""What a key may be narrowed to; a key without scopes may do all of them."""
 
 _WINDOW_NOW = """
     id, name, preview, sealed_secret, masked_hash, limit_nusd, reset_period, call_limit_nusd, requests_per_minute, held_nusd, lifetime_nusd, scopes, allowed_models,
-    expire_at, disabled_at, deleted_at, created_at, updated_at,
-    CASE WHEN window_start < date_trunc(reset_period, now(), 'UTC') THEN 0 ELSE window_usage_nusd END AS window_usage_nusd,
-    date_trunc(reset_period, now(), 'UTC') + ('1 ' || reset_period)::interval AS reset_at
+    expire_at, disabled_at, deleted_at, created_at, updated_at, parent_id, ancestor_ids, more_periods, more_limits_nusd,
+    meter_spent(api_key) AS window_usage_nusd,
+    date_trunc(reset_period, now(), 'UTC') + ('1 ' || reset_period)::interval AS reset_at,
+    CASE WHEN more_limits_nusd IS NOT NULL THEN meter_more_spent(api_key, now()) END AS more_usage_nusd,
+    CASE WHEN more_limits_nusd IS NOT NULL THEN ARRAY (
+        SELECT date_trunc(w.period, now(), 'UTC') + ('1 ' || w.period)::interval FROM unnest(more_periods) WITH ORDINALITY w (period, number)
+        ORDER BY w.number) END AS more_reset_at,
+    lifetime_nusd + (SELECT coalesce(sum(below.lifetime_nusd), 0)::bigint FROM api_key below
+                     WHERE below.account_id = api_key.account_id AND below.parent_id IS NOT NULL AND api_key.id = ANY (below.ancestor_ids))
+    AS total_nusd
 """
-"""A key's columns with its window as it stands now, whether or not a charge has rolled it yet."""
+"""A key's columns with its windows as they stand now, whether or not a charge has rolled them yet. `total_nusd` is what it and
+the keys below it ever spent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,15 @@ class NewKey:
     is_disabled: bool = False
     call_limit_nusd: int | None = None
     requests_per_minute: int | None = None
+    windows: Sequence[Window] | None = None
+    """Several at once, in place of limit_nusd and reset_period."""
+    parent_id: uuid.UUID | None = None
+
+    @property
+    def all_windows(self) -> Sequence[Window]:
+        if self.windows is not None:
+            return self.windows
+        return () if self.limit_nusd is None else (Window(self.reset_period, self.limit_nusd),)
 
 
 class Keyring:
@@ -111,14 +127,20 @@ class Keyring:
 
     async def prove(self, session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
         """Prove what a key is set to now; whoever set it holds its account's lock."""
-        found = await row(
-            session, f"SELECT {', '.join(PROVEN)} FROM api_key WHERE account_id = :account_id AND id = :id",
-            account_id=account_id, id=key_id,
+        await self.prove_all(session, account_id, [key_id])
+
+    async def prove_all(self, session: AsyncSession, account_id: uuid.UUID, key_ids: Sequence[uuid.UUID]) -> None:
+        """The same for several keys of an account."""
+        found = await rows(
+            session, f"SELECT {', '.join(PROVEN)} FROM api_key WHERE account_id = :account_id AND id = ANY (:ids)",
+            account_id=account_id, ids=list(key_ids),
         )  # fmt: skip
-        assert found is not None
+        assert len(found) == len(key_ids)
         await row(
-            session, "UPDATE api_key SET proof = :proof WHERE account_id = :account_id AND id = :id",
-            account_id=account_id, id=key_id, proof=key_proof(self._pepper, found),
+            session,
+            """UPDATE api_key k SET proof = u.proof FROM unnest(CAST(:ids AS uuid[]), CAST(:proofs AS bytea[])) u (id, proof)
+               WHERE k.account_id = :account_id AND k.id = u.id""",
+            account_id=account_id, ids=[key["id"] for key in found], proofs=[key_proof(self._pepper, key) for key in found],
         )  # fmt: skip
 
     def seal(self, secret: str, account_id: uuid.UUID, key_id: uuid.UUID) -> str | None:
@@ -170,23 +192,43 @@ def clean_name(text: str) -> str:
 async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, new: NewKey) -> tuple[Row, str]:
     """Make a key; returns its row and its secret, which is not shown again unless revealing is on.
 
-    Raises NameTaken when a live key of the account has that name, InvalidField past what an account or a key may have.
+    Below `new.parent_id` it may do no more than that key, which must work now: whoever revokes that one waits for us, or we for
+    them. Raises NameTaken when a live key of the account has that name, InvalidApiKey for a parent that works no more, InvalidField
+    past what an account, a key or its parent may have.
     """
-    _refuse_too_large(new.name, new.scopes, new.allowed_models)
     await _refuse_too_many(session, account_id, keyring.keys_per_account)
+    above = await read_above(session, account_id, new.parent_id)
+    scopes = new.scopes
+    if above is not None:
+        above.must_work()
+        if scopes is None:
+            scopes = above.unsaid_scopes()
+        above.refuse_beyond(
+            windows=new.all_windows, limits_param="usage_limit_usd" if new.windows is None else "limits", expire_at=new.expire_at,
+            scopes=scopes, allowed_models=new.allowed_models, call_limit_nusd=new.call_limit_nusd,
+            requests_per_minute=new.requests_per_minute,
+        )  # fmt: skip
+    _refuse_too_large(new.name, scopes, new.allowed_models)
     key_id, secret = new_id(), new_secret("sk")
+    first, more = _first_and_more(new.all_windows)
     try:
         await row(
             session,
             """INSERT INTO api_key (account_id, id, name, preview, sealed_secret, masked_hash, limit_nusd, reset_period, expire_at,
-                                    scopes, allowed_models, disabled_at, call_limit_nusd, requests_per_minute)
+                                    scopes, allowed_models, disabled_at, call_limit_nusd, requests_per_minute, parent_id, ancestor_ids,
+                                    window_start, more_periods, more_limits_nusd, more_starts, more_usage_nusd)
                VALUES (:account_id, :id, :name, :preview, :sealed, :masked_hash, :limit_nusd, :reset_period, :expire_at,
-                       :scopes, :allowed_models, CASE WHEN :is_disabled THEN now() END, :call_limit_nusd, :requests_per_minute)""",
+                       :scopes, :allowed_models, CASE WHEN :is_disabled THEN now() END, :call_limit_nusd, :requests_per_minute, :parent_id,
+                       :ancestor_ids, now(), CAST(:more_periods AS text[]), CAST(:more_limits_nusd AS bigint[]),
+                       CASE WHEN CAST(:more AS int) > 0 THEN array_fill(now(), ARRAY[CAST(:more AS int)]) END,
+                       CASE WHEN CAST(:more AS int) > 0 THEN array_fill(CAST(0 AS bigint), ARRAY[CAST(:more AS int)]) END)""",
             account_id=account_id, id=key_id, name=new.name, preview=preview(secret),
             sealed=keyring.seal(secret, account_id, key_id), masked_hash=keyring.masked(secret, key_id),
-            limit_nusd=new.limit_nusd, reset_period=new.reset_period,
-            expire_at=new.expire_at, scopes=new.scopes, allowed_models=new.allowed_models, is_disabled=new.is_disabled,
-            call_limit_nusd=new.call_limit_nusd, requests_per_minute=new.requests_per_minute,
+            limit_nusd=None if first is None else first.limit_nusd, reset_period=None if first is None else first.period,
+            expire_at=new.expire_at, scopes=scopes, allowed_models=new.allowed_models, is_disabled=new.is_disabled,
+            call_limit_nusd=new.call_limit_nusd, requests_per_minute=new.requests_per_minute, parent_id=new.parent_id,
+            ancestor_ids=None if above is None else above.chain, more=len(more),
+            more_periods=[each.period for each in more] or None, more_limits_nusd=[each.limit_nusd for each in more] or None,
         )  # fmt: skip
     except IntegrityError as error:
         raise _name_taken(error, new.name) from None
@@ -195,11 +237,19 @@ async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, 
     return await read(session, account_id, key_id), secret
 
 
-async def read(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> Row:
-    """Raises KeyNotFound, alike for a missing key and another account's."""
+def _first_and_more(windows: Sequence[Window]) -> tuple[Window | None, Sequence[Window]]:
+    return (windows[0] if windows else None), windows[1:]
+
+
+_UNDER = "(CAST(:under AS uuid) IS NULL OR CAST(:under AS uuid) = ANY (ancestor_ids))"
+"""Only keys below one, where a key asks."""
+
+
+async def read(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID, under: uuid.UUID | None = None) -> Row:
+    """Raises KeyNotFound, alike for a missing key, another account's, and one that does not stand below `under`."""
     found = await row(
-        session, f"SELECT {_WINDOW_NOW} FROM api_key WHERE account_id = :account_id AND id = :id",
-        account_id=account_id, id=key_id,
+        session, f"SELECT {_WINDOW_NOW} FROM api_key WHERE account_id = :account_id AND id = :id AND {_UNDER}",
+        account_id=account_id, id=key_id, under=under,
     )  # fmt: skip
     if found is None:
         raise KeyNotFound
@@ -207,29 +257,43 @@ async def read(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) 
 
 
 async def list_keys(
-    session: AsyncSession, account_id: uuid.UUID, limit: int, after: uuid.UUID | None, *, include_disabled: bool
+    session: AsyncSession,
+    account_id: uuid.UUID,
+    limit: int,
+    after: uuid.UUID | None,
+    *,
+    include_disabled: bool,
+    under: uuid.UUID | None = None,
 ) -> list[Row]:
-    """A page of the account's keys, oldest first; revoked ones only on request. `after` is where the page before ended."""
+    """A page of the account's keys, or of those below one, oldest first; revoked ones only on request. `after` is where the page
+    before ended."""
     # Ids are made in the order of time, and the primary key has them so.
     return await rows(
         session,
         f"""SELECT {_WINDOW_NOW} FROM api_key
-            WHERE account_id = :account_id AND (:all OR deleted_at IS NULL) AND (CAST(:after AS uuid) IS NULL OR id > :after)
+            WHERE account_id = :account_id AND (:all OR deleted_at IS NULL) AND (CAST(:after AS uuid) IS NULL OR id > :after) AND {_UNDER}
             ORDER BY id LIMIT :limit""",
-        account_id=account_id, all=include_disabled, after=after, limit=limit,
+        account_id=account_id, all=include_disabled, after=after, limit=limit, under=under,
     )  # fmt: skip
 
 
 async def newest_keys(
-    session: AsyncSession, account_id: uuid.UUID, limit: int, offset: int, *, include_disabled: bool
+    session: AsyncSession,
+    account_id: uuid.UUID,
+    limit: int,
+    offset: int,
+    *,
+    include_disabled: bool,
+    under: uuid.UUID | None = None,
 ) -> list[Row]:
-    """A page of the account's keys, newest first, without revoked ones; those that are switched off only on request."""
+    """A page of the account's keys, or of those below one, newest first, without revoked ones; those that are switched off only on
+    request."""
     return await rows(
         session,
         f"""SELECT {_WINDOW_NOW} FROM api_key
-            WHERE account_id = :account_id AND deleted_at IS NULL AND (:all OR disabled_at IS NULL)
+            WHERE account_id = :account_id AND deleted_at IS NULL AND (:all OR disabled_at IS NULL) AND {_UNDER}
             ORDER BY id DESC LIMIT :limit OFFSET :offset""",
-        account_id=account_id, all=include_disabled, limit=limit, offset=offset,
+        account_id=account_id, all=include_disabled, limit=limit, offset=offset, under=under,
     )  # fmt: skip
 
 
@@ -270,28 +334,30 @@ def _refuse_too_large(name: str, scopes: Sequence[str] | None, models: Sequence[
 
 
 async def change(
-    session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, key_id: uuid.UUID, changes: Mapping[str, Any]
+    session: AsyncSession,
+    keyring: Keyring,
+    account_id: uuid.UUID,
+    key_id: uuid.UUID,
+    changes: Mapping[str, Any],
+    under: uuid.UUID | None = None,
 ) -> Row:
     """Change a live key: `changes` has new values of NewKey's fields, and nothing of what stays.
 
-    Another reset_period starts a new window at 0, to which the holds that are open move along. Taking
-    the limit away takes the period with it. Raises KeyNotFound, NameTaken, InvalidField.
+    A window of another period starts at 0, and the holds that are open move along to it; one of a period that was there keeps
+    what was spent in it. limit_nusd and reset_period are of the first window: taking the limit away takes that window with it.
+    Raises KeyNotFound, NameTaken, InvalidField, also for more than the keys above it may.
     """
     await row(session, "SELECT 1 AS locked FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
-    before = await read(session, account_id, key_id)
+    before = await read(session, account_id, key_id, under)
     if before["deleted_at"] is not None:
         raise KeyNotFound
     after = {
         name: before[name]
-        for name in (
-            "name", "limit_nusd", "reset_period", "expire_at", "scopes", "allowed_models", "call_limit_nusd", "requests_per_minute"
-        )
-    }  # fmt: skip
+        for name in ("name", "expire_at", "scopes", "allowed_models", "call_limit_nusd", "requests_per_minute")
+    }
     after |= {name: value for name, value in changes.items() if name in after}
-    if changes.get("limit_nusd", 0) is None and "reset_period" not in changes:
-        after["reset_period"] = None
-    if after["reset_period"] is not None and after["limit_nusd"] is None:
-        raise InvalidField("reset_period needs usage_limit_usd", param="reset_period")
+    windows = _changed_windows(before, changes)
+    await _refuse_beyond_above(session, account_id, before, after, windows, changes)
     if {
         "name",
         "scopes",
@@ -301,7 +367,7 @@ async def change(
     try:
         await row(
             session,
-            """UPDATE api_key SET name = :name, limit_nusd = :limit_nusd, reset_period = :reset_period, scopes = :scopes,
+            """UPDATE api_key SET name = :name, scopes = :scopes,
                       expire_at = :expire_at, allowed_models = :allowed_models, updated_at = now(), revision = revision + 1,
                       call_limit_nusd = :call_limit_nusd, requests_per_minute = :requests_per_minute,
                       disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, now()) END
@@ -311,28 +377,106 @@ async def change(
         )  # fmt: skip
     except IntegrityError as error:
         raise _name_taken(error, after["name"]) from None
-    if after["reset_period"] != before["reset_period"]:
-        await _start_window(session, account_id, key_id)
+    await _set_windows(session, account_id, key_id, windows)
     await keyring.prove(session, account_id, key_id)
     return await read(session, account_id, key_id)
 
 
-async def revoke(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
-    """Soft-delete: the key is refused from the moment this commits; its open holds still settle.
+def _changed_windows(before: Row, changes: Mapping[str, Any]) -> list[Window]:
+    """Raises InvalidField."""
+    if "windows" in changes:
+        return list(changes["windows"])
+    limit_nusd = changes.get("limit_nusd", before["limit_nusd"])
+    period = changes.get("reset_period", None if changes.get("limit_nusd", 0) is None else before["reset_period"])
+    if period is not None and limit_nusd is None:
+        raise InvalidField("reset_period needs usage_limit_usd", param="reset_period")
+    more = windows_of(before)[1:]
+    if period in [each.period for each in more] and limit_nusd is not None:
+        raise InvalidField("this key has another window of that period: see limits", param="reset_period")
+    return sorted([Window(period, limit_nusd), *more] if limit_nusd is not None else more)
 
-    The sealed secret goes too, since nobody will be shown it again. Raises KeyNotFound, also on a repeat.
+
+async def _refuse_beyond_above(
+    session: AsyncSession,
+    account_id: uuid.UUID,
+    before: Row,
+    after: Mapping[str, Any],
+    windows: Sequence[Window],
+    changes: Mapping[str, Any],
+) -> None:
+    """What is set now may not be more than the keys above it have; what was set before may be, and is bounded by them all the same."""
+    above = await read_above(session, account_id, before["parent_id"])
+    if above is None:
+        return
+    named = ("expire_at", "scopes", "allowed_models", "call_limit_nusd", "requests_per_minute")
+    said = {name: after[name] if name in changes else None for name in named}
+    if "scopes" in changes and after["scopes"] is None:
+        said["scopes"] = SCOPES
+    is_set = {"windows", "limit_nusd", "reset_period"} & changes.keys()
+    above.refuse_beyond(
+        windows=windows if is_set else (), limits_param="limits" if "windows" in changes else "usage_limit_usd", **said
+    )
+
+
+async def _set_windows(
+    session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID, windows: Sequence[Window]
+) -> None:
+    """Those of a period that the key has no window of begin now, and so do, for all windows, the holds that are open."""
+    # Not now(): that is when the transaction began, and it may have waited for a charge that rolled a window since.
+    found = await row(
+        session,
+        """SELECT reset_period, window_start, window_usage_nusd, more_periods, more_starts, more_usage_nusd, clock_timestamp() AS now
+           FROM api_key WHERE account_id = :account_id AND id = :id""",
+        account_id=account_id, id=key_id,
+    )  # fmt: skip
+    assert found is not None
+    had = {found["reset_period"]: (found["window_start"], found["window_usage_nusd"])}
+    more = zip(found["more_periods"] or (), found["more_starts"] or (), found["more_usage_nusd"] or (), strict=True)
+    had |= {period: (start, usage_nusd) for period, start, usage_nusd in more}
+    periods = [each.period for each in windows] or [None]
+    (start, usage_nusd), *others = [had.get(period, (found["now"], 0)) for period in periods]
+    await row(
+        session,
+        """UPDATE api_key SET limit_nusd = :limit_nusd, reset_period = :reset_period, window_start = :start, window_usage_nusd = :usage_nusd,
+                  more_periods = CAST(:more_periods AS text[]), more_limits_nusd = CAST(:more_limits_nusd AS bigint[]),
+                  more_starts = CAST(:more_starts AS timestamptz[]), more_usage_nusd = CAST(:more_usage_nusd AS bigint[])
+           WHERE account_id = :account_id AND id = :id""",
+        account_id=account_id, id=key_id, limit_nusd=windows[0].limit_nusd if windows else None, reset_period=periods[0],
+        start=start, usage_nusd=usage_nusd, more_periods=periods[1:] or None,
+        more_limits_nusd=[each.limit_nusd for each in windows[1:]] or None, more_starts=[each for each, _ in others] or None,
+        more_usage_nusd=[each for _, each in others] or None,
+    )  # fmt: skip
+    if set(periods) - had.keys():
+        await row(
+            session,
+            """UPDATE hold SET window_start = :now WHERE account_id = :account_id AND state = 'open' AND key_id IN (
+                   SELECT id FROM api_key WHERE account_id = :account_id AND (id = :id OR :id = ANY (ancestor_ids)))""",
+            now=found["now"], account_id=account_id, id=key_id,
+        )  # fmt: skip
+
+
+async def revoke(
+    session: AsyncSession,
+    keyring: Keyring,
+    account_id: uuid.UUID,
+    key_id: uuid.UUID,
+    under: uuid.UUID | None = None,
+) -> None:
+    """Soft-delete: the key and all below it are refused from the moment this commits; their open holds still settle.
+
+    The sealed secrets go too, since nobody will be shown them again. Raises KeyNotFound, also on a repeat.
     """
     # The account's row is what every authorize locks first: whoever waits behind us sees the key gone.
     await row(session, "SELECT 1 AS locked FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
-    gone = await row(
+    if (await read(session, account_id, key_id, under))["deleted_at"] is not None:
+        raise KeyNotFound
+    gone = await rows(
         session,
         """UPDATE api_key SET deleted_at = now(), updated_at = now(), revision = revision + 1, sealed_secret = NULL
-           WHERE account_id = :account_id AND id = :id AND deleted_at IS NULL RETURNING id""",
+           WHERE account_id = :account_id AND (id = :id OR :id = ANY (ancestor_ids)) AND deleted_at IS NULL RETURNING id""",
         account_id=account_id, id=key_id,
     )  # fmt: skip
-    if gone is None:
-        raise KeyNotFound
-    await keyring.prove(session, account_id, key_id)
+    await keyring.prove_all(session, account_id, [each["id"] for each in gone])
 
 
 async def reseal_all(db: Database, keyring: Keyring, told: Told = nobody) -> Resealed:
@@ -382,23 +526,6 @@ async def _reseal_some(
         )  # fmt: skip
         done += 1
     return Resealed(done, len(stale) - done), (stale[-1]["account_id"], stale[-1]["id"]) if stale else None
-
-
-async def _start_window(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID) -> None:
-    # Not now(): that is when the transaction began, and it may have waited for a charge that rolled the window since.
-    started = await row(
-        session,
-        """UPDATE api_key SET window_start = statement_timestamp(), window_usage_nusd = 0
-           WHERE account_id = :account_id AND id = :key_id RETURNING window_start""",
-        account_id=account_id, key_id=key_id,
-    )  # fmt: skip
-    assert started is not None
-    await row(
-        session,
-        """UPDATE hold SET window_start = :window_start
-           WHERE account_id = :account_id AND key_id = :key_id AND state = 'open'""",
-        window_start=started["window_start"], account_id=account_id, key_id=key_id,
-    )  # fmt: skip
 
 
 def _name_taken(error: IntegrityError, name: str) -> Exception:

@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, Index, Integer, LargeBinary, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Index, Integer, LargeBinary, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 from sqlmodel import Field, SQLModel
 
@@ -72,11 +72,16 @@ class NostrEvent(SQLModel, table=True):
 
 
 class ApiKey(SQLModel, table=True):
-    """A key's limits and what it has spent.
+    """A key's limits and what it has spent, it and the keys below it.
+
+    `ancestor_ids` are the keys that it stands under, from the root down to `parent_id`: written once, as nobody changes parents.
+    What a key is charged counts to each of them too, in `window_usage_nusd`, `held_nusd` and `minute_calls`; `lifetime_nusd`
+    is its own calls alone, so that an account's keys add up to what the account used.
 
     The window rolls lazily: it is over when `window_start` lies before the period that now is in.
-    `window_usage_nusd` sums the charges whose hold began in this window; `held_nusd` all open holds. `minute_calls` counts
+    `window_usage_nusd` sums the charges that began in this window; `held_nusd` all open holds. `minute_calls` counts
     the calls that were admitted in the minute of `minute_start`, where there is a limit to them.
+    `more_…` are further windows of the key, as long as each other: period (null: for ever), limit, start and usage.
     `masked_hash` is the secret's SHA-256 under a pad of the pepper's: without that it tells nothing.
     `revision` counts its changes, and `proof` is a MAC over all that a person set: whoever can only write to the database raises
     no limit unseen.
@@ -90,9 +95,22 @@ class ApiKey(SQLModel, table=True):
         CheckConstraint("reset_period IS NULL OR limit_nusd IS NOT NULL", name="api_key_period_needs_limit"),
         CheckConstraint("call_limit_nusd > 0", name="api_key_call_limit_positive"),
         CheckConstraint("requests_per_minute > 0", name="api_key_requests_positive"),
+        CheckConstraint(
+            "num_nulls(parent_id, ancestor_ids) = 2 OR (num_nulls(parent_id, ancestor_ids) = 0"
+            " AND cardinality(ancestor_ids) BETWEEN 1 AND 5 AND ancestor_ids[cardinality(ancestor_ids)] = parent_id)",
+            name="api_key_stands_in_a_tree",
+        ),
+        CheckConstraint(
+            "num_nulls(more_periods, more_limits_nusd, more_starts, more_usage_nusd) = 4"
+            " OR (num_nulls(more_periods, more_limits_nusd, more_starts, more_usage_nusd) = 0 AND limit_nusd IS NOT NULL"
+            " AND cardinality(more_limits_nusd) BETWEEN 1 AND 3 AND cardinality(more_periods) = cardinality(more_limits_nusd)"
+            " AND cardinality(more_starts) = cardinality(more_limits_nusd) AND cardinality(more_usage_nusd) = cardinality(more_limits_nusd))",
+            name="api_key_windows_are_whole",
+        ),
         Index("api_key_by_id", "id"),  # an operator may know no more of a key, or its preview
         Index("api_key_by_preview", "preview"),
         Index("api_key_by_change", "updated_at"),
+        Index("api_key_under", "account_id", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
         Index("api_key_live_name", "account_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
         {"postgresql_with": {"fillfactor": 50}},
     )
@@ -122,3 +140,9 @@ class ApiKey(SQLModel, table=True):
     updated_at: datetime = when()
     revision: int = money(default=1)
     proof: bytes | None = Field(default=None, sa_type=LargeBinary)
+    parent_id: uuid.UUID | None = Field(default=None, sa_type=UUID)
+    ancestor_ids: list[uuid.UUID] | None = Field(default=None, sa_type=ARRAY(UUID))
+    more_periods: list[str | None] | None = Field(default=None, sa_type=ARRAY(Text))
+    more_limits_nusd: list[int] | None = Field(default=None, sa_type=ARRAY(BigInteger))
+    more_starts: list[datetime] | None = Field(default=None, sa_type=ARRAY(DateTime(timezone=True)))
+    more_usage_nusd: list[int] | None = Field(default=None, sa_type=ARRAY(BigInteger))

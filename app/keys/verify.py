@@ -3,7 +3,7 @@
 import hashlib
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -18,6 +18,10 @@ from app.kernel.security import Caller, Kind, Pepper, canonical_credit_id, is_we
 _CACHE_SIZE = 100_000
 PROOF_SCHEMES = ("l402", "lsat", "payment")
 """Of an Authorization header that holds a proof of payment, in any case."""
+SCOPES = ("spend", "balance", "topup", "activity")
+"""What a key may do that was narrowed to nothing: all of these."""
+MANAGES_KEYS = "keys"
+"""The scope of making and managing keys below one's own, which only a key has that names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +259,19 @@ def require_scope(caller: Caller, scope: str) -> None:
         raise MissingScope(f"This API key lacks the scope '{scope}'")
 
 
+def narrowed(lists: Iterable[Iterable[str] | None], unsaid: Sequence[str] | None = None) -> list[str] | None:
+    """What a key is left with where each key on the way to it was narrowed to a list, its own first; None if none was.
+
+    `unsaid` is what a key has that was not narrowed, if that is not everything.
+    """
+    said = [None if each is None else list(each) for each in lists]
+    if all(each is None for each in said):
+        return None
+    filled = [each if each is not None or unsaid is None else list(unsaid) for each in said]
+    own, *others = [each for each in filled if each is not None]
+    return [word for word in own if all(word in each for each in others)]
+
+
 LASTING: Final = "ends_at IS NULL"
 """Of a credential: that it holds for good."""
 CREDENTIAL: Final = "secret_hash, kind, account_id, key_id, proof, ends_at, label"
@@ -262,16 +279,26 @@ _HOLDER: Final = f"""
 SELECT {CREDENTIAL}, CASE WHEN {LASTING} THEN 'lasting' WHEN ends_at > now() THEN 'ending' ELSE 'over' END AS lasts
 FROM credential WHERE secret_hash = %(hash)s AND kind = %(kind)s
 """
-_IS_LIVE: Final = "k.deleted_at IS NULL AND k.disabled_at IS NULL AND (k.expire_at IS NULL OR k.expire_at > now())"
+_WORKS: Final = (
+    "{key}.deleted_at IS NULL AND {key}.disabled_at IS NULL AND ({key}.expire_at IS NULL OR {key}.expire_at > now())"
+)
+_IS_LIVE: Final = f"""
+    {_WORKS.format(key="k")} AND (k.ancestor_ids IS NULL OR cardinality(k.ancestor_ids) = (
+        SELECT count(*) FROM api_key x WHERE x.account_id = k.account_id AND x.id = ANY (k.ancestor_ids) AND {_WORKS.format(key="x")}))"""
+"""A key works as long as every key above it does."""
+_SCOPES: Final = """
+    k.scopes, CASE WHEN k.ancestor_ids IS NOT NULL THEN (
+        SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = k.account_id AND x.id = ANY (k.ancestor_ids)) END AS scopes_above"""
 _LIVE_KEY: Final = f"""
-SELECT c.account_id, c.key_id, k.scopes
+SELECT c.account_id, c.key_id, {_SCOPES}
 FROM credential c JOIN api_key k ON k.account_id = c.account_id AND k.id = c.key_id
 WHERE c.secret_hash = %(hash)s AND c.kind = 'api_key' AND {_IS_LIVE}
 """
 _LIVE_KEY_BY_ID: Final = (
-    f"SELECT k.scopes FROM api_key k WHERE k.account_id = %(account_id)s AND k.id = %(key_id)s AND {_IS_LIVE}"
+    f"SELECT {_SCOPES} FROM api_key k WHERE k.account_id = %(account_id)s AND k.id = %(key_id)s AND {_IS_LIVE}"
 )
 
 
 def _scopes(found: Row) -> frozenset[str] | None:
-    return None if found["scopes"] is None else frozenset(found["scopes"])
+    left = narrowed([found["scopes"], *(found["scopes_above"] or ())], SCOPES)
+    return None if left is None else frozenset(left)

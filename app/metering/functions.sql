@@ -29,16 +29,40 @@ BEGIN
 END $$;
 
 
--- A key's window now. greatest() skips nulls: a key without a period keeps its window for ever.
-CREATE OR REPLACE FUNCTION meter_window(p_key api_key) RETURNS timestamptz
-LANGUAGE sql STABLE AS $$ SELECT greatest(p_key.window_start, date_trunc(p_key.reset_period, now(), 'UTC')) $$;
+-- A key's window at a moment. greatest() skips nulls: a key without a period keeps its window for ever.
+CREATE OR REPLACE FUNCTION meter_window(p_key api_key, p_now timestamptz DEFAULT now()) RETURNS timestamptz
+LANGUAGE sql STABLE AS $$ SELECT greatest(p_key.window_start, date_trunc(p_key.reset_period, p_now, 'UTC')) $$;
 
 
--- What a key has spent in its window now.
-CREATE OR REPLACE FUNCTION meter_spent(p_key api_key) RETURNS bigint
+-- What a key has spent in that window.
+CREATE OR REPLACE FUNCTION meter_spent(p_key api_key, p_now timestamptz DEFAULT now()) RETURNS bigint
 LANGUAGE sql STABLE AS $$
-    SELECT CASE WHEN p_key.window_start < date_trunc(p_key.reset_period, now(), 'UTC') THEN 0 ELSE p_key.window_usage_nusd END
+    SELECT CASE WHEN p_key.window_start < date_trunc(p_key.reset_period, p_now, 'UTC') THEN 0 ELSE p_key.window_usage_nusd END
 $$;
+
+
+-- The same of a key's further windows, of which most keys have none.
+CREATE OR REPLACE FUNCTION meter_more_starts(p_key api_key, p_now timestamptz) RETURNS timestamptz[]
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN ARRAY (SELECT greatest(w.start, date_trunc(w.period, p_now, 'UTC'))
+                  FROM unnest(p_key.more_periods, p_key.more_starts) WITH ORDINALITY w (period, start, number) ORDER BY w.number);
+END $$;
+
+
+-- With p_cost_nusd: and what comes to it by calls that began then, of which those count that began in the window.
+CREATE OR REPLACE FUNCTION meter_more_spent(
+    p_key api_key, p_now timestamptz, p_cost_nusd bigint[] DEFAULT NULL, p_begun timestamptz[] DEFAULT NULL
+) RETURNS bigint[]
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN ARRAY (
+        SELECT CASE WHEN w.start < date_trunc(w.period, p_now, 'UTC') THEN 0 ELSE w.usage_nusd END
+               + (SELECT coalesce(sum(c.cost_nusd), 0)::bigint FROM unnest(p_cost_nusd, p_begun) c (cost_nusd, begun)
+                  WHERE c.begun >= greatest(w.start, date_trunc(w.period, p_now, 'UTC')))
+        FROM unnest(p_key.more_periods, p_key.more_starts, p_key.more_usage_nusd) WITH ORDINALITY w (period, start, usage_nusd, number)
+        ORDER BY w.number);
+END $$;
 
 
 -- How many calls of a key were admitted in this minute; not counted where there is no limit to them.
@@ -109,11 +133,65 @@ LANGUAGE sql STABLE AS $$
     CROSS JOIN LATERAL (VALUES ('webhook', n.sealed_url IS NOT NULL AND n.webhook_off_at IS NULL), ('nostr', n.npub IS NOT NULL)) way (channel, is_there)
     WHERE n.account_id = p_account_id AND way.is_there AND (n.events IS NULL OR p_type LIKE 'notices.%' OR p_type = ANY (n.events))
 $$;
+-- What bounds a call of a key that stands under others, or that has several windows: p_chain are the keys above it from the root
+-- down, and the key itself. The first refusal of any of them (the account's is not asked again); of all their windows the one
+-- that leaves the least, and one that is used up before any other; the least that a call may cost, and the fewest that are left of this minute. Each says whose
+-- it is: `bound` is the key's id and the window's period, empty where it is the key's own and its only one.
+-- What calls of the same batch have taken so far is p_held_nusd or p_spent_nusd, and p_calls, by the numbers of p_key_id.
+CREATE OR REPLACE FUNCTION meter_bounds(
+    p_account_id uuid, p_chain uuid[], p_names text, p_needed_nusd bigint, p_now timestamptz,
+    p_key_id uuid[], p_held_nusd bigint[], p_spent_nusd bigint[], p_calls bigint[]
+) RETURNS TABLE (
+    verdict text, limit_nusd bigint, spent_nusd bigint, key_held_nusd bigint, reset_at timestamptz, bound text,
+    call_limit_nusd bigint, call_bound text, calls_left bigint, calls_bound text
+) LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH chain AS MATERIALIZED (
+        SELECT k AS key, c.level, CASE WHEN c.level = cardinality(p_chain) THEN '' ELSE c.id::text END AS whose,
+               coalesce(p_held_nusd[c.number], 0) AS held_nusd, coalesce(p_spent_nusd[c.number], 0) AS spent_nusd,
+               coalesce(p_calls[c.number], 0) AS calls
+        FROM (SELECT u.id, u.level, array_position(p_key_id, u.id) AS number FROM unnest(p_chain) WITH ORDINALITY u (id, level)) c
+        LEFT JOIN api_key k ON k.account_id = p_account_id AND k.id = c.id
+    ),
+    bounded AS (
+        SELECT c.level, w.limit_nusd, w.spent_nusd + c.spent_nusd AS spent_nusd, (c.key).held_nusd + c.held_nusd AS held_nusd,
+               date_trunc(w.period, p_now, 'UTC') + ('1 ' || w.period)::interval AS reset_at,
+               c.whose || ':' || CASE WHEN c.whose = '' AND (c.key).more_limits_nusd IS NULL THEN '' ELSE coalesce(w.period, 'total') END AS bound
+        FROM chain c, unnest(
+            array_prepend((c.key).reset_period, (c.key).more_periods), array_prepend((c.key).limit_nusd, (c.key).more_limits_nusd),
+            array_prepend(meter_spent(c.key, p_now), CASE WHEN (c.key).more_limits_nusd IS NOT NULL THEN meter_more_spent(c.key, p_now) END)
+        ) w (period, limit_nusd, spent_nusd)
+        WHERE w.limit_nusd IS NOT NULL
+    )
+    SELECT (SELECT r.verdict FROM (SELECT meter_refusal(c.key, 'active', p_names) AS verdict, c.level FROM chain c) r
+            WHERE r.verdict IS NOT NULL ORDER BY r.level DESC LIMIT 1),
+           b.limit_nusd, b.spent_nusd, b.held_nusd, b.reset_at, b.bound, m.most_nusd, m.whose, q.left, q.whose
+    FROM (VALUES (1)) one
+    LEFT JOIN LATERAL (
+        SELECT * FROM bounded
+        ORDER BY limit_nusd - spent_nusd < greatest(p_needed_nusd, 1) DESC, limit_nusd - spent_nusd - held_nusd, reset_at DESC NULLS FIRST,
+                 level DESC
+        LIMIT 1
+    ) b ON true
+    LEFT JOIN LATERAL (
+        SELECT (c.key).call_limit_nusd AS most_nusd, c.whose FROM chain c WHERE (c.key).call_limit_nusd IS NOT NULL
+        ORDER BY 1, c.level DESC LIMIT 1
+    ) m ON true
+    LEFT JOIN LATERAL (
+        SELECT (c.key).requests_per_minute - meter_calls(c.key) - c.calls AS left, c.whose FROM chain c
+        WHERE (c.key).requests_per_minute IS NOT NULL ORDER BY 1, c.level DESC LIMIT 1
+    ) q ON true;
+END $$;
 
 
 -- authorize: holds amount_nusd for a call, or what there is of it from min_nusd up. Locks the accounts.
 -- A denied call consumes nothing, so what is left is carried from call to call. An open hold of the same request is
 -- answered again while its key may still spend; another request of that id is `reuse`, one whose hold is closed `closed`.
+-- What is held for a key is held for every key above it. v_key_ids are the calls' keys, and behind them those above.
+-- A call whose window_start says when it began counts to whatever window of those keys begins no later: with one window and no
+-- key above, that is the beginning of the window.
 CREATE OR REPLACE FUNCTION meter_authorize(
     p_lock uuid[], p_wait boolean, p_synchronous_commit text, p_account_id uuid[], p_key_id uuid[], p_hold_id uuid[], p_service text[],
     p_request_id text[], p_request_hash bytea[], p_amount_nusd bigint[], p_min_nusd bigint[], p_model text[], p_names text[],
@@ -121,7 +199,7 @@ CREATE OR REPLACE FUNCTION meter_authorize(
 ) RETURNS TABLE (
     item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
     key_held_nusd bigint, reset_at timestamptz, window_start timestamptz, expires_at timestamptz, made_at timestamptz,
-    amount_nusd bigint, price_version int, state text
+    amount_nusd bigint, price_version int, state text, bound text
 ) LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off AS $$
@@ -133,6 +211,12 @@ DECLARE
     v_before_id uuid;
     v_account_place tid;
     v_account_nusd bigint;
+    v_now timestamptz := clock_timestamp();
+    v_chain uuid[];
+    v_bounds record;
+    v_key_accounts uuid[] := p_account_id;
+    v_key_ids uuid[] := p_key_id;
+    v_above_id uuid;
     v_key_number bigint;
     v_min_nusd bigint;
     v_most_nusd bigint;
@@ -145,17 +229,19 @@ DECLARE
 BEGIN
     PERFORM set_config('synchronous_commit', p_synchronous_commit, true);
     FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, window_start, expires_at,
-        made_at, amount_nusd, price_version, state, v_account_id, v_account_place, v_min_nusd, v_most_nusd, v_calls_left, v_key_number IN
+        made_at, amount_nusd, price_version, state, v_account_id, v_account_place, v_min_nusd, v_most_nusd, v_calls_left, v_key_number,
+        v_chain IN
         SELECT u.item,
                CASE WHEN h.request_hash <> u.request_hash OR e.is_there THEN 'reuse'
                     WHEN h.state <> 'open' OR h.expires_at <= now() THEN 'closed'
                     ELSE coalesce(meter_refusal(k, a.status, u.names), CASE WHEN h.id IS NOT NULL THEN 'repeat' END) END,
-               a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k), k.held_nusd,
-               date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval,
-               coalesce(h.window_start, meter_window(k)), h.expires_at, coalesce(h.created_at, u.made_at),
+               a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k, v_now), k.held_nusd,
+               date_trunc(k.reset_period, v_now, 'UTC') + ('1 ' || k.reset_period)::interval,
+               coalesce(h.window_start, meter_window(k, v_now)), h.expires_at, coalesce(h.created_at, u.made_at),
                coalesce(h.amount_nusd, u.amount_nusd), CASE WHEN h.id IS NULL THEN u.price_version ELSE h.price_version END,
                CASE WHEN h.state = 'open' AND h.expires_at <= now() THEN 'expired' ELSE h.state END,
-               u.account_id, a.ctid, u.min_nusd, k.call_limit_nusd, k.requests_per_minute - meter_calls(k), array_position(p_key_id, u.key_id)
+               u.account_id, a.ctid, u.min_nusd, k.call_limit_nusd, k.requests_per_minute - meter_calls(k), array_position(p_key_id, u.key_id),
+               CASE WHEN k.ancestor_ids IS NOT NULL OR k.more_limits_nusd IS NOT NULL THEN array_append(k.ancestor_ids, k.id) END
         FROM unnest(p_account_id, p_key_id, p_hold_id, p_request_hash, p_amount_nusd, p_min_nusd, p_names, p_price_version, p_made_at)
              WITH ORDINALITY u (account_id, key_id, hold_id, request_hash, amount_nusd, min_nusd, names, price_version, made_at, item)
         JOIN account a ON a.id = u.account_id
@@ -173,12 +259,32 @@ BEGIN
             v_account_nusd := 0;
         END IF;
         held_nusd := held_nusd + v_account_nusd;
-        key_held_nusd := key_held_nusd + v_key_nusd[v_key_number];
+        bound := NULL;
+        IF v_chain IS NULL THEN
+            key_held_nusd := key_held_nusd + v_key_nusd[v_key_number];
+            v_calls_left := v_calls_left - v_key_calls[v_key_number];
+        ELSIF verdict IS NULL OR verdict = 'repeat' THEN
+            SELECT * INTO v_bounds FROM meter_bounds(v_account_id, v_chain, p_names[item], v_min_nusd, v_now, v_key_ids, v_key_nusd, NULL, v_key_calls);
+            IF verdict IS NULL THEN
+                window_start := greatest(window_start, v_now);
+            END IF;
+            verdict := coalesce(v_bounds.verdict, verdict);
+            limit_nusd := v_bounds.limit_nusd;
+            spent_nusd := v_bounds.spent_nusd;
+            key_held_nusd := v_bounds.key_held_nusd;
+            reset_at := v_bounds.reset_at;
+            bound := v_bounds.bound;
+            v_most_nusd := v_bounds.call_limit_nusd;
+            v_calls_left := v_bounds.calls_left;
+        END IF;
         IF verdict IS NULL AND (v_calls_left IS NOT NULL OR v_most_nusd IS NOT NULL) THEN
-            verdict := meter_excess(v_calls_left - v_key_calls[v_key_number], v_min_nusd, v_most_nusd);
+            verdict := meter_excess(v_calls_left, v_min_nusd, v_most_nusd);
             IF verdict IS NULL THEN
                 amount_nusd := least(amount_nusd, v_most_nusd);
             ELSE
+                IF v_chain IS NOT NULL THEN
+                    bound := CASE verdict WHEN 'too_many_calls' THEN v_bounds.calls_bound ELSE v_bounds.call_bound END;
+                END IF;
                 limit_nusd := v_most_nusd;
                 reset_at := date_trunc('minute', now()) + interval '1 minute';
             END IF;
@@ -195,6 +301,20 @@ BEGIN
                 v_windows[item] := window_start;
                 v_account_nusd := v_account_nusd + amount_nusd;
                 v_key_nusd[v_key_number] := v_key_nusd[v_key_number] + amount_nusd;
+                IF v_chain IS NOT NULL THEN
+                    FOREACH v_above_id IN ARRAY trim_array(v_chain, 1) LOOP
+                        v_key_number := array_position(v_key_ids, v_above_id);
+                        IF v_key_number IS NULL THEN
+                            v_key_ids := v_key_ids || v_above_id;
+                            v_key_accounts := v_key_accounts || v_account_id;
+                            v_key_nusd := v_key_nusd || 0::bigint;
+                            v_key_calls := v_key_calls || 0::bigint;
+                            v_key_number := cardinality(v_key_ids);
+                        END IF;
+                        v_key_nusd[v_key_number] := v_key_nusd[v_key_number] + amount_nusd;
+                        v_key_calls[v_key_number] := v_key_calls[v_key_number] + 1;
+                    END LOOP;
+                END IF;
             END IF;
         END IF;
         RETURN NEXT;
@@ -205,11 +325,12 @@ BEGIN
         WHERE u.amount_nusd IS NOT NULL
     ),
     key_after AS (
-        UPDATE api_key k SET held_nusd = k.held_nusd + g.held_nusd, window_start = meter_window(k), window_usage_nusd = meter_spent(k),
+        UPDATE api_key k SET held_nusd = k.held_nusd + g.held_nusd, window_start = meter_window(k, v_now),
+               window_usage_nusd = meter_spent(k, v_now),
                minute_start = CASE WHEN k.requests_per_minute IS NOT NULL THEN date_trunc('minute', now()) END,
                minute_calls = CASE WHEN k.requests_per_minute IS NOT NULL THEN meter_calls(k) + g.calls END
-        FROM (SELECT account_id, key_id, sum(amount_nusd)::bigint AS held_nusd, count(*) AS calls FROM granted GROUP BY 1, 2) g
-        WHERE k.account_id = g.account_id AND k.id = g.key_id
+        FROM unnest(v_key_accounts, v_key_ids, v_key_nusd, v_key_calls) g (account_id, key_id, held_nusd, calls)
+        WHERE g.calls > 0 AND k.account_id = g.account_id AND k.id = g.key_id
     ),
     account_after AS (
         UPDATE account a SET held_nusd = a.held_nusd + g.held_nusd
@@ -232,6 +353,8 @@ END $$;
 -- says (one was lost, and the request made again by another key), the call counts to the hold's.
 -- charge: where needed_nusd is given (to all items or none), the key must be able to pay that much. A refused call consumes
 -- nothing, so what is left is carried from call to call. What is known of a request_id is not asked for money again.
+-- What a key is charged counts to every key above it, in each window that had begun when the call began; only lifetime_nusd is
+-- the key's own.
 CREATE OR REPLACE FUNCTION meter_charge(
     p_lock uuid[], p_wait boolean, p_account_id uuid[], p_key_id uuid[], p_hold_id uuid[], p_service text[], p_request_id text[],
     p_request_hash bytea[], p_window_start timestamptz[], p_needed_nusd bigint[], p_names text[], p_charge_id uuid[], p_cost_nusd bigint[],
@@ -241,7 +364,7 @@ CREATE OR REPLACE FUNCTION meter_charge(
 ) RETURNS TABLE (
     item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
     key_held_nusd bigint, reset_at timestamptz, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint,
-    flags text, is_low boolean
+    flags text, is_low boolean, bound text
 ) LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off AS $$
@@ -252,6 +375,11 @@ DECLARE
     v_account_id uuid;
     v_before_id uuid;
     v_account_nusd bigint;
+    v_now timestamptz := clock_timestamp();
+    v_chain uuid[];
+    v_bounds record;
+    v_key_ids uuid[] := p_key_id;
+    v_above_id uuid;
     v_key_number bigint;
     v_most_nusd bigint;
     v_calls_left bigint;
@@ -264,11 +392,12 @@ BEGIN
         v_key_calls := v_key_nusd;
         v_admitted := array_fill(false, ARRAY[cardinality(p_hold_id)]);
         FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, v_account_id,
-            v_most_nusd, v_calls_left, v_key_number IN
+            v_most_nusd, v_calls_left, v_key_number, v_chain IN
             SELECT u.item, CASE WHEN h.is_there OR e.is_there THEN 'known' ELSE meter_refusal(k, a.status, u.names) END,
-                   a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k), k.held_nusd,
-                   date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval,
-                   u.account_id, k.call_limit_nusd, k.requests_per_minute - meter_calls(k), array_position(p_key_id, u.key_id)
+                   a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k, v_now), k.held_nusd,
+                   date_trunc(k.reset_period, v_now, 'UTC') + ('1 ' || k.reset_period)::interval,
+                   u.account_id, k.call_limit_nusd, k.requests_per_minute - meter_calls(k), array_position(p_key_id, u.key_id),
+                   CASE WHEN k.ancestor_ids IS NOT NULL OR k.more_limits_nusd IS NOT NULL THEN array_append(k.ancestor_ids, k.id) END
             FROM unnest(p_account_id, p_key_id, p_hold_id, p_names) WITH ORDINALITY u (account_id, key_id, hold_id, names, item)
             JOIN account a ON a.id = u.account_id
             LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = u.key_id
@@ -287,10 +416,27 @@ BEGIN
                 v_account_nusd := 0;
             END IF;
             posted_nusd := posted_nusd - v_account_nusd;
-            spent_nusd := spent_nusd + v_key_nusd[v_key_number];
+            bound := NULL;
+            IF v_chain IS NULL THEN
+                spent_nusd := spent_nusd + v_key_nusd[v_key_number];
+                v_calls_left := v_calls_left - v_key_calls[v_key_number];
+            ELSIF verdict IS NULL THEN
+                SELECT * INTO v_bounds FROM meter_bounds(v_account_id, v_chain, p_names[item], p_needed_nusd[item], v_now, v_key_ids, NULL, v_key_nusd, v_key_calls);
+                verdict := v_bounds.verdict;
+                limit_nusd := v_bounds.limit_nusd;
+                spent_nusd := v_bounds.spent_nusd;
+                key_held_nusd := v_bounds.key_held_nusd;
+                reset_at := v_bounds.reset_at;
+                bound := v_bounds.bound;
+                v_most_nusd := v_bounds.call_limit_nusd;
+                v_calls_left := v_bounds.calls_left;
+            END IF;
             IF verdict IS NULL AND (v_calls_left IS NOT NULL OR v_most_nusd IS NOT NULL) THEN
-                verdict := meter_excess(v_calls_left - v_key_calls[v_key_number], p_needed_nusd[item], v_most_nusd);
+                verdict := meter_excess(v_calls_left, p_needed_nusd[item], v_most_nusd);
                 IF verdict IS NOT NULL THEN
+                    IF v_chain IS NOT NULL THEN
+                        bound := CASE verdict WHEN 'too_many_calls' THEN v_bounds.calls_bound ELSE v_bounds.call_bound END;
+                    END IF;
                     limit_nusd := v_most_nusd;
                     reset_at := date_trunc('minute', now()) + interval '1 minute';
                 END IF;
@@ -301,6 +447,19 @@ BEGIN
                     v_account_nusd := v_account_nusd + p_cost_nusd[item];
                     v_key_nusd[v_key_number] := v_key_nusd[v_key_number] + p_cost_nusd[item];
                     v_key_calls[v_key_number] := v_key_calls[v_key_number] + 1;
+                    IF v_chain IS NOT NULL THEN
+                        FOREACH v_above_id IN ARRAY trim_array(v_chain, 1) LOOP
+                            v_key_number := array_position(v_key_ids, v_above_id);
+                            IF v_key_number IS NULL THEN
+                                v_key_ids := v_key_ids || v_above_id;
+                                v_key_nusd := v_key_nusd || 0::bigint;
+                                v_key_calls := v_key_calls || 0::bigint;
+                                v_key_number := cardinality(v_key_ids);
+                            END IF;
+                            v_key_nusd[v_key_number] := v_key_nusd[v_key_number] + p_cost_nusd[item];
+                            v_key_calls[v_key_number] := v_key_calls[v_key_number] + 1;
+                        END LOOP;
+                    END IF;
                     v_admitted[item] := true;
                     CONTINUE;
                 END IF;
@@ -316,7 +475,13 @@ BEGIN
     WITH asked AS MATERIALIZED (
         SELECT u.*, coalesce(h.key_id, u.told_key_id) AS key_id,
                CASE WHEN u.at_least_hold THEN greatest(u.told_nusd, h.amount_nusd) ELSE u.told_nusd END AS cost_nusd,
-               a.ctid AS place, a.posted_nusd, a.held_nusd, a.entry_count, a.low_nusd, a.notice_mark_nusd, meter_window(k) AS key_window_start,
+               a.ctid AS place, a.posted_nusd, a.held_nusd, a.entry_count, a.low_nusd, a.notice_mark_nusd,
+               meter_window(k, v_now) AS key_window_start, k.ancestor_ids,
+               k.ancestor_ids IS NOT NULL OR k.more_limits_nusd IS NOT NULL AS is_wide,
+               CASE WHEN k.ancestor_ids IS NOT NULL THEN ARRAY (
+                   SELECT meter_window(above, v_now) FROM unnest(k.ancestor_ids) WITH ORDINALITY up (id, level)
+                   LEFT JOIN api_key above ON above.account_id = u.account_id AND above.id = up.id ORDER BY up.level
+               ) END AS ancestor_starts,
                h.ctid AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
                CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.is_there AND u.request_hash IS NOT NULL) THEN 'reuse'
                     WHEN e.is_there THEN 'repeat' ELSE 'charged' END AS verdict
@@ -335,7 +500,8 @@ BEGIN
     ),
     charged AS MATERIALIZED (
         SELECT u.*, f.freed_nusd,
-               coalesce(u.hold_window_start, u.ticket_window_start, u.key_window_start) AS window_start,
+               coalesce(u.hold_window_start, u.ticket_window_start,
+                        CASE WHEN u.is_wide THEN greatest(u.key_window_start, v_now) ELSE u.key_window_start END) AS window_start,
                concat_ws(',', CASE WHEN u.hold_place IS NULL AND u.ticket_window_start IS NULL AND u.is_admitted IS NULL THEN 'no_hold'
                                    WHEN u.hold_place IS NULL AND u.is_admitted IS NULL THEN 'hold_missing'
                                    WHEN u.state <> 'open' THEN 'late' END,
@@ -367,14 +533,22 @@ BEGIN
         WHERE a.ctid = d.place
     ),
     key_after AS (
-        UPDATE api_key k SET held_nusd = k.held_nusd - d.freed_nusd, lifetime_nusd = k.lifetime_nusd + d.cost_nusd,
-               window_start = meter_window(k), window_usage_nusd = meter_spent(k) + d.window_cost_nusd,
+        UPDATE api_key k SET held_nusd = k.held_nusd - d.freed_nusd, lifetime_nusd = k.lifetime_nusd + d.own_cost_nusd,
+               window_start = meter_window(k, v_now), window_usage_nusd = meter_spent(k, v_now) + d.window_cost_nusd,
+               more_starts = CASE WHEN k.more_limits_nusd IS NOT NULL THEN meter_more_starts(k, v_now) END,
+               more_usage_nusd = CASE WHEN k.more_limits_nusd IS NOT NULL THEN meter_more_spent(k, v_now, d.costs_nusd, d.begun) END,
                minute_start = CASE WHEN k.requests_per_minute IS NOT NULL THEN date_trunc('minute', now()) END,
                minute_calls = CASE WHEN k.requests_per_minute IS NOT NULL THEN meter_calls(k) + d.calls END
-        FROM (SELECT account_id, key_id, sum(freed_nusd)::bigint AS freed_nusd, sum(cost_nusd)::bigint AS cost_nusd,
+        FROM (SELECT account_id, key_id, sum(freed_nusd)::bigint AS freed_nusd, sum(own_cost_nusd)::bigint AS own_cost_nusd,
                      count(is_admitted) AS calls,
-                     coalesce(sum(cost_nusd) FILTER (WHERE window_start = key_window_start), 0)::bigint AS window_cost_nusd
-              FROM charged GROUP BY 1, 2) d
+                     coalesce(sum(cost_nusd) FILTER (WHERE window_start >= key_window_start), 0)::bigint AS window_cost_nusd,
+                     array_agg(cost_nusd) FILTER (WHERE is_wide) AS costs_nusd, array_agg(window_start) FILTER (WHERE is_wide) AS begun
+              FROM (SELECT account_id, key_id, freed_nusd, cost_nusd, cost_nusd AS own_cost_nusd, is_admitted, window_start,
+                           key_window_start, is_wide FROM charged
+                    UNION ALL
+                    SELECT account_id, unnest(ancestor_ids), freed_nusd, cost_nusd, 0, is_admitted, window_start, unnest(ancestor_starts), true
+                    FROM charged WHERE ancestor_ids IS NOT NULL) c
+              GROUP BY 1, 2) d
         WHERE k.account_id = d.account_id AND k.id = d.key_id
     ),
     told AS (
@@ -402,10 +576,11 @@ BEGIN
         FROM charged
     )
     SELECT item, verdict, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::timestamptz,
-           charge_id, cost_nusd, balance_after_nusd, held_after_nusd, flags, coalesce(balance_after_nusd < low_nusd, false)
+           charge_id, cost_nusd, balance_after_nusd, held_after_nusd, flags, coalesce(balance_after_nusd < low_nusd, false),
+           NULL::text
     FROM charged
     UNION ALL
-    SELECT item, verdict, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false FROM asked
+    SELECT item, verdict, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false, NULL FROM asked
     WHERE verdict <> 'charged';
 END $$;
 
@@ -425,7 +600,8 @@ BEGIN
     RETURN QUERY
     WITH asked AS MATERIALIZED (
         SELECT u.item, u.account_id, h.key_id, h.ctid AS hold_place, a.ctid AS place, h.state, h.captured_nusd, a.posted_nusd, a.held_nusd,
-               CASE WHEN h.state = 'open' AND h.captured_nusd = 0 THEN h.amount_nusd END AS freed_nusd
+               CASE WHEN h.state = 'open' AND h.captured_nusd = 0 THEN h.amount_nusd END AS freed_nusd,
+               (SELECT k.ancestor_ids FROM api_key k WHERE k.account_id = h.account_id AND k.id = h.key_id) AS ancestor_ids
         FROM unnest(p_account_id, p_hold_id) WITH ORDINALITY u (account_id, hold_id, item)
         JOIN account a ON a.id = u.account_id
         LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
@@ -437,7 +613,10 @@ BEGIN
     ),
     key_after AS (
         UPDATE api_key k SET held_nusd = k.held_nusd - q.freed_nusd
-        FROM (SELECT account_id, key_id, sum(freed_nusd)::bigint AS freed_nusd FROM asked GROUP BY 1, 2) q
+        FROM (SELECT account_id, key_id, sum(freed_nusd)::bigint AS freed_nusd
+              FROM (SELECT account_id, key_id, freed_nusd FROM asked
+                    UNION ALL SELECT account_id, unnest(ancestor_ids), freed_nusd FROM asked WHERE ancestor_ids IS NOT NULL) c
+              GROUP BY 1, 2) q
         WHERE k.account_id = q.account_id AND k.id = q.key_id AND q.freed_nusd > 0
     ),
     account_after AS (
@@ -468,7 +647,8 @@ BEGIN
     WITH asked AS MATERIALIZED (
         SELECT u.item, u.account_id, u.captured_nusd, h.key_id, h.ctid AS hold_place, a.ctid AS place, h.state, a.posted_nusd, a.held_nusd,
                a.floor_nusd, h.amount_nusd, greatest(h.expires_at, now() + make_interval(secs => u.ttl_seconds)) AS expires_at,
-               CASE WHEN h.state = 'open' THEN greatest(0, u.captured_nusd - h.amount_nusd) ELSE 0 END AS more_nusd
+               CASE WHEN h.state = 'open' THEN greatest(0, u.captured_nusd - h.amount_nusd) ELSE 0 END AS more_nusd,
+               (SELECT k.ancestor_ids FROM api_key k WHERE k.account_id = h.account_id AND k.id = h.key_id) AS ancestor_ids
         FROM unnest(p_account_id, p_hold_id, p_ttl_seconds, p_captured_nusd)
              WITH ORDINALITY u (account_id, hold_id, ttl_seconds, captured_nusd, item)
         JOIN account a ON a.id = u.account_id
@@ -482,7 +662,10 @@ BEGIN
     ),
     key_after AS (
         UPDATE api_key k SET held_nusd = k.held_nusd + q.more_nusd
-        FROM (SELECT account_id, key_id, sum(more_nusd)::bigint AS more_nusd FROM asked GROUP BY 1, 2) q
+        FROM (SELECT account_id, key_id, sum(more_nusd)::bigint AS more_nusd
+              FROM (SELECT account_id, key_id, more_nusd FROM asked
+                    UNION ALL SELECT account_id, unnest(ancestor_ids), more_nusd FROM asked WHERE ancestor_ids IS NOT NULL) c
+              GROUP BY 1, 2) q
         WHERE k.account_id = q.account_id AND k.id = q.key_id AND q.more_nusd > 0
     ),
     account_after AS (
@@ -532,7 +715,9 @@ BEGIN
     END IF;
 
     WITH due AS MATERIALIZED (
-        SELECT account_id, id, key_id, amount_nusd FROM hold
+        SELECT account_id, id, key_id, amount_nusd,
+               (SELECT k.ancestor_ids FROM api_key k WHERE k.account_id = hold.account_id AND k.id = hold.key_id) AS ancestor_ids
+        FROM hold
         WHERE account_id = ANY (v_locked) AND state = 'open' AND expires_at < now()
               AND (on_expiry = 'release' OR (on_expiry = 'captured' AND captured_nusd = 0))
     ),
@@ -541,7 +726,10 @@ BEGIN
     ),
     key_after AS (
         UPDATE api_key k SET held_nusd = k.held_nusd - d.freed_nusd
-        FROM (SELECT account_id, key_id, sum(amount_nusd)::bigint AS freed_nusd FROM due GROUP BY 1, 2) d
+        FROM (SELECT account_id, key_id, sum(amount_nusd)::bigint AS freed_nusd
+              FROM (SELECT account_id, key_id, amount_nusd FROM due
+                    UNION ALL SELECT account_id, unnest(ancestor_ids), amount_nusd FROM due WHERE ancestor_ids IS NOT NULL) c
+              GROUP BY 1, 2) d
         WHERE k.account_id = d.account_id AND k.id = d.key_id
     ),
     account_after AS (

@@ -21,6 +21,7 @@ from app.kernel.errors import (
     HoldCaptured,
     HoldClosed,
     HoldNotFound,
+    InsufficientBalance,
     InvalidApiKey,
     InvalidField,
     KeyLimitExceeded,
@@ -32,7 +33,7 @@ from app.kernel.errors import (
 from app.kernel.logs import log
 from app.kernel.money import usd, usd_text
 from app.kernel.security import OnExpiry, Pepper
-from app.keys.verify import KeyOwner
+from app.keys.verify import SCOPES, KeyOwner, narrowed
 from app.metering.batch import Answer, Batches, Decider
 from app.metering.functions import FUNCTIONS
 from app.metering.ticket import HoldTicket
@@ -95,7 +96,10 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """An admitted call: its hold, and what is left after it. `is_repeat`: it was admitted before."""
+    """An admitted call: its hold, and what is left after it. `is_repeat`: it was admitted before.
+
+    `available_nusd` is what the account has left, `spendable_nusd` the least of that and of what bounds the key.
+    """
 
     hold_id: str
     account_id: uuid.UUID
@@ -105,11 +109,12 @@ class Held(msgspec.Struct, frozen=True):
     made_at: datetime
     expires_at: datetime
     price_version: int | None
+    spendable_nusd: int
     is_repeat: bool = False
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """A key that may spend: how much now, and what it was narrowed to."""
+    """A key that may spend: how much now, and what it and the keys above it were narrowed to."""
 
     available_nusd: int
     scopes: list[str] | None
@@ -224,7 +229,7 @@ class Meter:
             raise InvalidApiKey
         is_repeat = found["verdict"] == "repeat"
         if not is_repeat and found["verdict"] != "allow":
-            raise self._refused(found, ask.needed_nusd, ask.model, owner)
+            raise _with_what_is_left(self._refused(found, ask.needed_nusd, ask.model, owner), found)
         ticket = HoldTicket(
             owner.account_id, owner.key_id, hold_id, ask.request_id, found["window_start"], found["made_at"],
             found["amount_nusd"], found["price_version"], ask.model, ask.endpoint, ask.attributes,
@@ -233,7 +238,8 @@ class Meter:
         available = found["posted_nusd"] - found["held_nusd"] - found["floor_nusd"] - newly_held
         return Held(
             ticket.sealed(self._pepper, service), owner.account_id, owner.key_id, found["amount_nusd"], max(0, available),
-            found["made_at"], found["expires_at"], found["price_version"], is_repeat,
+            found["made_at"], found["expires_at"], found["price_version"],
+            _spendable(found, newly_held, available), is_repeat,
         )  # fmt: skip
 
     def opened(self, service: str, hold_id: str) -> HoldTicket:
@@ -259,7 +265,8 @@ class Meter:
             raise InvalidApiKey
         if found["verdict"] is not None:
             raise _refusal(found, 0, model, owner)
-        return Verified(max(0, found["available_nusd"]), found["scopes"], found["allowed_models"])
+        scopes = narrowed(found["scopes"], SCOPES)
+        return Verified(max(0, found["available_nusd"]), scopes, narrowed(found["allowed_models"]))
 
     async def settle(self, service: str, hold: HoldTicket | str, work: Work) -> Charged:
         """Charge what was used, whatever the hold said; the first settle wins, a repeat gets its answer.
@@ -421,14 +428,23 @@ WHERE account_id = %(account_id)s AND id = %(hold_id)s AND key_id = %(key_id)s
 """
 
 _VERIFY: Final[LiteralString] = """
-SELECT coalesce(meter_refusal(k, a.status, coalesce(%(names)s::text, array_to_string(k.allowed_models, E'\\x7f'))),
-                meter_excess(k.requests_per_minute - meter_calls(k), 0, k.call_limit_nusd),
-                meter_shortage(0, k.limit_nusd, meter_spent(k), k.held_nusd, a.posted_nusd, a.held_nusd, a.floor_nusd)) AS verdict,
-       least(a.posted_nusd - a.held_nusd - a.floor_nusd, k.limit_nusd - meter_spent(k) - k.held_nusd) AS available_nusd,
-       a.posted_nusd, a.held_nusd, a.floor_nusd, k.limit_nusd, meter_spent(k) AS spent_nusd, k.held_nusd AS key_held_nusd,
-       CASE WHEN k.requests_per_minute <= meter_calls(k) THEN date_trunc('minute', now()) + interval '1 minute'
-            ELSE date_trunc(k.reset_period, now(), 'UTC') + ('1 ' || k.reset_period)::interval END AS reset_at, k.scopes, k.allowed_models
-FROM account a LEFT JOIN api_key k ON k.account_id = a.id AND k.id = %(key_id)s WHERE a.id = %(account_id)s
+SELECT coalesce(meter_refusal(k, a.status, n.names), b.verdict, meter_excess(b.calls_left, 0, b.call_limit_nusd),
+                meter_shortage(0, b.limit_nusd, b.spent_nusd, b.key_held_nusd, a.posted_nusd, a.held_nusd, a.floor_nusd)) AS verdict,
+       least(a.posted_nusd - a.held_nusd - a.floor_nusd, b.limit_nusd - b.spent_nusd - b.key_held_nusd) AS available_nusd,
+       a.posted_nusd, a.held_nusd, a.floor_nusd, b.limit_nusd, b.spent_nusd, b.key_held_nusd,
+       CASE WHEN b.calls_left <= 0 THEN date_trunc('minute', now()) + interval '1 minute' ELSE b.reset_at END AS reset_at,
+       CASE WHEN b.calls_left <= 0 THEN b.calls_bound ELSE b.bound END AS bound,
+       (SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = a.id AND x.id = ANY (c.chain)) AS scopes,
+       (SELECT jsonb_agg(x.allowed_models ORDER BY cardinality(x.ancestor_ids) DESC NULLS LAST) FROM api_key x
+        WHERE x.account_id = a.id AND x.id = ANY (c.chain)) AS allowed_models
+FROM account a LEFT JOIN api_key k ON k.account_id = a.id AND k.id = %(key_id)s
+CROSS JOIN LATERAL (SELECT array_append(k.ancestor_ids, %(key_id)s::uuid) AS chain) c
+CROSS JOIN LATERAL (
+    SELECT coalesce(%(names)s::text, (SELECT string_agg(m, E'\\x7f') FROM api_key x, unnest(x.allowed_models) m
+                                      WHERE x.account_id = a.id AND x.id = ANY (c.chain))) AS names
+) n
+CROSS JOIN LATERAL meter_bounds(a.id, c.chain, n.names, 0, now(), NULL, NULL, NULL, NULL) b
+WHERE a.id = %(account_id)s
 """
 """Without a name every model that is allowed is one that it may be."""
 
@@ -541,22 +557,55 @@ def _over_balance(found: Row, amount_nusd: int, owner: KeyOwner) -> AppError:
 def _over_key_limit(found: Row, amount_nusd: int) -> AppError:
     remaining = max(0, found["limit_nusd"] - found["spent_nusd"] - found["key_held_nusd"])
     metadata = {
-        "limit_source": "key_limit", "required_usd": usd(amount_nusd), "available_usd": usd(remaining),
+        **_limit_source("key_limit", found), "required_usd": usd(amount_nusd), "available_usd": usd(remaining),
         "limit_usd": usd(found["limit_nusd"]), "reset_at": found["reset_at"],
     }  # fmt: skip
     needs = f"needs ${usd_text(amount_nusd)}, ${usd_text(remaining)} of ${usd_text(found['limit_nusd'])} left"
+    if "limit_period" in metadata:
+        needs += f" ({metadata['limit_period']})"
+    whose = "A key above this API key has reached its" if "limit_key_id" in metadata else "This API key has reached its"
     if found["verdict"] == "key_funds_held":
-        return FundsHeld(
-            f"This API key's limit is held by requests in flight: {needs}", retry_after_seconds=2, metadata=metadata
+        limit = "The limit of a key above this API key" if "limit_key_id" in metadata else "This API key's limit"
+        return FundsHeld(f"{limit} is held by requests in flight: {needs}", retry_after_seconds=2, metadata=metadata)
+    return KeyLimitExceeded(f"{whose} spending limit: {needs}", metadata=metadata)
+
+
+def _with_what_is_left(error: AppError, found: Row) -> AppError:
+    if isinstance(error, InsufficientBalance | KeyLimitExceeded):
+        available = found["posted_nusd"] - found["held_nusd"] - found["floor_nusd"]
+        is_dear = found["verdict"] == "call_too_dear"  # then the limit is that of one call
+        error.spendable_nusd = (
+            max(0, min(available, found["limit_nusd"])) if is_dear else _spendable(found, 0, available)
         )
-    return KeyLimitExceeded(f"This API key has reached its spending limit: {needs}", metadata=metadata)
+    return error
+
+
+def _limit_source(bound: str, found: Row) -> dict[str, Any]:
+    """Which limit refuses: `key_limit` is the key's own and only one, `key_limit:daily` one of its own, and
+    `parent_key_limit:<key id>:daily` that of a key above it; the same in fields of their own."""
+    key_id, _, period = (found["bound"] or "").partition(":")
+    word = _PERIODS.get(period)
+    source = ":".join(filter(None, (f"parent_{bound}" if key_id else bound, key_id, word)))
+    named = {"limit_key_id": key_id or None, "limit_period": word}
+    return {"limit_source": source} | {name: value for name, value in named.items() if value is not None}
+
+
+_PERIODS: Final = {"day": "daily", "week": "weekly", "month": "monthly", "total": "total"}
+
+
+def _spendable(found: Row, newly_held: int, available: int) -> int:
+    """The least of what the account has left and what the key's tightest limit leaves."""
+    if found["limit_nusd"] is None:
+        return max(0, available)
+    left = int(found["limit_nusd"] - found["spent_nusd"] - found["key_held_nusd"]) - newly_held
+    return max(0, min(available, left))
 
 
 def _too_many_calls(found: Row) -> AppError:
     seconds = ceil((found["reset_at"] - datetime.now(UTC)).total_seconds())
     return RateLimitExceeded(
         "This API key has made as many requests as it may in a minute", retry_after_seconds=min(60, max(1, seconds)),
-        metadata={"limit_source": "requests_per_minute", "reset_at": found["reset_at"]},
+        metadata={**_limit_source("requests_per_minute", found), "reset_at": found["reset_at"]},
     )  # fmt: skip
 
 
@@ -565,7 +614,7 @@ def _too_dear(found: Row, amount_nusd: int) -> AppError:
     return KeyLimitExceeded(
         f"A call by this API key may cost ${usd_text(most)}, and this one needs ${usd_text(amount_nusd)}",
         metadata={
-            "limit_source": "max_usd_per_call", "required_usd": usd(amount_nusd), "available_usd": usd(most), "limit_usd": usd(most)
+            **_limit_source("max_usd_per_call", found), "required_usd": usd(amount_nusd), "available_usd": usd(most), "limit_usd": usd(most),
         },
     )  # fmt: skip
 

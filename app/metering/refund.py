@@ -24,7 +24,7 @@ class Refunded:
 async def refund(
     db: Database, service: str, charge_id: str, amount_nusd: int | None, least_nusd: int | None = None
 ) -> Refunded:
-    """Give back `amount_nusd` of a charge (all of it, if None), once; the key may spend it again.
+    """Give back `amount_nusd` of a charge (all of it, if None), once; the key, and those above it, may spend it again.
 
     `least_nusd` is the amount as it was before it was rounded up, where it was: what is more than the charge for its
     rounding alone is the whole charge.
@@ -68,11 +68,18 @@ async def _refund(
 async def _let_the_key_spend_it_again(
     session: AsyncSession, account_id: uuid.UUID, charge: Row, amount_nusd: int
 ) -> None:
-    """The account's row is locked by the posting, so no charge of this key comes between."""
+    """And every key above it: each window that the charge counted to, as it stands there.
+
+    The account's row is locked by the posting, so no charge of these keys comes between.
+    """
     await rows(
         session,
-        """UPDATE api_key SET lifetime_nusd = lifetime_nusd - :amount,
-                  window_usage_nusd = window_usage_nusd - CASE WHEN window_start = :window_start THEN :amount ELSE 0 END
-           WHERE account_id = :account_id AND id = :key_id""",
+        """UPDATE api_key k SET lifetime_nusd = k.lifetime_nusd - CASE WHEN k.id = :key_id THEN :amount ELSE 0 END,
+                  window_usage_nusd = k.window_usage_nusd - CASE WHEN k.window_start <= :window_start THEN :amount ELSE 0 END,
+                  more_usage_nusd = CASE WHEN k.more_starts IS NOT NULL THEN ARRAY (
+                      SELECT w.usage_nusd - CASE WHEN w.start <= :window_start THEN :amount ELSE 0 END
+                      FROM unnest(k.more_starts, k.more_usage_nusd) WITH ORDINALITY w (start, usage_nusd, number) ORDER BY w.number) END
+           FROM api_key called WHERE called.account_id = :account_id AND called.id = :key_id
+             AND k.account_id = :account_id AND k.id = ANY (array_append(called.ancestor_ids, called.id))""",
         account_id=account_id, key_id=charge["key_id"], window_start=charge["window_start"], amount=amount_nusd,
     )  # fmt: skip

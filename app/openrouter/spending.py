@@ -4,7 +4,6 @@ Source: OpenRouter API, "Get current API key", "Get remaining credits" and "List
 """
 
 import uuid
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -13,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.activity.calendar import DAY
 from app.activity.daily import Days, spent_by_key
-from app.kernel.db import row
+from app.kernel.db import row, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +25,15 @@ class Credits:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a key spent in the UTC day, ISO week and month that now is in, nano-USD, less what was refunded."""
+    """What a key and those below it spent in the UTC day, ISO week and month that now is in, nano-USD, less what was refunded.
+
+    `left_nusd` is the least that any window of it and of the keys above it leaves; None where there is no limit.
+    """
 
     day_nusd: int = 0
     week_nusd: int = 0
     month_nusd: int = 0
+    left_nusd: int | None = None
 
 
 async def read_credits(session: AsyncSession, account_id: uuid.UUID) -> Credits:
@@ -48,16 +51,36 @@ async def read_credits(session: AsyncSession, account_id: uuid.UUID) -> Credits:
 async def read_spent(
     session: AsyncSession, account_id: uuid.UUID, today: date, key_id: uuid.UUID | None = None
 ) -> Mapping[uuid.UUID, Spent]:
-    """By key: of one, or of all of the account. A key that was not there spent nothing."""
+    """By key: of one, or of all of the account."""
     monday, first = today - today.weekday() * DAY, today.replace(day=1)
-    found = await spent_by_key(session, account_id, Days(first=min(monday, first), key_id=key_id))
-    return defaultdict(
-        Spent,
-        {
-            key: Spent(*(sum(nusd for day, nusd in days.items() if day >= since) for since in (today, monday, first)))
-            for key, days in found.items()
-        },
-    )
+    keys = await rows(session, _KEYS, account_id=account_id, key_id=key_id)
+    above = {key["id"]: key["ancestor_ids"] or [] for key in keys}
+    only = key_id if len(keys) == 1 else None
+    found = await spent_by_key(session, account_id, Days(first=min(monday, first), key_id=only))
+    spent = {key: [0, 0, 0] for key in above}
+    for key, days in found.items():
+        sums = [sum(nusd for day, nusd in days.items() if day >= since) for since in (today, monday, first)]
+        for counted in (key, *above.get(key, ())):
+            if counted in spent:
+                spent[counted] = [before + more for before, more in zip(spent[counted], sums, strict=True)]
+    left = {key["id"]: key["left_nusd"] for key in keys}
+    return {key: Spent(sums[0], sums[1], sums[2], left[key]) for key, sums in spent.items()}
+
+
+_KEYS = """
+SELECT k.id, k.ancestor_ids, CASE WHEN b.limit_nusd IS NOT NULL THEN greatest(0, b.limit_nusd - b.spent_nusd) END AS left_nusd
+FROM api_key k LEFT JOIN LATERAL (
+    SELECT w.limit_nusd, w.spent_nusd FROM api_key x, unnest(
+        array_prepend(x.limit_nusd, x.more_limits_nusd),
+        array_prepend(meter_spent(x), CASE WHEN x.more_limits_nusd IS NOT NULL THEN meter_more_spent(x, now()) END)
+    ) w (limit_nusd, spent_nusd)
+    WHERE x.account_id = k.account_id AND x.id = ANY (array_append(k.ancestor_ids, k.id)) AND w.limit_nusd IS NOT NULL
+    ORDER BY w.limit_nusd - w.spent_nusd LIMIT 1
+) b ON true
+WHERE k.account_id = :account_id
+  AND (CAST(:key_id AS uuid) IS NULL OR k.id = CAST(:key_id AS uuid) OR CAST(:key_id AS uuid) = ANY (k.ancestor_ids))
+"""
+"""A key with those below it, or all: with what the windows of it and of those above it leave."""
 
 
 async def has_paid(session: AsyncSession, account_id: uuid.UUID) -> bool:

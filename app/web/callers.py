@@ -11,8 +11,8 @@ from litestar.handlers import BaseRouteHandler
 from app.admin.scopes import require_scope_of
 from app.admin.tokens import ServiceTokens
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, InvalidToken
-from app.kernel.security import Admin, Caller, Service, canonical_credit_id
-from app.keys.verify import Shown, Verifier, authenticate, key_of, refuse_ending, the_only
+from app.kernel.security import Admin, Caller, Service, canonical_credit_id, is_wellformed
+from app.keys.verify import MANAGES_KEYS, Shown, Verifier, authenticate, key_of, refuse_ending, require_scope, the_only
 from app.metering.api.ext_authz import GATEWAY_HEADER
 from app.web.refusals import OPENROUTER
 
@@ -46,18 +46,20 @@ class Known:
 
 
 Ask = Callable[[Lines], Awaitable[Known | None]]
+_NEEDS_MANAGER: Final = "This needs the account's credit id, sent as 'x-credit-id', or an API key with the scope 'keys' for the keys below it"
 
 
 class Callers:
     """Knows by the name of a handler's dependency which credential it needs; `ask` is the guard of every route."""
 
-    names: Final = ("caller", "owner", "rotating", "key", "service", "gateway", "admin", "anybody")
+    names: Final = ("caller", "owner", "rotating", "manager", "key", "service", "gateway", "admin", "anybody")
     """What a handler may ask for, to be given who was found."""
 
     def __init__(self, verifier: Verifier, services: ServiceTokens) -> None:
         self._verifier, self._services = verifier, services
         self._asks: dict[str, Ask] = {
-            "caller": self._caller, "owner": self._owner, "rotating": self._rotating, "key": self._key, "service": self._service,
+            "caller": self._caller, "owner": self._owner, "rotating": self._rotating, "manager": self._manager, "key": self._key,
+            "service": self._service,
             "gateway": self._gateway, "admin": self._admin, "anybody": self._anybody, "once": self._whoever,
         }  # fmt: skip
 
@@ -75,7 +77,12 @@ class Callers:
             lines = with_management_key(lines)
         known = None if ask is None else await ask(lines)
         scope: Any = connection.scope
-        if known is not None and isinstance(known.who, Caller) and "owner" in needs and scope["method"] not in _READS:
+        if (
+            known is not None
+            and isinstance(known.who, Caller)
+            and {"owner", "manager"} & needs.keys()
+            and scope["method"] not in _READS
+        ):
             refuse_ending(known.who)
         if known is not None and isinstance(known.who, Admin):
             admin = replace(known.who, request_id=scope["state"].get("request_id"))
@@ -101,6 +108,22 @@ class Callers:
         if shown.credit_id is None or not any(name == "idempotency-key" for name, _ in lines):
             return await self._owner(lines)
         return Known(await self._verifier.credit_id(shown.credit_id, also_over=True), shown.credit_id)
+
+    async def _manager(self, lines: Lines) -> Known:
+        """By credit id, or by an API key that was given the scope of managing the keys below it.
+
+        Raises MissingScope for a key that was given others, and InvalidCreditId for one that was given none.
+        """
+        shown = Shown.of(lines)
+        if shown.credit_id is not None:
+            return await self._caller(lines)
+        if shown.api_key is None or not is_wellformed(shown.api_key, "sk"):
+            raise InvalidCreditId(_NEEDS_MANAGER)
+        caller = await self._verifier.api_key(shown.api_key)
+        if caller.scopes is None:
+            raise InvalidCreditId(_NEEDS_MANAGER)
+        require_scope(caller, MANAGES_KEYS)
+        return Known(caller, shown.api_key)
 
     async def _key(self, lines: Lines) -> Known:
         """By API key only: what is about the key itself."""

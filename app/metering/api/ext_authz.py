@@ -97,7 +97,10 @@ _ALLOWED: Final = tuple(
         ("X-Account-Id", "Whose call it is."),
         ("X-Key-Id", "Which of the account's keys was shown."),
         ("X-Billing-Request-Id", "The `hold_id`: settle or release it."),
-        ("X-Balance-Usd", "What the account may still spend after this hold, USD."),
+        (
+            "X-Balance-Usd",
+            "What the key may still spend after this hold, USD: the least of the account's balance and every limit.",
+        ),
     )
 )
 
@@ -258,7 +261,7 @@ async def _held(
 def _headers(held: Held) -> Mapping[str, str]:
     return {
         "X-Account-Id": str(held.account_id), "X-Key-Id": str(held.key_id), "X-Billing-Request-Id": held.hold_id,
-        "X-Balance-Usd": usd_text(held.available_nusd),
+        "X-Balance-Usd": usd_text(held.spendable_nusd),
     }  # fmt: skip
 
 

@@ -90,7 +90,7 @@ class Deleted(msgspec.Struct, frozen=True):
 
 class OpenRouterKeysController(Controller):
     """The account's keys, for clients made for OpenRouter. The credit id is the management key: `Authorization: Bearer`
-    or `x-credit-id`."""
+    or `x-credit-id`; for the keys below it an API key of scope `keys` is one too."""
 
     path = "/api/v1/keys"
     tags = ("OpenRouter",)
@@ -98,7 +98,7 @@ class OpenRouterKeysController(Controller):
     @get("/", summary="List keys, as OpenRouter tells them")
     async def list_managed_keys(
         self,
-        owner: NamedDependency[Caller],
+        manager: NamedDependency[Caller],
         db: NamedDependency[Database],
         keyring: NamedDependency[Keyring],
         offset: FromQuery[int] = 0,
@@ -109,10 +109,12 @@ class OpenRouterKeysController(Controller):
         at_least(0, offset, "offset")
 
         async def work(session: Any) -> ManagedKeysAnswer:
-            found = await newest_keys(session, owner.account_id, MAX_LIMIT, offset, include_disabled=include_disabled)
-            spent = await read_spent(session, owner.account_id, datetime.now(UTC).date())
+            found = await newest_keys(
+                session, manager.account_id, MAX_LIMIT, offset, include_disabled=include_disabled, under=manager.key_id
+            )
+            spent = await read_spent(session, manager.account_id, datetime.now(UTC).date())
             return ManagedKeysAnswer(
-                [ManagedKeyView.of(keyring, owner.account_id, key, spent[key["id"]]) for key in found]
+                [ManagedKeyView.of(keyring, manager.account_id, key, spent[key["id"]]) for key in found]
             )
 
         return await db.transaction(work)
@@ -120,26 +122,28 @@ class OpenRouterKeysController(Controller):
     @post("/", summary="Create a key, as OpenRouter tells it")
     async def create_managed_key(
         self,
-        owner: NamedDependency[Caller],
+        manager: NamedDependency[Caller],
         keyring: NamedDependency[Keyring],
         once: NamedDependency[Once],
         data: JSONBody[ManagedKeyRequest],
     ) -> MadeKeyAnswer:
         """The full key is in `key` of this answer; keep it. Names have 1 to 25 characters, and are the account's own only once."""
         with _in_their_words():
-            new = new_key(data.ours())
+            new = new_key(data.ours(), manager.key_id)
 
         async def effect(session: Any) -> MadeKeyAnswer:
-            await hold_still(session, owner)
-            made, secret = await issue(session, keyring, owner.account_id, new)
-            return MadeKeyAnswer(ManagedKeyView.of(keyring, owner.account_id, made, Spent()), secret)
+            await hold_still(session, manager)
+            with _in_their_words():
+                made, secret = await issue(session, keyring, manager.account_id, new)
+            spent = await read_spent(session, manager.account_id, datetime.now(UTC).date(), made["id"])
+            return MadeKeyAnswer(ManagedKeyView.of(keyring, manager.account_id, made, spent[made["id"]]), secret)
 
         return await once.do(MadeKeyAnswer, effect)
 
     @get("/{key_hash:str}", summary="Show a key, as OpenRouter tells it")
     async def show_managed_key(
         self,
-        owner: NamedDependency[Caller],
+        manager: NamedDependency[Caller],
         db: NamedDependency[Database],
         settings: NamedDependency[Settings],
         keyring: NamedDependency[Keyring],
@@ -148,15 +152,15 @@ class OpenRouterKeysController(Controller):
         """One key, by the SHA-256 of it in hex."""
 
         async def work(session: Any) -> ManagedKeyAnswer:
-            key_id = await _live_key(session, settings.pepper, owner.account_id, key_hash)
-            return await _told(session, keyring, owner.account_id, await read(session, owner.account_id, key_id))
+            key_id = await _live_key(session, settings.pepper, manager, key_hash)
+            return await _told(session, keyring, manager.account_id, await read(session, manager.account_id, key_id))
 
         return await db.transaction(work)
 
     @patch("/{key_hash:str}", summary="Change a key, as OpenRouter tells it")
     async def change_managed_key(
         self,
-        owner: NamedDependency[Caller],
+        manager: NamedDependency[Caller],
         db: NamedDependency[Database],
         settings: NamedDependency[Settings],
         keyring: NamedDependency[Keyring],
@@ -168,37 +172,37 @@ class OpenRouterKeysController(Controller):
             changes = wanted_changes(data.ours())
 
         async def work(session: Any) -> ManagedKeyAnswer:
-            key_id = await _live_key(session, settings.pepper, owner.account_id, key_hash)
+            key_id = await _live_key(session, settings.pepper, manager, key_hash)
             with _in_their_words():
-                changed = await change(session, keyring, owner.account_id, key_id, changes)
-            return await _told(session, keyring, owner.account_id, changed)
+                changed = await change(session, keyring, manager.account_id, key_id, changes)
+            return await _told(session, keyring, manager.account_id, changed)
 
         return await db.transaction(work)
 
     @delete("/{key_hash:str}", status_code=200, summary="Revoke a key, as OpenRouter tells it")
     async def revoke_managed_key(
         self,
-        owner: NamedDependency[Caller],
+        manager: NamedDependency[Caller],
         db: NamedDependency[Database],
         settings: NamedDependency[Settings],
         keyring: NamedDependency[Keyring],
         key_hash: FromPath[str],
     ) -> Deleted:
-        """The key stops working before this is answered; it cannot be undone."""
+        """The key, and all below it, stop working before this is answered; it cannot be undone."""
 
         async def work(session: Any) -> None:
-            key_id = await _live_key(session, settings.pepper, owner.account_id, key_hash)
-            await revoke(session, keyring, owner.account_id, key_id)
+            key_id = await _live_key(session, settings.pepper, manager, key_hash)
+            await revoke(session, keyring, manager.account_id, key_id)
 
         await db.transaction(work)
         return Deleted()
 
 
-async def _live_key(session: Any, pepper: Pepper, account_id: UUID, text: str) -> UUID:
-    """Raises KeyNotFound, alike for what is no hash, another account's and a revoked one."""
+async def _live_key(session: Any, pepper: Pepper, manager: Caller, text: str) -> UUID:
+    """Raises KeyNotFound, alike for what is no hash, another account's, one that is not below the calling key, and a revoked one."""
     sha256 = read_hash(text)
-    key_id = None if sha256 is None else await key_of_hash(session, pepper, account_id, sha256)
-    if key_id is None or (await read(session, account_id, key_id))["deleted_at"] is not None:
+    key_id = None if sha256 is None else await key_of_hash(session, pepper, manager.account_id, sha256)
+    if key_id is None or (await read(session, manager.account_id, key_id, manager.key_id))["deleted_at"] is not None:
         raise KeyNotFound
     return key_id
 

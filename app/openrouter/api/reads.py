@@ -16,7 +16,7 @@ from app.kernel.money import JsonNumber, usd
 from app.kernel.security import Caller, Pepper
 from app.kernel.settings import Settings
 from app.keys.issue import key_of_hash, read
-from app.keys.verify import require_scope
+from app.keys.verify import MANAGES_KEYS, require_scope
 from app.ledger.charge import ChargeId
 from app.openrouter.api.words import KeyWords, key_words, read_day, read_hash
 from app.openrouter.calls import DAYS_TOLD, activity, generation
@@ -200,7 +200,8 @@ async def read_total_credits(caller: NamedDependency[Caller], db: NamedDependenc
 
 @get(["/api/v1/key", "/api/v1/auth/key"], tags=["OpenRouter"], summary="The calling key, as OpenRouter tells it")
 async def read_current_key(key: NamedDependency[Caller], db: NamedDependency[Database]) -> CurrentKeyAnswer:
-    """Its limit, and what it spent in this UTC day, week (from Monday) and month. For dashboards made for OpenRouter."""
+    """Its limit, what it and those below it spent in this UTC day, week (from Monday) and month, and the least that is left by any
+    limit of it and of the keys above it. For dashboards made for OpenRouter."""
     require_scope(key, "balance")
     assert key.key_id is not None
     key_id, today = key.key_id, datetime.now(UTC).date()
@@ -210,9 +211,11 @@ async def read_current_key(key: NamedDependency[Caller], db: NamedDependency[Dat
             await read(session, key.account_id, key_id),
             await read_spent(session, key.account_id, today, key_id),
         )
+        manages = key.scopes is not None and MANAGES_KEYS in key.scopes
         return CurrentKeyView(
-            **key_words(found, spent[key_id]), is_free_tier=not await has_paid(session, key.account_id)
-        )
+            **key_words(found, spent[key_id]), is_free_tier=not await has_paid(session, key.account_id),
+            is_management_key=manages, is_provisioning_key=manages,
+        )  # fmt: skip
 
     return CurrentKeyAnswer(await db.transaction(work))
 

@@ -40,13 +40,12 @@ class KeyWords(msgspec.Struct, frozen=True, kw_only=True):
 def key_words(key: Row, spent: Spent) -> dict[str, Any]:
     """The fields of KeyWords."""
     limit_nusd = key["limit_nusd"]
-    left_nusd = None if limit_nusd is None else max(0, limit_nusd - key["window_usage_nusd"])
     return {
         "label": key["preview"],
         "limit": usd_or_null(limit_nusd),
-        "limit_remaining": usd_or_null(left_nusd),
+        "limit_remaining": usd_or_null(spent.left_nusd),
         "limit_reset": _RESETS.get(key["reset_period"]),
-        "usage": usd(key["lifetime_nusd"]),
+        "usage": usd(key["total_nusd"]),
         "usage_daily": usd(spent.day_nusd),
         "usage_weekly": usd(spent.week_nusd),
         "usage_monthly": usd(spent.month_nusd),
