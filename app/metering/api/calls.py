@@ -15,8 +15,10 @@ from app.kernel.errors import (
     AppError,
     HoldClosed,
     HoldNotFound,
+    InsufficientBalance,
     InvalidApiKey,
     InvalidField,
+    KeyLimitExceeded,
     ModelNotPriced,
     PaymentPending,
     RequestIdReuse,
@@ -75,7 +77,8 @@ class MeterController(Controller):
     ) -> Allowed | Denied:
         """Holds what the call may cost: by the catalogue for an `estimate`, or `max_cost_usd`; not more than `max_hold_usd`.
         With `mode: clamp` it holds what there is of that, if it pays for an answer of `min_output_tokens`. The answer may be
-        as long as what is held pays for: `granted_output_tokens`. What the caller asked for and cannot be is a `deny`.
+        as long as what is held pays for: `granted_output_tokens`. A 402 in an estimate's place says what is affordable:
+        `affordable_output_tokens`. What the caller asked for and cannot be is a `deny`.
         The same request_id again answers the same hold while it is open and its key may still spend, with `repeat`; of one
         that is not: 409 `hold_closed`."""
         _check_told(data)
@@ -85,7 +88,7 @@ class MeterController(Controller):
             estimated = _estimated(data, owner.account_id)
             limits = await _limits_once(service, data, estimated, owner, pricer, meter)
             ask = _ask(data, limits, await pricer.names(data.model, limits.price_version), service)
-            held = await meter.authorize(service.name, owner, ask, use)
+            held = await _authorized(service, owner, ask, use, estimated, limits, meter, pricer)
             return await _allowed(estimated, limits, held, pricer)
         except AppError as error:
             return _verdict(await mint.cured(error, wanted=offer_wanted and data.topup_offer is None))
@@ -334,6 +337,28 @@ async def _limits(data: AuthorizeRequest, estimated: quote.Ask | None, pricer: P
     except InvalidField as error:
         if error.param in ("estimate", "estimate.size", "max_hold_usd"):  # for what was asked for, and how
             raise CallersMistake(error.message, param=error.param) from None
+        raise
+
+
+async def _authorized(
+    service: Service,
+    owner: KeyOwner,
+    ask: Ask,
+    use: Use | None,
+    estimated: quote.Ask | None,
+    limits: Limits,
+    meter: Meter,
+    pricer: Pricer,
+) -> Held:
+    """Raises what an authorize does; where money is short for an answer of that length, it says how long one may be."""
+    try:
+        return await meter.authorize(service.name, owner, ask, use)
+    except (InsufficientBalance, KeyLimitExceeded) as error:
+        quoted, version, left = limits.quote, limits.price_version, error.spendable_nusd
+        if estimated is not None and quoted is not None and version is not None and left is not None:
+            tokens = await pricer.granted_output_tokens(estimated, quoted, version, left, limits.made_at)
+            if tokens is not None:
+                error.metadata = {**(error.metadata or {}), "affordable_output_tokens": tokens}
         raise
 
 
