@@ -13,6 +13,18 @@ from app.metering.holds import Ask, Work
 
 
 @dataclass(eq=False, slots=True)
+class Window:
+    """A further window of a key."""
+
+    start: datetime
+    limit: int
+    period: str | None
+
+    def start_at(self, now: datetime) -> datetime:
+        return max(self.start, begin_of(self.period, now)) if self.period else self.start
+
+
+@dataclass(eq=False, slots=True)
 class Key:
     window: datetime
     limit: int | None = None
@@ -21,9 +33,20 @@ class Key:
     models: list[str] | None = None
     is_live: bool = True
     is_disabled: bool = False
+    parent: "Key | None" = None
+    more: list[Window] = field(default_factory=list)
+    call_limit: int | None = None
 
     def window_at(self, now: datetime) -> datetime:
         return max(self.window, begin_of(self.period, now)) if self.period else self.window
+
+    def line(self) -> "list[Key]":
+        """The key and all above it, the nearest first."""
+        return [self, *(self.parent.line() if self.parent else ())]
+
+    def begins(self, now: datetime) -> datetime:
+        """What a call that begins now counts from: with one window and nobody above it is known by the window."""
+        return now if self.parent or self.more else self.window_at(now)
 
 
 @dataclass(eq=False, slots=True)
@@ -85,13 +108,21 @@ class Account:
         return sum(amount for _, _, amount, _ in self.entries)
 
     def held(self, key: Key | None = None) -> int:
-        return sum(hold.amount for hold in self.holds.values() if hold.state == "open" and key in (None, hold.key))
+        return sum(
+            hold.amount
+            for hold in self.holds.values()
+            if hold.state == "open" and (key is None or key in hold.key.line())
+        )
 
     def spent(self, key: Key, now: datetime) -> int:
+        return self.spent_since(key, key.window_at(now))
+
+    def spent_since(self, key: Key, start: datetime) -> int:
+        """By the key and all below it, in calls that began then."""
         return sum(
             charge.cost - charge.refunded
             for charge in self.charges.values()
-            if charge.key is key and charge.window == key.window_at(now)
+            if charge.window >= start and key in charge.key.line()
         )
 
     def lifetime(self, key: Key) -> int:
@@ -117,10 +148,10 @@ class Account:
             if short:
                 return short
             amount = min(ask.amount_nusd, self.posted - self.held() - self.floor)
-            if key.limit is not None:
-                amount = min(amount, key.limit - self.spent(key, now) - self.held(key))
+            amount = min([amount, *(limit - spent - held for limit, spent, held in self.bounds(key, now))])
+            amount = min([amount, *(each.call_limit for each in key.line() if each.call_limit is not None)])
             expires_at = now + timedelta(seconds=ask.ttl_seconds)
-            hold = Hold(key, request, key.window_at(now), amount, expires_at, ask.on_expiry, ask.price_version)
+            hold = Hold(key, request, key.begins(now), amount, expires_at, ask.on_expiry, ask.price_version)
             self.holds[ask.request_id], is_repeat = hold, False
         else:
             is_repeat = True
@@ -219,14 +250,38 @@ class Account:
             if hold.state == "open" and hold.expires_at < now:
                 hold.state = "expired"
 
-    def patch(self, key: Key, limit: int | None, period: str | None, now: datetime) -> None:
-        """Another period starts a new window at 0, to which open holds move along."""
-        if period != key.period:
-            key.window = now
+    def patch(
+        self,
+        key: Key,
+        limit: int | None,
+        period: str | None,
+        now: datetime,
+        more: Iterable[tuple[str | None, int]] = (),
+    ) -> None:
+        """A window of another period starts at 0, and open holds of the key and all below it move along to it."""
+        had = {key.period: key.window} | {each.period: each.start for each in key.more}
+        key.limit, key.period, key.window = limit, period, had.get(period, now)
+        key.more = [Window(had.get(period, now), limit, period) for period, limit in more]
+        if {key.period, *(each.period for each in key.more)} - had.keys():
             for hold in self.holds.values():
-                if hold.key is key and hold.state == "open":
+                if hold.state == "open" and key in hold.key.line():
                     hold.window = now
-        key.limit, key.period = limit, period
+
+    def revoke(self, key: Key) -> None:
+        """The key, and all below it."""
+        for each in self.keys:
+            each.is_live = each.is_live and key not in each.line()
+
+    def bounds(self, key: Key, now: datetime) -> list[tuple[int, int, int]]:
+        """Limit, spent and held of every window of the key and of all above it."""
+        found = []
+        for each in key.line():
+            if each.limit is not None:
+                found.append((each.limit, self.spent(each, now), self.held(each)))
+            found += [
+                (window.limit, self.spent_since(each, window.start_at(now)), self.held(each)) for window in each.more
+            ]
+        return found
 
     # --- what they share ---
 
@@ -239,7 +294,7 @@ class Account:
         return charge if is_same and charge else Refusal("RequestIdReuse")
 
     def _made(self, verb: str, key: Key, ask: Ask, work: Work, now: datetime, flags: list[str | None]) -> Charge:
-        hold = Hold(key, asked(verb, key, ask, work), key.window_at(now), 0, now, state="settled")
+        hold = Hold(key, asked(verb, key, ask, work), key.begins(now), 0, now, state="settled")
         self.holds[ask.request_id] = hold
         self._charge(ask.request_id, key, hold.window, work.cost_nusd, flags, work.lines)
         return self.charges[ask.request_id]
@@ -260,26 +315,31 @@ class Account:
         self.said_low += tells and self.low is not None and self.posted < self.low
 
     def _may_not(self, key: Key, ask: Ask) -> Refusal | None:
-        if not key.is_live or key.is_disabled:
-            return Refusal("InvalidApiKey")
-        if self.is_frozen:
-            return Refusal("AccountFrozen")
-        if key.scopes is not None and "spend" not in key.scopes:
-            return Refusal("MissingScope")
         names = {ask.model, *ask.model_names} if ask.model else set()
-        if key.models is not None and not names & set(key.models):
-            return Refusal("ModelNotAllowed")
+        for each in key.line():
+            if not each.is_live or each.is_disabled:
+                return Refusal("InvalidApiKey")
+            if self.is_frozen:
+                return Refusal("AccountFrozen")
+            if each.scopes is not None and "spend" not in each.scopes:
+                return Refusal("MissingScope")
+            if each.models is not None and not names & set(each.models):
+                return Refusal("ModelNotAllowed")
         return None
 
     def _short_of(self, key: Key, needed: int, now: datetime) -> Refusal | None:
         """What the money says. Nothing is sold to whom not a nano-dollar is left, be it for nothing."""
         posted, held = self.posted - self.floor, self.held()
-        if key.limit is not None:
-            left = key.limit - self.spent(key, now)
-            if left < max(needed, 1):
-                return Refusal("KeyLimitExceeded", (needed, max(0, left - self.held(key))))
-            if left - self.held(key) < needed:
-                return Refusal("FundsHeld", (needed, max(0, left - self.held(key))))
+        most = min((each.call_limit for each in key.line() if each.call_limit is not None), default=needed)
+        if needed > most:
+            return Refusal("KeyLimitExceeded", (needed, most))
+        bounds = self.bounds(key, now)
+        used_up = [limit - spent - held for limit, spent, held in bounds if limit - spent < max(needed, 1)]
+        if used_up:
+            return Refusal("KeyLimitExceeded", (needed, max(0, min(used_up))))
+        left = min((limit - spent - held for limit, spent, held in bounds), default=needed)
+        if left < needed:
+            return Refusal("FundsHeld", (needed, max(0, left)))
         if posted < max(needed, 1):
             return Refusal("InsufficientBalance", (needed, max(0, posted - held)))
         if posted - held < needed:

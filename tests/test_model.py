@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 import psycopg
@@ -16,7 +16,7 @@ import pytest
 
 from app.audit import audit
 from app.kernel.db import Database
-from app.kernel.errors import AppError
+from app.kernel.errors import AppError, InsufficientBalance
 from app.kernel.security import Pepper, Sealer
 from app.keys.issue import Keyring, change, revoke
 from app.keys.verify import KeyOwner
@@ -64,11 +64,13 @@ class Told:
 class Stream:
     """Random calls on a few accounts, each of which the model decides too."""
 
+    keys: ClassVar = KEYS
+
     def __init__(self, seed: int, db: Database, conn: psycopg.Connection[Any]) -> None:
         self.choice, self.db, self.conn = random.Random(seed), db, conn
         self.meter: Meter = meter(db)
-        self.owners = plant(conn, BALANCES, KEYS)
-        self.accounts = [Account([key_like(each) for each in KEYS]) for _ in BALANCES]
+        self.owners = plant(conn, BALANCES, self.keys)
+        self.accounts = [Account([key_like(each) for each in self.keys]) for _ in BALANCES]
         for account in self.accounts:
             [(_, reference, balance, _)] = self.entries(account)
             account.post("adjustment", reference, balance)
@@ -79,7 +81,7 @@ class Stream:
         self.calls, self.verdicts = 0, Counter[str]()
 
     def ids(self, account: Account) -> uuid.UUID:
-        return self.owners[self.accounts.index(account) * len(KEYS)].account_id
+        return self.owners[self.accounts.index(account) * len(self.keys)].account_id
 
     async def run(self, calls: int) -> None:
         while self.calls < calls:
@@ -223,10 +225,10 @@ class Stream:
         [(moment,)] = self.conn.execute("SELECT window_start FROM api_key WHERE id = %s", [owner.key_id]).fetchall()
         account.patch(key, limit, period, moment)
 
-    async def act_revoke(self, owner: KeyOwner, _: Account, key: Key) -> None:
+    async def act_revoke(self, owner: KeyOwner, account: Account, key: Key) -> None:
         if key.is_live and self.choice.random() < 0.2:
             await self.db.transaction(lambda session: revoke(session, KEYRING, owner.account_id, owner.key_id))
-            key.is_live = False
+            account.revoke(key)
 
     async def act_disable(self, owner: KeyOwner, _: Account, key: Key) -> None:
         self.sql("disable", owner)
@@ -287,10 +289,10 @@ class Stream:
     def somebody(self) -> tuple[KeyOwner, Account, Key]:
         place, of_its = (
             self.choice.randrange(len(self.accounts)),
-            self.choice.choice((0, 0, 0, 1, 2, 3, 4, *range(len(KEYS)))),
+            self.choice.choice((0, 0, 0, 1, 2, 3, 4, *range(len(self.keys)))),
         )
         account = self.accounts[place]
-        return self.owners[place * len(KEYS) + of_its], account, account.keys[of_its]
+        return self.owners[place * len(self.keys) + of_its], account, account.keys[of_its]
 
     def ticket(self) -> tuple[str, Account, Ticket]:
         """Mostly one of late; an old one too, whatever became of its hold."""
@@ -333,7 +335,7 @@ class Stream:
     def same_rows(self) -> None:
         now = datetime.now(UTC)
         for number, account in enumerate(self.accounts):
-            owners = self.owners[number * len(KEYS) : (number + 1) * len(KEYS)]
+            owners = self.owners[number * len(self.keys) : (number + 1) * len(self.keys)]
             of = {"id": self.ids(account)}
             assert self.entries(account) == account.entries
             assert self.conn.execute(
@@ -401,7 +403,8 @@ def plain(answer: Any) -> Any:
         case AppError():
             told = answer.metadata or {}
             figures = [nusd(told[name]) for name in FIGURES if name in told]
-            return Refusal(type(answer).__name__, (*figures, told["state"]) if "state" in told else tuple(figures))
+            name = "InsufficientBalance" if isinstance(answer, InsufficientBalance) else type(answer).__name__
+            return Refusal(name, (*figures, told["state"]) if "state" in told else tuple(figures))
         case {"amount_nusd": amount_nusd}:
             return amount_nusd, answer["posted_nusd"], answer["held_nusd"], answer["floor_nusd"]
         case {"posted_nusd": posted_nusd}:
