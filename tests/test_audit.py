@@ -516,7 +516,7 @@ LIES = (
     Lie("a grandparent's held money forgotten", "key_held_is_sum_of_open_holds", "UPDATE api_key SET held_nusd = 0 WHERE account_id = {account} AND name = 'grandparent'"),
     Lie("a child freed of those above it", "key_window_is_sum_of_its_usage", "UPDATE api_key SET parent_id = NULL, ancestor_ids = NULL WHERE account_id = {account} AND name = 'child'"),
     Lie("a child's grandparent left out", "key_stands_below_its_parent", "UPDATE api_key SET ancestor_ids = ARRAY[parent_id] WHERE account_id = {account} AND name = 'child'"),
-    Lie("a child put below another key", "key_stands_below_its_parent", "UPDATE api_key SET parent_id = {key} WHERE account_id = {account} AND name = 'child'", ("api_key.api_key_stands_in_a_tree",)),
+    Lie("a child put below another key", "key_stands_below_its_parent", "UPDATE api_key SET parent_id = {key} WHERE account_id = {account} AND name = 'child'"),
     Lie("a window named twice", "key_has_each_window_once", "UPDATE api_key SET more_periods[1] = reset_period WHERE account_id = {account} AND name = 'grandparent'"),
     Lie("a window without a limit", "key_has_each_window_once", "UPDATE api_key SET more_limits_nusd[1] = NULL WHERE account_id = {account} AND name = 'grandparent'"),
     Lie("a key's lifetime shortened", "key_lifetime_is_sum_of_usage", "UPDATE api_key SET lifetime_nusd = lifetime_nusd - 1 WHERE id = {key}"),

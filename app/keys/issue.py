@@ -36,12 +36,18 @@ _WINDOW_NOW = """
     CASE WHEN more_limits_nusd IS NOT NULL THEN ARRAY (
         SELECT date_trunc(w.period, now(), 'UTC') + ('1 ' || w.period)::interval FROM unnest(more_periods) WITH ORDINALITY w (period, number)
         ORDER BY w.number) END AS more_reset_at,
-    lifetime_nusd + (SELECT coalesce(sum(below.lifetime_nusd), 0)::bigint FROM api_key below
-                     WHERE below.account_id = api_key.account_id AND below.parent_id IS NOT NULL AND api_key.id = ANY (below.ancestor_ids))
-    AS total_nusd
+    lifetime_nusd + coalesce((SELECT below.nusd FROM below WHERE below.id = api_key.id), 0) AS total_nusd
 """
 """A key's columns with its windows as they stand now, whether or not a charge has rolled them yet. `total_nusd` is what it and
 the keys below it ever spent."""
+
+
+_BELOW = """
+    WITH below AS MATERIALIZED (
+        SELECT above.id, sum(k.lifetime_nusd)::bigint AS nusd FROM api_key k, unnest(k.ancestor_ids) above (id)
+        WHERE k.account_id = :account_id GROUP BY 1)
+"""
+"""What the keys below each key ever spent; it stands before a statement that selects _WINDOW_NOW."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +254,7 @@ _UNDER = "(CAST(:under AS uuid) IS NULL OR CAST(:under AS uuid) = ANY (ancestor_
 async def read(session: AsyncSession, account_id: uuid.UUID, key_id: uuid.UUID, under: uuid.UUID | None = None) -> Row:
     """Raises KeyNotFound, alike for a missing key, another account's, and one that does not stand below `under`."""
     found = await row(
-        session, f"SELECT {_WINDOW_NOW} FROM api_key WHERE account_id = :account_id AND id = :id AND {_UNDER}",
+        session, f"{_BELOW} SELECT {_WINDOW_NOW} FROM api_key WHERE account_id = :account_id AND id = :id AND {_UNDER}",
         account_id=account_id, id=key_id, under=under,
     )  # fmt: skip
     if found is None:
@@ -270,7 +276,7 @@ async def list_keys(
     # Ids are made in the order of time, and the primary key has them so.
     return await rows(
         session,
-        f"""SELECT {_WINDOW_NOW} FROM api_key
+        f"""{_BELOW} SELECT {_WINDOW_NOW} FROM api_key
             WHERE account_id = :account_id AND (:all OR deleted_at IS NULL) AND (CAST(:after AS uuid) IS NULL OR id > :after) AND {_UNDER}
             ORDER BY id LIMIT :limit""",
         account_id=account_id, all=include_disabled, after=after, limit=limit, under=under,
@@ -290,7 +296,7 @@ async def newest_keys(
     request."""
     return await rows(
         session,
-        f"""SELECT {_WINDOW_NOW} FROM api_key
+        f"""{_BELOW} SELECT {_WINDOW_NOW} FROM api_key
             WHERE account_id = :account_id AND deleted_at IS NULL AND (:all OR disabled_at IS NULL) AND {_UNDER}
             ORDER BY id DESC LIMIT :limit OFFSET :offset""",
         account_id=account_id, all=include_disabled, limit=limit, offset=offset, under=under,

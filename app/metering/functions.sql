@@ -41,6 +41,16 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 
+-- The windows of the keys above a key, from the root down. A function of its own, as are the two below: most calls need none of
+-- it, and what stands in a statement is made ready for each of them.
+CREATE OR REPLACE FUNCTION meter_starts_above(p_key api_key, p_now timestamptz) RETURNS timestamptz[]
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN ARRAY (SELECT meter_window(k, p_now) FROM unnest(p_key.ancestor_ids) WITH ORDINALITY above (id, level)
+                  LEFT JOIN api_key k ON k.account_id = p_key.account_id AND k.id = above.id ORDER BY above.level);
+END $$;
+
+
 -- The same of a key's further windows, of which most keys have none.
 CREATE OR REPLACE FUNCTION meter_more_starts(p_key api_key, p_now timestamptz) RETURNS timestamptz[]
 LANGUAGE plpgsql STABLE AS $$
@@ -478,10 +488,7 @@ BEGIN
                a.ctid AS place, a.posted_nusd, a.held_nusd, a.entry_count, a.low_nusd, a.notice_mark_nusd,
                meter_window(k, v_now) AS key_window_start, k.ancestor_ids,
                k.ancestor_ids IS NOT NULL OR k.more_limits_nusd IS NOT NULL AS is_wide,
-               CASE WHEN k.ancestor_ids IS NOT NULL THEN ARRAY (
-                   SELECT meter_window(above, v_now) FROM unnest(k.ancestor_ids) WITH ORDINALITY up (id, level)
-                   LEFT JOIN api_key above ON above.account_id = u.account_id AND above.id = up.id ORDER BY up.level
-               ) END AS ancestor_starts,
+               CASE WHEN k.ancestor_ids IS NOT NULL THEN meter_starts_above(k, v_now) END AS ancestor_starts,
                h.ctid AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
                CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.is_there AND u.request_hash IS NOT NULL) THEN 'reuse'
                     WHEN e.is_there THEN 'repeat' ELSE 'charged' END AS verdict
