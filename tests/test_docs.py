@@ -156,7 +156,7 @@ async def test_every_operation_says_who_may_call_it_what_it_means_and_how_it_ref
     who = {f"{method} {path}": callers(operation) for path, method, operation in operations(contract)}
     assert who["POST /accounts/create"] == who["GET /health/live"] == ["no credential"]
     assert who["POST /topup/create/{method}"] == who["POST /credits/balance"] == ANYBODY
-    assert who["POST /keys"] == ANYBODY, "a key may make others below it"
+    assert who["POST /keys"] == ["credit id", "API key"], "a key may make others below it"
     assert who["GET /nwc-auto-topup"] == ["credit id"]
     assert who["POST /v1/meter/settle"] == ["service token"]
     assert who["GET /v1/meter/ext-authz"] == ["service token", "API key"]

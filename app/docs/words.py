@@ -87,7 +87,7 @@ CALLERS: Final[dict[str, tuple[tuple[Json, ...], tuple[type[AppError], ...]]]] =
     "admin": (({"adminToken": []},), (e.InvalidToken, e.MissingScope)),
     "owner": (({"creditId": []},), (e.InvalidCreditId, e.MissingScope)),
     "rotating": (({"creditId": []},), (e.InvalidCreditId, e.MissingScope)),
-    "manager": (_ACCOUNT, _NO_ACCOUNT),
+    "manager": (({"creditId": []}, *_ACCOUNT[:3]), _NO_ACCOUNT),
     "key": (({"apiKey": []}, {"xApiKey": []}, {"plainApiKey": []}), (e.InvalidApiKey, e.MissingScope)),
     "caller": (_ACCOUNT, _NO_ACCOUNT),
     "nostr": (({"nostrEvent": []}, {}), (e.InvalidToken,)),
