@@ -28,9 +28,13 @@ class LimitsReached:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def notice(self, account_id: uuid.UUID, key_id: uuid.UUID, refusal: AppError) -> None:
-        """A call of this key was refused for its limit. Takes microseconds, and never raises."""
+        """A call of this key was refused for its limit, or for that of a key above it, which is the one that is told of.
+
+        Takes microseconds, and never raises.
+        """
         said = refusal.metadata or {}
-        window = f"{said.get('limit_source')}/{said.get('reset_at')}/{bytes(said.get('limit_usd', b'')).decode()}"
+        key_id = uuid.UUID(said["limit_key_id"]) if "limit_key_id" in said else key_id
+        window = f"{said.get('limit_period')}/{said.get('reset_at')}/{bytes(said.get('limit_usd', b'')).decode()}"
         if (key_id, window) in self._told or len(self._tasks) >= _UNDER_WAY:
             return
         if len(self._told) >= _REMEMBERED:
