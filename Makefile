@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 N ?= 2
 TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) -rs --durations=10
 
-.PHONY: help setup run quick test check lint torture bench bench-gateway
+.PHONY: help setup run quick test check lint torture bench bench-gateway vendor
 
 help:
 	@echo "make setup    install the locked requirements and the command satmeter into .venv"
@@ -20,6 +20,7 @@ help:
 	@echo "make torture  the slow suites: crashes, real chains, a browser, long random runs"
 	@echo "make bench    the hot path beside pgbench"
 	@echo "make bench-gateway  the gateway beside its bare upstream"
+	@echo "make vendor   the pages' scripts and stylesheet from npm, as pinned; they are committed, nobody else needs this"
 
 setup: .venv/.runtime
 run: setup
@@ -61,3 +62,5 @@ bench: .venv/.dev
 	$(BIN)/python -m tests.bench $(BENCH)
 bench-gateway: .venv/.dev
 	$(BIN)/python -m tests.bench.gateway $(BENCH)
+vendor: .venv/bin/python
+	$(BIN)/python deploy/vendor.py

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 from litestar import Litestar, Request, Response, get
+from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from app import docs
+from app import console, docs
 from app.accounts import api as accounts
 from app.activity import api as activity
 from app.admin import api as admin
@@ -133,7 +134,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
             *activity.handlers, *openrouter.handlers,
             AutoTopupController, NoticesController,
             MeterController, ReportsController, ext_authz.door(on_app_error),
-            *admin.handlers, *audits.handlers, *pricing.handlers, *docs.handlers,
+            *admin.handlers, *audits.handlers, *pricing.handlers, *docs.handlers, console.router,
         ],
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
         | {name: Provide(giving_who_called(), sync_to_thread=False) for name in callers.names}
@@ -144,6 +145,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         request_max_body_size=MAX_BODY_BYTES,
         exception_handlers={AppError: on_app_error, HTTPException: on_http_error, Exception: on_defect},
         openapi_config=contract,
+        state=State({"settings": house.settings, "verifier": house.verifier, "services": house.services}),
         plugins=[contract.structs],
         lifespan=[_open(house, processes)],
         logging_config=None,

@@ -34,6 +34,8 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    cookies: tuple[str, ...] = ()
+    """Set-Cookie lines; of other headers there is one of a name."""
 
     @property
     def json(self) -> Any:
@@ -107,7 +109,8 @@ class Door:
 
         await self.app(cast("Any", scope), cast("Any", receive), send)
         headers_back = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start["headers"]}
-        return Answer(start["status"], headers_back, bytes(received))
+        cookies = tuple(value.decode("latin-1") for name, value in start["headers"] if name.lower() == b"set-cookie")
+        return Answer(start["status"], headers_back, bytes(received), cookies)
 
     async def race(self, asks: Iterable[Any]) -> list[Answer]:
         return list(await asyncio.gather(*asks))

@@ -63,6 +63,8 @@ class Settings:
     port: int
     public_url: str
     service_name: str
+    service_url: str
+    service_colour: str
     data_dir: Path
     database_url: str | None = field(repr=False)
     database_pooler: str
@@ -198,6 +200,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         port=port,
         public_url=_url(read.text("PUBLIC_URL", f"http://{_authority(host)}:{port}"), "PUBLIC_URL"),
         service_name=_name(read.text("SERVICE_NAME", "Satmeter"), "SERVICE_NAME"),
+        service_url=_url(read.text("SERVICE_URL", ""), "SERVICE_URL"),
+        service_colour=_colour(read.text("SERVICE_COLOUR", "#2f5bea"), "SERVICE_COLOUR"),
         data_dir=data_dir,
         database_url=read.text("DATABASE_URL", "") or None,
         database_pooler=read.choice("DATABASE_POOLER", POOLERS[0], POOLERS),
@@ -482,6 +486,12 @@ def _name(text: str, name: str) -> str:
     if len(text) > 60 or not text.isprintable():
         raise SettingsError(f"{name} must have at most 60 characters, all of them printable")
     return text
+
+
+def _colour(text: str, name: str) -> str:
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text, re.ASCII):
+        raise SettingsError(f"{name}={text!r} is not a colour such as #2f5bea")
+    return text.lower()
 
 
 def _url(text: str, name: str) -> str:

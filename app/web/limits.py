@@ -1,6 +1,6 @@
 """How many requests a minute: of a neighbourhood without a credential, of a credit id, of an API key, of a service token.
 
-A credential that proves nothing is a stranger's. Health, metrics and the backends' webhooks are not counted.
+A credential that proves nothing is a stranger's. Health, metrics, the pages' files and the backends' webhooks are not counted.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ from app.kernel.settings import Settings
 from app.web.callers import Known
 from app.web.guards import Guard
 
-_NOT_COUNTED: Final = ("/health/", "/metrics", "/webhooks/")
+_NOT_COUNTED: Final = ("/health/", "/metrics", "/webhooks/", "/console/static/")
 _MINUTE_SECONDS: Final = 60
 
 

@@ -83,7 +83,7 @@ def _ended(scope: Scope, start: Any, message: Any) -> tuple[Any, Any]:
     """An answer that is there as a whole."""
     headers: Headers = [(name.lower(), value) for name, value in start["headers"]]
     body, kind = message.get("body", b""), dict(headers).get(b"content-type", b"")
-    if not body or not _TEXT.match(kind):
+    if not body or not _TEXT.match(kind) or b"content-encoding" in dict(headers):
         return start, message
     if not body.endswith(b"\n"):
         body += b"\n"

@@ -13,7 +13,7 @@ from litestar.typing import FieldDefinition
 from app.kernel.errors import InvalidField
 from app.kernel.reading import uuid_in
 
-LENIENT: Final = re.compile("/$|/(webhooks|receipts|docs|openapi.json|llms.txt|metrics|health)(/|$)")
+LENIENT: Final = re.compile("/$|/(console|operator|webhooks|receipts|docs|openapi.json|llms.txt|metrics|health)(/|$)")
 """Pages, to which programs add what they follow people by; what monitors ask; and webhooks, which a backend must not lose.
 
 Everywhere else a parameter that is misspelt or not known is refused: the answer would be about something else.

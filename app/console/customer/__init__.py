@@ -1,0 +1,5 @@
+"""A customer's pages."""
+
+from app.console.customer import home
+
+handlers = (*home.handlers,)

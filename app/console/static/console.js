@@ -1,0 +1,90 @@
+/* What pages do beyond HTML: times in the viewer's zone, countdowns, copying, plots. Each thing by a data attribute; nothing
+   else of a page needs it. It runs again on what htmx brings in. */
+(() => {
+  "use strict";
+  const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+  const tooOld = 24 * 3600;
+
+  const local = (root) => {
+    for (const time of root.querySelectorAll("time[data-local]")) {
+      time.textContent = day.format(new Date(time.dateTime));
+    }
+  };
+
+  const left = (seconds) => {
+    if (seconds <= 0) return "over";
+    const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60];
+    return parts[0] ? `${parts[0]} h ${parts[1]} min` : `${parts[1]}:${String(parts[2]).padStart(2, "0")}`;
+  };
+
+  const countdown = () => {
+    for (const time of document.querySelectorAll("time[data-countdown]")) {
+      const until = new Date(time.dateTime);
+      const seconds = Math.round((until - Date.now()) / 1000);
+      time.textContent = seconds > tooOld ? day.format(until) : `${left(seconds)} (${day.format(until)})`;
+    }
+  };
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+    } catch {
+      const area = document.createElement("textarea");
+      area.value = button.dataset.copy;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+      button.focus();
+    }
+    const words = (button.dataset.words ??= button.textContent);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = words; }, 1500);
+  });
+
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("form[data-submits] *")) event.target.form.requestSubmit();
+  });
+
+  const colours = ["#3b6cf6", "#0c9a6c", "#d9822b", "#a855c7", "#d6455d", "#0e94a8", "#8b8f1f", "#7a7a88"];
+
+  /* Stacked bars: data-plot is {"labels": ["2026-11-28", …], "unit": "$", "series": [{"name": …, "values": [numbers]}]}. */
+  const plot = (box) => {
+    if (box.firstChild || !window.uPlot) return;
+    const given = JSON.parse(box.dataset.plot);
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const ink = dark ? "#a9a9b4" : "#5b5b66", line = dark ? "#3a3a42" : "#e2e2e8";
+    const xs = given.labels.map((_, index) => index);
+    const sums = xs.map(() => 0);
+    const stacked = given.series.map((each) => each.values.map((value, index) => (sums[index] += value)));
+    const bars = uPlot.paths.bars({ size: [0.7, 60] });
+    const series = given.series.map((each, index) => ({
+      label: each.name, fill: colours[index % colours.length], stroke: colours[index % colours.length], width: 0,
+      paths: bars, points: { show: false },
+      value: (_, __, ___, at) => (at == null ? "–" : given.unit + each.values[at].toLocaleString()),
+    }));
+    /* The highest first: each is drawn over the one behind it. */
+    const options = {
+      width: box.clientWidth, height: 240, cursor: { drag: { x: false } }, legend: { live: true },
+      scales: { x: { time: false, range: [-0.6, xs.length - 0.4] }, y: { range: (_, __, most) => [0, most * 1.1 || 1] } },
+      axes: [
+        { stroke: ink, grid: { show: false }, ticks: { stroke: line }, values: (_, at) => at.map((x) => given.labels[x] ?? "") },
+        { stroke: ink, grid: { stroke: line }, ticks: { stroke: line }, size: 70, values: (_, at) => at.map((y) => given.unit + y.toLocaleString()) },
+      ],
+      series: [{ label: "", value: (_, x) => given.labels[x] ?? "–" }, ...series.toReversed()],
+    };
+    const made = new uPlot(options, [xs, ...stacked.toReversed()], box);
+    new ResizeObserver(() => made.setSize({ width: box.clientWidth, height: 240 })).observe(box);
+  };
+
+  const prepare = (root) => {
+    local(root);
+    countdown();
+    for (const box of root.querySelectorAll("[data-plot]")) plot(box);
+  };
+  prepare(document);
+  document.addEventListener("htmx:after:swap", () => prepare(document));
+  setInterval(countdown, 1000);
+})();
