@@ -31,7 +31,7 @@ from app.topups.methods import method_named
 CONNECTS_PER_HOUR = 60
 MIN_THRESHOLD_NUSD = 5_000_000_000
 DEFAULT_NUSD = 10_000_000_000
-_SWITCHED_OFF = "The operator has switched auto top-ups off."
+SWITCHED_OFF = "The operator has switched auto top-ups off."
 _CANNOT_LOOK_UP = (
     "The wallet does not offer lookup_invoice over this connection: when an answer of its is lost, it cannot be asked"
     " whether it paid. Connect again with one that may look up invoices."
@@ -97,7 +97,7 @@ class ConnectionView(msgspec.Struct, frozen=True):
         return cls(
             enabled=enabled,
             state="active" if enabled else "paused",
-            pause_reason=PAUSES.get(connection["pause"] or "") or (None if is_on else _SWITCHED_OFF),
+            pause_reason=PAUSES.get(connection["pause"] or "") or (None if is_on else SWITCHED_OFF),
             threshold_usd=usd(connection["threshold_nusd"]),
             topup_amount_usd=usd(connection["topup_amount_nusd"]),
             max_per_day_usd=usd_or_null(connection["max_per_day_nusd"]),
@@ -151,7 +151,7 @@ class AutoTopupController(Controller):
         Use a connection of its own with a budget, that may pay invoices and look them up, and nothing more.
         """
         method_named(LIGHTNING.id, gateways.methods)
-        wish, uri = _wish(data), wallets.parse(data.nwc_url)
+        wish, uri = wish_of(data), wallets.parse(data.nwc_url)
         if (earlier := await once.claim(ConnectionAnswer)) is not None:
             return earlier
 
@@ -222,7 +222,7 @@ async def _view(session: AsyncSession, connection: Row, settings: Settings) -> C
     return ConnectionView.of(connection, last[0] if last else None, next_at, is_on=settings.nwc_auto_topup)
 
 
-def _wish(data: ConnectRequest) -> Wish:
+def wish_of(data: ConnectRequest) -> Wish:
     """Raises InvalidField, and AmountOutOfRange with what a Lightning top-up may be."""
     threshold_nusd = _usd(data.threshold_usd, "threshold_usd", DEFAULT_NUSD)
     if threshold_nusd < MIN_THRESHOLD_NUSD:

@@ -16,6 +16,8 @@ A form begins with `frame.guard()`: its token, and the name by which a second su
 answered by the POST itself. A refusal (AppError) becomes a page of its own (door.py); to keep what was typed, catch it and
 show `problem(error)` above the form.
 
+A query parameter may not be named as a credential of the API is asked for (key, caller, owner, admin, service, once …).
+
 The policy forbids style attributes, inline scripts and whatever is not ours: no `style=`, no `hx-on`, no `js:`, no
 trigger filters. A look is a class in static/console.css; a picture is a file or an inline `<svg>` without style; behaviour
 is in static/console.js, by data attributes (data-copy, data-local, data-countdown, data-plot …). Everything works without

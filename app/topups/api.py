@@ -232,7 +232,7 @@ async def create(
             wish,
             named or new_id(),
             finish,
-            _caps(settings),
+            caps_of(settings),
             joins=named is None,
             receipts=partial(receipt_url, settings),
         )
@@ -241,7 +241,7 @@ async def create(
         raise
 
 
-def _caps(settings: Settings) -> Caps:
+def caps_of(settings: Settings) -> Caps:
     return Caps(settings.topups_waiting, settings.topups_per_hour, settings.topups_once_paid)
 
 
@@ -289,7 +289,7 @@ async def claim_payment(
 ) -> TopupView:
     """Asks the payment backend at once about the payment with this hash, Lightning invoice or transaction id."""
     require_scope(caller, "topup")
-    proof = _proof(data)
+    proof = proof_of(data)
     if (earlier := await once.claim(TopupView)) is not None:
         return earlier
     try:
@@ -302,7 +302,7 @@ async def claim_payment(
     return answer
 
 
-def _proof(data: ClaimRequest) -> Proof:
+def proof_of(data: ClaimRequest) -> Proof:
     given: list[tuple[ProofKind, str | None]] = [
         ("payment_hash", data.payment_hash), ("lightning_invoice", data.lightning_invoice), ("txid", data.txid)
     ]  # fmt: skip

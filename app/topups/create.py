@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row, row, rows
-from app.kernel.errors import PaymentBackendUnavailable, RateLimitExceeded
+from app.kernel.errors import InvoiceNotFound, PaymentBackendUnavailable, RateLimitExceeded
 from app.kernel.logs import log
 from app.kernel.money import COIN_PLACES, CURRENCIES, decimal_of, units_of
 from app.kernel.ratelimit import count_or_refuse
@@ -393,6 +393,16 @@ async def read_topup(session: AsyncSession, account_id: uuid.UUID, topup_id: uui
         session, "SELECT * FROM topup WHERE account_id = :account_id AND id = :id", account_id=account_id, id=topup_id
     )
     assert found is not None
+    return found
+
+
+async def own_topup(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID) -> Row:
+    """The same for an id that somebody typed. Raises InvoiceNotFound, alike for a missing one and another account's."""
+    found = await row(
+        session, "SELECT * FROM topup WHERE account_id = :account_id AND id = :id", account_id=account_id, id=topup_id
+    )
+    if found is None:
+        raise InvoiceNotFound
     return found
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from htpy import Element, a, dd, div, dl, dt, p, small, table, tbody, td, th, thead, tr
+from htpy import Element, Node, a, dd, div, dl, dt, p, small, table, tbody, td, th, thead, tr
 from litestar import get
 from litestar.di import NamedDependency
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,11 +13,13 @@ from app.accounts.runway import Runway, read_runway
 from app.activity.calendar import moment_of
 from app.activity.daily import Days, spent_by_key
 from app.activity.history import Calls, calls
+from app.console.customer.topup import amount_form, first_offered
 from app.console.session import Customer
 from app.console.shell import Frame, Page, card, empty
 from app.console.words import about, count, dollars, moment
 from app.kernel.db import Database, Row
 from app.ledger.statement import Balance, balance
+from app.topups.gateway import Gateways
 
 BURN_DAYS: Final = 30
 _LAST: Final = 8
@@ -35,10 +37,11 @@ class Standing:
 
 @get("/console")
 async def home(
-    customer: NamedDependency[Customer], frame: NamedDependency[Frame], db: NamedDependency[Database]
-) -> Page:
+    customer: NamedDependency[Customer], frame: NamedDependency[Frame], db: NamedDependency[Database],
+    gateways: NamedDependency[Gateways],
+) -> Page:  # fmt: skip
     found = await db.transaction(lambda session: read_standing(session, customer, datetime.now(UTC)))
-    return frame.answer("Home", *home_page(found, customer))
+    return frame.answer("Home", *home_page(found, customer, frame, gateways))
 
 
 async def read_standing(session: AsyncSession, customer: Customer, now: datetime) -> Standing:
@@ -55,11 +58,11 @@ async def read_standing(session: AsyncSession, customer: Customer, now: datetime
     return Standing(figures, lasts, burn, last)
 
 
-def home_page(found: Standing, customer: Customer) -> tuple[Element | None, ...]:
-    return _low(found, customer), _figures(found), _last_calls(found)
+def home_page(found: Standing, customer: Customer, frame: Frame, gateways: Gateways) -> tuple[Element | None, ...]:
+    return _low(found, customer, frame, gateways), _figures(found), _last_calls(found)
 
 
-def _low(found: Standing, customer: Customer) -> Element | None:
+def _low(found: Standing, customer: Customer, frame: Frame, gateways: Gateways) -> Element | None:
     """What to do where a call may soon be refused."""
     if found.figures is None or found.lasts is None or not customer.may("topup"):
         return None
@@ -71,14 +74,18 @@ def _low(found: Standing, customer: Customer) -> Element | None:
     if not (is_empty or is_low):
         return None
     said = "There is nothing to spend: calls are refused until you top up." if is_empty else "The balance is low."
-    return div(class_="banner")[p[said], a(href="/console/topup", class_="button")["Top up"]]
+    return card(
+        div(class_="banner")[p[said]],
+        amount_form(frame, first_offered(gateways)),
+        p[a(href="/console/topup")["Other ways to pay"]],
+    )
 
 
 def _figures(found: Standing) -> Element:
-    shown: list[tuple[str, Element | str, str]] = []
+    shown: list[tuple[str, Node, Node]] = []
     if found.figures is not None:
-        shown.append(("Balance", about(found.figures.posted_nusd), "USD"))
-        shown.append(("Held by calls in flight", about(found.figures.held_nusd), f"{dollars(found.figures.available_nusd)} may be spent now"))  # fmt: skip
+        shown.append(("Balance", about(found.figures.posted_nusd), "on your account"))
+        shown.append(("Held by calls in flight", about(found.figures.held_nusd), [about(found.figures.available_nusd), " may be spent now"]))  # fmt: skip
     if found.lasts is not None:
         shown.append(("Runway", _runway(found.lasts), "at the pace of the last 7 days"))
     if found.burn_nusd is not None:

@@ -44,6 +44,14 @@
     setTimeout(() => { button.textContent = words; }, 1500);
   });
 
+  /* A second click sends nothing; the server would take it for the first again. */
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (form.dataset.sent) return event.preventDefault();
+    form.dataset.sent = "yes";
+    setTimeout(() => { delete form.dataset.sent; }, 5000);
+  });
+
   document.addEventListener("change", (event) => {
     if (event.target.matches("form[data-submits] *")) event.target.form.requestSubmit();
   });
@@ -79,10 +87,22 @@
     new ResizeObserver(() => made.setSize({ width: box.clientWidth, height: 240 })).observe(box);
   };
 
+  /* A connection's QR code from a picture, where the browser can read one. */
+  const scan = (input) => {
+    if (!("BarcodeDetector" in window) || input.dataset.ready) return;
+    input.dataset.ready = "yes";
+    input.hidden = false;
+    input.addEventListener("change", async () => {
+      const [found] = await new BarcodeDetector({ formats: ["qr_code"] }).detect(await createImageBitmap(input.files[0]));
+      if (found) input.form.elements[input.dataset.scan].value = found.rawValue;
+    });
+  };
+
   const prepare = (root) => {
     local(root);
     countdown();
     for (const box of root.querySelectorAll("[data-plot]")) plot(box);
+    for (const input of root.querySelectorAll("[data-scan]")) scan(input);
   };
   prepare(document);
   document.addEventListener("htmx:after:swap", () => prepare(document));

@@ -1,0 +1,388 @@
+"""Keys: the tree of them with how much of their limits is used; each can be made, shown, changed, switched off and revoked."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from htpy import (
+    Element,
+    Node,
+    a,
+    button,
+    code,
+    dd,
+    details,
+    div,
+    dl,
+    dt,
+    h3,
+    header,
+    li,
+    option,
+    p,
+    progress,
+    select,
+    span,
+    summary,
+    ul,
+)  # fmt: skip
+from htpy import (
+    form as form_,
+)
+from htpy import (
+    input as input_,
+)
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.activity.calendar import moment_of
+from app.activity.history import Calls, calls
+from app.console.forms import Form
+from app.console.session import Customer
+from app.console.shell import SAID, Frame, Page, card, empty, labelled, problem
+from app.console.signing import download, secret
+from app.console.words import dollars, moment
+from app.kernel.db import Database, Row
+from app.kernel.errors import AppError, KeyNotFound
+from app.kernel.logs import log
+from app.kernel.pages import from_cursor, to_cursor
+from app.kernel.reading import read as read_json
+from app.kernel.reading import uuid_in
+from app.kernel.security import UnsealError
+from app.keys.api import KeyRequest, new_key, wanted_changes
+from app.keys.issue import SCOPES, Keyring, change, issue, list_keys, read, revoke
+
+SAID.update(
+    {
+        "key-revoked": "The key is revoked: it is refused from now on.",
+        "key-changed": "The key is changed.",
+        "key-off": "The key is switched off. Switch it on again whenever you like.",
+        "key-on": "The key is switched on.",
+    }
+)
+_PAGE: Final = 25
+_PERIODS: Final = (("", "never"), ("daily", "every day"), ("weekly", "every Monday"), ("monthly", "every month"))
+_PERIOD_OF: Final = {"day": "daily", "week": "weekly", "month": "monthly"}
+_SCOPE_WORDS: Final = {"spend": "spend", "balance": "see the balance", "topup": "top up", "activity": "see activity", "keys": "make keys"}  # fmt: skip
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """A new key's secret, shown to its owner now."""
+
+    key_id: UUID
+    name: str
+    secret: str
+
+
+@get("/console/keys")
+async def keys(
+    customer: NamedDependency[Customer], frame: NamedDependency[Frame], db: NamedDependency[Database],
+    cursor: FromQuery[str | None] = None, revoked: FromQuery[bool] = False,
+) -> Page:  # fmt: skip
+    if not customer.is_owner:
+        return frame.answer("Keys", _needs_the_credit_id())
+    found, last_used, following = await _listed(db, customer.caller.account_id, cursor, revoked=revoked)
+    return frame.answer("Keys", list_page(found, last_used, revoked=revoked, cursor=following), _create_card(frame))
+
+
+@post("/console/keys")
+async def create(
+    customer: NamedDependency[Customer], form: NamedDependency[Form], frame: NamedDependency[Frame],
+    keyring: NamedDependency[Keyring],
+) -> Page:  # fmt: skip
+    """Make a key and show it. Sent twice it is one."""
+    if not customer.is_owner:
+        return frame.answer("Keys", _needs_the_credit_id(), status=403)
+
+    async def effect(session: AsyncSession) -> Issued:
+        made, shown = await issue(session, keyring, customer.caller.account_id, new)
+        return Issued(made["id"], made["name"], shown)
+
+    try:
+        new = new_key(asked(form))
+        issued = await form.once.do(Issued, effect)
+    except AppError as error:
+        return frame.answer("Keys", problem(error), _create_card(frame, form), status=error.status)
+    return frame.answer("Your new key", _issued(issued, keyring))
+
+
+@get("/console/keys/{key_id:str}")
+async def key(
+    customer: NamedDependency[Customer], frame: NamedDependency[Frame], db: NamedDependency[Database],
+    keyring: NamedDependency[Keyring], key_id: FromPath[str],
+) -> Page:  # fmt: skip
+    found = await db.transaction(lambda session: read(session, _owners(customer), _id(key_id)))
+    return frame.answer(found["name"], *key_page(frame, found, keyring))
+
+
+@post("/console/keys/{key_id:str}")
+async def act(
+    customer: NamedDependency[Customer], form: NamedDependency[Form], frame: NamedDependency[Frame],
+    db: NamedDependency[Database], keyring: NamedDependency[Keyring], key_id: FromPath[str],
+) -> Page:  # fmt: skip
+    """Reveal, change, switch off or on, revoke: what the button says."""
+    account_id, wanted = _owners(customer), _id(key_id)
+
+    async def changed(changes: dict[str, Any]) -> Row:
+        return await db.transaction(lambda session: change(session, keyring, account_id, wanted, changes))
+
+    match form.text("act"):
+        case "reveal":
+            found = await db.transaction(lambda session: read(session, account_id, wanted))
+            return frame.answer(found["name"], _revealed(found, keyring, account_id), *key_page(frame, found, keyring))
+        case "off" | "on" as act:
+            await changed({"is_disabled": act == "off"})
+            return frame.see(f"/console/keys/{wanted}", f"key-{act}")
+        case "revoke":
+            await db.transaction(lambda session: revoke(session, keyring, account_id, wanted))
+            return frame.see("/console/keys", "key-revoked")
+        case _:
+            try:
+                await changed(wanted_changes(asked(form)))
+            except AppError as error:
+                found = await db.transaction(lambda session: read(session, account_id, wanted))
+                return frame.answer(
+                    found["name"], problem(error), *key_page(frame, found, keyring), status=error.status
+                )
+            return frame.see(f"/console/keys/{wanted}", "key-changed")
+
+
+def asked(form: Form) -> KeyRequest:
+    """The form as the API would have been asked. Raises InvalidField."""
+    scopes = list(form.texts("scopes"))
+    models = form.text("allowed_models").replace(",", " ").split()
+    expires = form.text("expire_at")
+    minute = form.text("requests_per_minute")
+    wanted: dict[str, Any] = {
+        "name": form.text("name"),
+        "usage_limit_usd": form.number("usage_limit_usd"),
+        "reset_period": form.text("reset_period") or None,
+        "expire_at": f"{expires}T23:59:59Z" if expires else None,
+        "scopes": scopes if scopes and set(scopes) != set(SCOPES) else None,
+        "allowed_models": models or None,
+        "max_usd_per_call": form.number("max_usd_per_call"),
+        "requests_per_minute": int(minute) if minute.isdecimal() and len(minute) < 12 else minute or None,
+    }
+    return read_json(msgspec.json.encode(wanted), KeyRequest)  # type: ignore[no-any-return]
+
+
+async def _listed(
+    db: Database, account_id: UUID, cursor: str | None, *, revoked: bool
+) -> tuple[list[Row], dict[UUID, datetime], str | None]:
+    after = from_cursor(cursor, tuple[UUID])
+
+    async def work(session: AsyncSession) -> tuple[list[Row], dict[UUID, datetime]]:
+        found = await list_keys(session, account_id, _PAGE + 1, after[0] if after else None, include_disabled=revoked)
+        last = [
+            await calls(session, account_id, Calls(key_id=each["id"]), limit=1)
+            for each in found[:_PAGE]
+            if each["lifetime_nusd"]
+        ]
+        return found, {each[0]["key_id"]: moment_of(each[0]["id"]) for each in last if each}
+
+    found, last_used = await db.transaction(work)
+    return found[:_PAGE], last_used, to_cursor(found[_PAGE - 1]["id"]) if len(found) > _PAGE else None
+
+
+def _owners(customer: Customer) -> UUID:
+    """The account whose keys may be managed. Raises KeyNotFound for who signed in with a key."""
+    if not customer.is_owner:
+        raise KeyNotFound("Keys are managed with the credit id: sign in with it.")
+    return customer.caller.account_id
+
+
+def _id(text: str) -> UUID:
+    found = uuid_in(text)
+    if found is None:
+        raise KeyNotFound
+    return found
+
+
+# --- pages ------------------------------------------------------------------------------------------
+
+
+def list_page(found: Sequence[Row], last_used: dict[UUID, datetime], *, revoked: bool, cursor: str | None) -> Element:
+    return card(
+        _branch(found, last_used, None) if found else empty("No key yet. Make one below, and call with it."),
+        div(class_="acts")[
+            cursor and a(href=f"/console/keys?cursor={cursor}{'&revoked=true' if revoked else ''}")["More keys"],
+            a(href="/console/keys" if revoked else "/console/keys?revoked=true")["Hide revoked keys" if revoked else "Show revoked keys too"],
+        ],
+    )  # fmt: skip
+
+
+def _branch(found: Sequence[Row], last_used: dict[UUID, datetime], parent: UUID | None) -> Element:
+    """Keys below this one, each with its own below it; one whose parent is on another page stands at the root."""
+    here = {each["id"] for each in found}
+    mine = [each for each in found if (each.get("parent_id") if each.get("parent_id") in here else None) == parent]
+    below = {each.get("parent_id") for each in found}
+    return ul(class_="tree")[
+        (li[_key(each, last_used.get(each["id"])), each["id"] in below and _branch(found, last_used, each["id"])] for each in mine)
+    ]  # fmt: skip
+
+
+def _key(each: Row, used_at: datetime | None) -> Element:
+    return div(class_="key")[
+        header[h3[a(href=f"/console/keys/{each['id']}")[each["name"]]], code[each["preview"]], state(each)],
+        limit_bar(each),
+        p(class_="quiet")[
+            f"{dollars(each['lifetime_nusd'])} spent in all. ",
+            ("Last used ", moment(used_at), ". ") if used_at else "Not used yet. ",
+            each["expire_at"] and ("Expires ", moment(each["expire_at"]), "."),
+        ],
+    ]
+
+
+def state(each: Row) -> Element:
+    if each["deleted_at"] is not None:
+        return span(class_="pill bad")["Revoked"]
+    if each["expire_at"] is not None and each["expire_at"] <= datetime.now(UTC):
+        return span(class_="pill bad")["Expired"]
+    return span(class_="pill wait")["Off"] if each["disabled_at"] is not None else span(class_="pill good")["On"]
+
+
+def limit_bar(each: Row) -> Node:
+    """How much of its limit is used, and when that begins anew."""
+    if each["limit_nusd"] is None:
+        return p(class_="quiet")["No limit of its own: it may spend what is on the account."]
+    used, limit = each["window_usage_nusd"], each["limit_nusd"]
+    words = f"{dollars(used)} of {dollars(limit)} used"
+    return div[
+        progress(value=str(min(used, limit)), max=str(limit), aria_label=words),
+        p(class_="quiet")[words, each["reset_at"] is not None and ("; begins anew in ", moment(each["reset_at"], counts_down=True))],
+    ]  # fmt: skip
+
+
+def key_page(frame: Frame, found: Row, keyring: Keyring) -> tuple[Element, ...]:
+    told = card(
+        dl(class_="facts")[
+            dt["Key"], dd[code[found["preview"]], " ", state(found)],
+            dt["Made"], dd[moment(found["created_at"])],
+            dt["Spent in all"], dd[dollars(found["lifetime_nusd"])],
+            dt["Held now"], dd[dollars(found["held_nusd"])],
+            dt["May"], dd[", ".join(_SCOPE_WORDS.get(each, each) for each in found["scopes"] or SCOPES)],
+            dt["Models"], dd[", ".join(found["allowed_models"] or ()) or "all"],
+        ],
+        limit_bar(found),
+        p[a(href=f"/console/activity?key_id={found['id']}")["Its activity"]],
+    )  # fmt: skip
+    if found["deleted_at"] is not None:
+        return (told,)
+    return told, _change_card(frame, found), _acts_card(frame, found, keyring)
+
+
+def _acts_card(frame: Frame, found: Row, keyring: Keyring) -> Element:
+    address, is_off = f"/console/keys/{found['id']}", found["disabled_at"] is not None
+
+    def does(act: str, words: str, class_: str = "outline") -> Element:
+        return form_(method="post", action=address)[
+            frame.guard(), input_(type="hidden", name="act", value=act), button(class_=class_)[words]
+        ]
+
+    return card(
+        div(class_="acts")[
+            keyring.reveal and found["sealed_secret"] is not None and does("reveal", "Show the key"),
+            does("on", "Switch on") if is_off else does("off", "Switch off"),
+        ],
+        details[summary["Revoke this key…"], p["It is refused at once, and this cannot be undone."], does("revoke", "Revoke it", "danger")],
+    )  # fmt: skip
+
+
+def _change_card(frame: Frame, found: Row) -> Element:
+    return card(
+        details[
+            summary["Change it"],
+            form_(method="post", action=f"/console/keys/{found['id']}")[
+                frame.guard(), input_(type="hidden", name="act", value="change"), *_fields(_as_filled(found)), button["Save"]
+            ],
+        ]
+    )  # fmt: skip
+
+
+def _create_card(frame: Frame, form: Form | None = None) -> Element:
+    filled = {name: form.text(name) for name in form.fields} if form is not None else {}
+    return card(
+        form_(method="post", action="/console/keys")[frame.guard(), *_fields(filled), button["Make a key"]],
+        title="A new key",
+    )
+
+
+def _as_filled(found: Row) -> dict[str, str]:
+    return {
+        "name": found["name"],
+        "usage_limit_usd": _plain(found["limit_nusd"]),
+        "reset_period": _PERIOD_OF.get(found["reset_period"] or "", ""),
+        "expire_at": found["expire_at"].strftime("%Y-%m-%d") if found["expire_at"] else "",
+        "max_usd_per_call": _plain(found["call_limit_nusd"]),
+        "requests_per_minute": str(found["requests_per_minute"] or ""),
+        "allowed_models": " ".join(found["allowed_models"] or ()),
+        "scopes": " ".join(found["scopes"] or ()),
+    }
+
+
+def _plain(amount_nusd: int | None) -> str:
+    return "" if amount_nusd is None else dollars(amount_nusd).removeprefix("$").replace(",", "")
+
+
+def _fields(filled: dict[str, str]) -> tuple[Element, ...]:
+    def text(name: str, **more: Any) -> Node:
+        return input_(name=name, value=filled.get(name, ""), autocomplete="off", **more)
+
+    allowed = filled.get("scopes", "").split() or SCOPES
+    return (
+        labelled("Name", text("name", required=True, maxlength="60"), "1 to 25 characters, no other live key's"),
+        div(class_="row")[
+            labelled("Limit in USD", text("usage_limit_usd", inputmode="decimal"), "empty: none of its own"),
+            labelled(
+                "The limit begins anew",
+                select(name="reset_period")[(option(value=value, selected=value == filled.get("reset_period", ""))[words] for value, words in _PERIODS)],
+            ),
+        ],
+        details[
+            summary["More limits"],
+            div(class_="row")[
+                labelled("At most per call, in USD", text("max_usd_per_call", inputmode="decimal")),
+                labelled("Requests a minute", text("requests_per_minute", inputmode="numeric")),
+                labelled("Expires after (UTC day)", text("expire_at", type="date")),
+            ],
+            labelled("Only these models", text("allowed_models", maxlength="2000"), "names with spaces between; empty: all"),
+            div(class_="acts", role="group", aria_label="It may")[
+                (
+                    labelled(_SCOPE_WORDS[scope], input_(type="checkbox", name="scopes", value=scope, checked=scope in allowed))
+                    for scope in SCOPES
+                )
+            ],
+        ],
+    )  # fmt: skip
+
+
+def _issued(issued: Issued, keyring: Keyring) -> Element:
+    return card(
+        p["Keep it: it is shown now", "." if not keyring.reveal else ", and whenever you ask for it."],
+        secret(issued.name, issued.secret),
+        div(class_="acts")[
+            download("api-key.txt", f"{issued.secret}\n"), a(href="/console/keys", class_="button")["All keys"]
+        ],
+    )
+
+
+def _revealed(found: Row, keyring: Keyring, account_id: UUID) -> Element:
+    try:
+        shown = keyring.open(found["sealed_secret"], account_id, found["id"])
+    except UnsealError:
+        log.error("key.secret_unreadable", account_id=str(account_id), key_id=str(found["id"]))
+        shown = None
+    if shown is None:
+        return card(p["This key cannot be shown: it was kept nowhere that can be read. It works as before."])
+    return card(secret(found["name"], shown))
+
+
+def _needs_the_credit_id() -> Element:
+    return card(empty("You are signed in with a key. Keys are managed with the credit id: sign out, and in with it."))
+
+
+handlers: Final = (keys, create, key, act)

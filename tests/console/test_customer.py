@@ -1,0 +1,215 @@
+"""A customer's pages: what a credential may see there, what a second submit does, and that nothing secret stands in them."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from tests.console.street import Visitor, hidden_of
+from tests.door import JSON, Door
+from tests.rig import Customer
+
+PAGES = (
+    "/console", "/console/topup", "/console/keys", "/console/activity", "/console/autotopup", "/console/account",
+)  # fmt: skip
+WAIT_SECONDS = 20
+
+
+async def signed_in(door: Door, usd: str = "0") -> tuple[Customer, Visitor]:
+    customer, visitor = await door.customer(usd), Visitor(door)
+    await visitor.sign_in(customer.credit_id)
+    return customer, visitor
+
+
+async def a_key(door: Door, customer: Customer, **wanted: Any) -> Any:
+    import json
+
+    owner = {"x-credit-id": customer.credit_id} | JSON
+    return (await door.ask("POST", "/keys", owner, json.dumps({"name": "narrow"} | wanted).encode())).json["data"]
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_every_page_needs_a_session_and_shows_no_secret(door: Door, path: str) -> None:
+    assert (await Visitor(door).get(path)).headers["location"] == "/console/sign-in"
+    customer, visitor = await signed_in(door)
+    page = await visitor.get(path)
+    assert page.status == 200
+    text = page.body.decode()
+    assert customer.credit_id not in text
+    assert customer.api_key not in text
+    assert not re.search(r"<[^>]*\s(style|on[a-z]+)=", text)
+
+
+async def test_a_key_sees_what_its_scopes_allow_and_no_more(door: Door) -> None:
+    customer = await door.customer("10")
+    key = await a_key(door, customer, scopes=["balance"])
+    visitor = Visitor(door)
+    await visitor.sign_in(key["api_key"])
+    assert "$10.00" in (await visitor.get("/console")).body.decode()
+    for path in ("/console/topup", "/console/activity", "/console/activity.csv", f"/console/charges/{key['_id']}"):
+        answer = await visitor.get(path)
+        assert answer.status == 403, path
+        assert "scope" in answer.body.decode()
+    spender = await a_key(door, customer, name="spender", scopes=["spend"])
+    other = Visitor(door)
+    await other.sign_in(spender["api_key"])
+    page = (await other.get("/console")).body.decode()
+    assert "$10.00" not in page
+    assert "sign in with the credit id" in page
+
+
+async def test_a_key_manages_neither_keys_nor_wallets_nor_the_account(door: Door) -> None:
+    customer = await door.customer()
+    visitor = Visitor(door)
+    await visitor.sign_in(customer.api_key)
+    token = hidden_of((await visitor.get("/console")).body.decode(), "/console/sign-out")
+    for path, fields in (
+        ("/console/keys", {"name": "x"}), ("/console/autotopup", {"nwc_url": "x"}), ("/console/autotopup/disconnect", {}),
+        ("/console/account/rotate", {}), ("/console/account/close", {"sure": "close"}),
+    ):  # fmt: skip
+        assert (await visitor.post(path, token | fields)).status == 403, path
+    assert "Default" not in (await visitor.get("/console/keys")).body.decode()
+    assert (await door.ask("GET", "/credits/balance", {"x-credit-id": customer.credit_id})).status == 200
+
+
+async def test_a_key_is_made_once_however_often_its_form_is_sent(door: Door) -> None:
+    customer, visitor = await signed_in(door)
+    fields = hidden_of((await visitor.get("/console/keys")).body.decode(), "/console/keys") | {
+        "name": "laptop", "usage_limit_usd": "2.50", "reset_period": "weekly",
+    }  # fmt: skip
+    answers = [await visitor.post("/console/keys", fields) for _ in range(3)]
+    shown = {re.findall(r"sk-\w{49}", answer.body.decode())[0] for answer in answers}
+    assert len(shown) == 1
+    listed = (await door.ask("GET", "/keys", {"x-credit-id": customer.credit_id})).json["data"]
+    (made,) = [key for key in listed if key["name"] == "laptop"]
+    assert (made["usage_limit_usd"], made["reset_period"]) == (2.5, "weekly")
+    assert shown.pop() not in (await visitor.get("/console/keys")).body.decode()
+
+
+async def test_what_a_key_may_not_be_is_told_above_the_form_and_kept_in_it(door: Door) -> None:
+    _, visitor = await signed_in(door)
+    for wrong, words in (
+        ({"name": ""}, "name must have"), ({"name": "Default"}, "named"), ({"name": "x", "usage_limit_usd": "-1"}, "usage_limit_usd"),
+        ({"name": "x", "reset_period": "daily"}, "needs usage_limit_usd"), ({"name": "x", "requests_per_minute": "many"}, "requests_per_minute"),
+        ({"name": "x", "expire_at": "2020-01-01"}, "future"), ({"name": "x", "scopes": "everything"}, "scopes"),
+    ):  # fmt: skip
+        answer = await visitor.submit("/console/keys", "/console/keys", **wrong)
+        assert answer.status in (409, 422), wrong
+        assert words in answer.body.decode(), wrong
+        assert 'role="alert"' in answer.body.decode()
+
+
+async def test_a_key_is_revealed_switched_off_and_revoked_by_its_page(door: Door) -> None:
+    customer, visitor = await signed_in(door)
+    key = await a_key(door, customer, name="mine")
+    page = f"/console/keys/{key['_id']}"
+    assert key["api_key"] in (await visitor.submit(page, page, act="reveal")).body.decode()
+    await visitor.submit(page, page, act="off")
+    assert (await door.ask("GET", "/credits/balance", {"Authorization": f"Bearer {key['api_key']}"})).status == 401
+    await visitor.submit(page, page, act="on")
+    assert (await door.ask("GET", "/credits/balance", {"Authorization": f"Bearer {key['api_key']}"})).status == 200
+    await visitor.submit(page, page, act="revoke")
+    assert (await door.ask("GET", "/credits/balance", {"Authorization": f"Bearer {key['api_key']}"})).status == 401
+
+
+async def test_another_accounts_things_are_not_there(door: Door) -> None:
+    stranger = await door.customer("10")
+    key = await a_key(door, stranger)
+    await door.rig.topup(stranger, "10")
+    topup_id = await _newest_topup(door)
+    _, visitor = await signed_in(door)
+    for path in (
+        f"/console/keys/{key['_id']}", f"/console/topups/{topup_id}", f"/console/topups/{topup_id}/qr.svg",
+        f"/console/topups/{topup_id}/live", "/console/topups/x", "/console/keys/x", f"/console/charges/{key['_id']}",
+    ):  # fmt: skip
+        assert (await visitor.get(path)).status == 404, path
+
+
+async def test_a_top_up_is_made_once_paid_and_told_live_until_it_is_over(door: Door) -> None:
+    _, visitor = await signed_in(door)
+    fields = hidden_of((await visitor.get("/console/topup?method=btc")).body.decode(), "/console/topup") | {
+        "pick": "USD:25"
+    }
+    answers = [await visitor.post("/console/topup", fields) for _ in range(3)]
+    (address,) = {answer.headers["location"] for answer in answers}
+    page = (await visitor.get(address)).body.decode()
+    assert "Waiting for payment" in page
+    qr = await visitor.get(f"{address}/qr.svg")
+    assert (qr.status, qr.headers["content-type"]) == (200, "image/svg+xml")
+    jar = {"Cookie": "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())}
+    telling = asyncio.create_task(door.rig.client.get(f"{address}/live", headers=jar))
+    invoice_id = next(iter(door.rig.btcpay.invoices))
+    door.rig.btcpay.pay(invoice_id)
+    await door.rig.deliver(invoice_id)
+    await door.rig.process()
+    told = await asyncio.wait_for(telling, WAIT_SECONDS)
+    assert told.headers["content-type"].startswith("text/event-stream")
+    assert told.content.endswith(b"event: over\ndata: over\n\n")
+    assert b"$25.00 was added to your balance" in told.content
+    assert "Paid" in (await visitor.get("/console/topup")).body.decode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"amount": "1"}, "takes 10 to 10000 USD"), ({"amount": "1e3"}, "decimal"), ({}, "decimal"), ({"pick": "SATS:100"}, "not"),
+        ({"amount": "10", "currency": "EUR"}, "EUR"), ({"amount": "٣"}, "decimal"),
+    ],
+)  # fmt: skip
+async def test_an_amount_that_cannot_be_paid_is_told_above_the_form(
+    door: Door, fields: dict[str, str], words: str
+) -> None:
+    _, visitor = await signed_in(door)
+    answer = await visitor.submit("/console/topup?method=btc", "/console/topup", **fields)
+    assert answer.status == 422
+    assert words in answer.body.decode()
+    assert door.rig.btcpay.created == 0
+
+
+async def test_a_charge_is_explained_to_the_nano_dollar_and_activity_adds_up(door: Door) -> None:
+    customer, visitor = await signed_in(door, "10")
+    await door.rig.meter("charge", request_id="one", api_key=customer.api_key, cost_usd="0.000045678")
+    home = (await visitor.get("/console")).body.decode()
+    address = re.findall(r'href="(/console/charges/[0-9a-f-]+)"', home)
+    assert "$0.000045678" in home
+    page = (await visitor.get(address[0])).body.decode()
+    assert page.count("$0.000045678") >= 3
+    for metric in ("cost", "calls", "input", "output"):
+        for by in ("model", "key"):
+            answer = await visitor.get(f"/console/activity?metric={metric}&by={by}&period=7")
+            assert answer.status == 200
+            assert "$0.000045678" in answer.body.decode()
+    csv = await visitor.get("/console/activity.csv?period=7")
+    assert csv.headers["content-type"].startswith("text/csv")
+    assert "0.000045678" in csv.body.decode()
+    for odd in ("metric=x", "by=x", "period=1", "key_id=x", "cursor=x"):
+        assert (await visitor.get(f"/console/activity?{odd}")).status == 422, odd
+
+
+async def test_another_credit_id_is_shown_once_and_ends_the_other_sessions(door: Door) -> None:
+    customer, visitor = await signed_in(door)
+    other = Visitor(door)
+    await other.sign_in(customer.credit_id)
+    answer = await visitor.submit("/console/account", "/console/account/rotate")
+    (found,) = re.findall(r"<code>([0-9a-f-]{36})</code>", answer.body.decode())
+    assert found != customer.credit_id
+    assert (await door.ask("GET", "/credits/balance", {"x-credit-id": found})).status == 200
+    assert (await visitor.get("/console/account")).status == 200
+
+
+async def test_an_account_is_closed_only_by_who_means_it_and_with_nothing_on_it(door: Door) -> None:
+    _, rich = await signed_in(door, "10")
+    answer = await rich.submit("/console/account", "/console/account/close", sure="close")
+    assert (answer.status, "nothing on it" in answer.body.decode()) == (422, True)
+    customer, visitor = await signed_in(door)
+    assert (await visitor.submit("/console/account", "/console/account/close", sure="yes")).status == 422
+    gone = await visitor.submit("/console/account", "/console/account/close", sure="close")
+    assert gone.headers["location"] == "/console/sign-in?said=closed"
+    assert (await door.ask("GET", "/credits/balance", {"x-credit-id": customer.credit_id})).status == 401
+
+
+async def _newest_topup(door: Door) -> str:
+    found = await door.rig.house.db.one("SELECT id FROM topup ORDER BY created_at DESC LIMIT 1", {})
+    assert found is not None
+    return str(found["id"])
