@@ -182,6 +182,9 @@ def _run(settings: Settings, args: argparse.Namespace) -> int:
             _say("\nSatmeter's jobs are running.")
             return
         _say(f"\nSatmeter is running at {settings.public_url}   (API: {settings.public_url}/docs)")
+        _say(
+            f"Pages:  {_console_url(settings)} (customers)   {settings.public_url}/operator (you, with an admin token)"
+        )
         if settings.uses_sandbox:
             _say(f"Sandbox BTCPay, no real money:  {settings.sandbox_url}")
         if has_gateway(settings):
@@ -207,7 +210,9 @@ def _introduce(settings: Settings, url: str, is_stopping: Callable[[], bool]) ->
             demo, left = asyncio.run(_with_house(settings, url, lambda house: _make_demo(settings, house))), None
         # One from before there was a wallet has no URL of it; and its relay moves with SANDBOX_PORT.
         nwc_url = asyncio.run(wallet_url(settings.sandbox_url))
-        demo = msgspec.structs.replace(demo, nwc_url=nwc_url, gateway_url=gateways.public_url())
+        demo = msgspec.structs.replace(
+            demo, nwc_url=nwc_url, gateway_url=gateways.public_url(), console_url=_console_url(settings)
+        )
         private_write(path, msgspec.json.encode(demo).decode())
     except Exception as error:  # noqa: BLE001 - a door: the service runs on without its demo
         if is_stopping():
@@ -236,6 +241,9 @@ A demo account, {funds}:
   credit id      {demo.credit_id}
   API key        {demo.api_key}
   service token  {demo.service_token}
+  admin token    {demo.admin_token}
+
+Look: {demo.console_url} signs in with the credit id, {demo.base_url}/operator with the admin token.
 
 Paste these:
 
@@ -274,7 +282,12 @@ async def _make_demo(settings: Settings, house: House) -> Demo:
         admin_token=await create_token(house.db, settings.pepper, "admin", name),
         nwc_url=await wallet_url(settings.sandbox_url),
         gateway_url=gateways.public_url(),
+        console_url=_console_url(settings),
     )
+
+
+def _console_url(settings: Settings) -> str:
+    return f"{settings.public_url}/console"
 
 
 def _demo(settings: Settings, args: argparse.Namespace) -> int:

@@ -111,6 +111,7 @@ def test_demo_prints_eight_names_and_they_work(program: Program, demo: dict[str,
         "admin_token",
         "nwc_url",
         "gateway_url",
+        "console_url",
     ]
     assert list(demo) == names
     assert demo["base_url"] == program.base_url

@@ -18,11 +18,11 @@ from app.console.forms import Form, payer_of, read_form
 from app.console.session import Customer, Operator, Role, Session, SignedOut, end_cookie, read_session
 from app.console.shell import HEADERS, Frame, Page
 from app.kernel.db import Database
-from app.kernel.errors import AppError, InvalidApiKey, InvalidCreditId, InvalidToken, NotFound
+from app.kernel.errors import AppError, InvalidApiKey, InvalidCreditId, InvalidToken, MissingScope, NotFound
 from app.kernel.logs import log, where_it_broke
 from app.kernel.security import canonical_credit_id
 from app.kernel.settings import Settings
-from app.keys.verify import Verifier
+from app.keys.verify import Verifier, refuse_ending
 
 SIGN_IN: Final = {"customer": "/console/sign-in", "operator": "/operator/sign-in", "visitor": "/console/sign-in"}
 
@@ -42,7 +42,8 @@ def guarded(*handlers: ControllerRouterHandler) -> Router:
     return Router(
         "/", route_handlers=list(handlers), include_in_schema=False, guards=[ask_who],
         dependencies={
-            "customer": Provide(_who, sync_to_thread=False), "operator": Provide(_operator, sync_to_thread=False),
+            "customer": Provide(_who, sync_to_thread=False), "former": Provide(_former, sync_to_thread=False),
+            "operator": Provide(_operator, sync_to_thread=False),
             "frame": Provide(_frame, sync_to_thread=False), "form": Provide(_form),
         },
         exception_handlers={
@@ -57,9 +58,9 @@ async def ask_who(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseR
     Raises SignedOut, before anything else of the request is looked at.
     """
     names, (settings, verifier, services) = handler.parsed_fn_signature.parameters, _parts(connection)
-    if "customer" in names:
+    if names.keys() & {"customer", "former"}:
         session = _session(connection, settings, "customer")
-        connection.state.here = Here(session, await customer_of(verifier, session))
+        connection.state.here = Here(session, await customer_of(verifier, session, also_over="former" in names))
     elif "operator" in names:
         session = _session(connection, settings, "operator")
         connection.state.here = Here(session, await operator_of(services, session))
@@ -68,11 +69,14 @@ async def ask_who(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseR
         connection.state.here = Here(found or Session.begun("visitor"), is_new=found is None)
 
 
-async def customer_of(verifier: Verifier, session: Session) -> Customer:
-    """Who is signed in, if their credential still holds. Raises SignedOut."""
+async def customer_of(verifier: Verifier, session: Session, *, also_over: bool = False) -> Customer:
+    """Who is signed in, if their credential still holds; or did, where the answer to a rotation may be asked for again.
+
+    Raises SignedOut.
+    """
     try:
         if canonical_credit_id(session.secret):
-            return Customer(await verifier.credit_id(session.secret), session)
+            return Customer(await verifier.credit_id(session.secret, also_over=also_over), session)
         return Customer(await verifier.api_key(session.secret), session)
     except (InvalidApiKey, InvalidCreditId):
         raise SignedOut("customer", had_one=True) from None
@@ -84,6 +88,13 @@ async def operator_of(services: ServiceTokens, session: Session) -> Operator:
         return Operator(await services.admin(session.secret), session)
     except InvalidToken:
         raise SignedOut("operator", had_one=True) from None
+
+
+def require_owner(customer: Customer) -> None:
+    """For what an API key may not do, nor a credit id that was rotated. Raises MissingScope."""
+    if not customer.is_owner:
+        raise MissingScope("This needs the credit id: sign out, and in with it.")
+    refuse_ending(customer.caller)
 
 
 def _session(connection: ASGIConnection[Any, Any, Any, Any], settings: Settings, role: Role) -> Session:
@@ -99,6 +110,10 @@ def _parts(connection: ASGIConnection[Any, Any, Any, Any]) -> tuple[Settings, Ve
 
 
 def _who(request: Request[Any, Any, Any]) -> Any:
+    return request.state.here.who
+
+
+def _former(request: Request[Any, Any, Any]) -> Any:
     return request.state.here.who
 
 

@@ -9,8 +9,10 @@ from htpy import form as form_
 from htpy import input as input_
 from litestar import Request, get, post
 from litestar.di import NamedDependency
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.accounts import open_account
+from app.accounts.recovery import first_code, no_way_back, recover
 from app.admin.tokens import ServiceTokens
 from app.console.door import customer_of, operator_of
 from app.console.forms import Form
@@ -19,7 +21,7 @@ from app.console.shell import SAID, Frame, Page, card, labelled, problem
 from app.kernel.db import Database
 from app.kernel.errors import InvalidCreditId, InvalidToken
 from app.kernel.ratelimit import count_or_refuse, shares_of
-from app.kernel.security import canonical_credit_id
+from app.kernel.security import Caller, Kind, canonical_credit_id, canonical_recovery_code
 from app.kernel.settings import Settings
 from app.keys.issue import Keyring
 from app.keys.verify import Verifier
@@ -31,7 +33,7 @@ class Opened(msgspec.Struct, frozen=True):
     """A new account's secrets, shown to its owner now."""
 
     credit_id: str
-    api_key: str
+    api_key: str | None = None
     recovery_code: str | None = None
 
 
@@ -81,11 +83,67 @@ async def open_one(
 
     async def effect(session: Any) -> Opened:
         made = await open_account(session, keyring)
-        return Opened(made.credit_id, made.api_key)
+        return Opened(made.credit_id, made.api_key, await first_code(session, keyring, made.account_id))
 
     opened = await form.once.do(Opened, effect, admit=admit)
     frame.cookies.append(set_cookie(settings, Session.begun("customer", opened.credit_id)))
     return frame.answer("Keep this", _kept(opened))
+
+
+@get("/console/recover", sync_to_thread=False)
+def recover_page(frame: NamedDependency[Frame]) -> Page:
+    return frame.answer("Recover an account", _recover(frame))
+
+
+@post("/console/recover")
+async def recover_one(
+    request: Request[Any, Any, Any],
+    form: NamedDependency[Form],
+    frame: NamedDependency[Frame],
+    db: NamedDependency[Database],
+    settings: NamedDependency[Settings],
+    keyring: NamedDependency[Keyring],
+    verifier: NamedDependency[Verifier],
+) -> Page:
+    """Another credit id and recovery code by the old code, which is used up; sent twice it is one recovery."""
+    ways: list[Caller] = []
+
+    async def admit() -> None:
+        address = request.client.host if request.client else "unknown"
+        for block, share in shares_of(address, settings.accounts_per_hour_per_block, settings.accounts_per_hour):
+            await count_or_refuse(db, f"recover/{block}", share, policy="recoveries")
+        way = await verifier.recovering(Kind.RECOVERY_CODE, canonical_recovery_code(form.text("recovery_code")))
+        if way is None:
+            raise no_way_back()
+        ways.append(way)
+
+    async def effect(session: AsyncSession) -> Opened:
+        made = await recover(session, keyring, ways[0], revoke_keys=form.has("revoke_keys"))
+        return Opened(made.credit_id, made.api_key, made.recovery_code)
+
+    try:
+        found = await form.once.do(Opened, effect, admit=admit)
+    except InvalidToken:
+        error = InvalidToken("This code recovers no account: was it typed whole, and is it the newest one?")
+        return frame.answer("Recover an account", _recover(frame, problem(error)), status=401)
+    frame.cookies.append(set_cookie(settings, Session.begun("customer", found.credit_id)))
+    return frame.answer("Keep this", _kept(found))
+
+
+def _recover(frame: Frame, refusal: Element | None = None) -> Element:
+    code_field = input_(name="recovery_code", required=True, autocomplete="off", spellcheck="false", maxlength="200")
+    return card(
+        refusal,
+        form_(method="post", action="/console/recover")[
+            frame.guard(),
+            labelled("Recovery code", code_field, "It was shown when the account was opened, or on its Account page."),
+            labelled(
+                "Revoke every API key too, and make a new one", input_(type="checkbox", name="revoke_keys", value="yes")
+            ),
+            button["Recover"],
+        ],
+        p(class_="quiet")["You get another credit id and another code; the ones before open nothing from then on."],
+    )
 
 
 def _sign_in(frame: Frame, refusal: Element | None = None) -> Element:
@@ -112,13 +170,13 @@ def _newcomer(frame: Frame) -> Element:
 
 
 def _kept(opened: Opened) -> Element:
-    kept = [("Credit id", opened.credit_id), ("First API key", opened.api_key)]
-    if opened.recovery_code:
-        kept.insert(1, ("Recovery code", opened.recovery_code))
+    all_of_it = (("Credit id", opened.credit_id), ("Recovery code", opened.recovery_code), ("API key", opened.api_key))
+    kept = [(name, value) for name, value in all_of_it if value]
     return card(
         p[
-            "The credit id is the account: whoever has it spends its money, and without it nobody can give it back. ",
-            "It is shown now and never again.",
+            "The credit id is the account: whoever has it spends its money. The recovery code gives another one, should it be"
+            " lost or stolen: keep the two apart. ",
+            "They are shown now and never again.",
         ],
         (secret(name, value) for name, value in kept),
         div(class_="acts")[
@@ -190,5 +248,5 @@ def _operator_sign_in(frame: Frame, refusal: Element | None = None) -> Element:
 
 
 handlers: Final = (
-    sign_in_page, sign_in, sign_out, open_one, operator_sign_in_page, operator_sign_in, operator_sign_out
+    sign_in_page, sign_in, sign_out, open_one, recover_page, recover_one, operator_sign_in_page, operator_sign_in, operator_sign_out
 )  # fmt: skip

@@ -143,7 +143,7 @@ class NoticesController(Controller):
     ) -> NoticesView:
         """Replaces what was set before, which is told of it a last time. A webhook that was not there before gets a signing
         secret: it is in this answer, and never shown again."""
-        wish = _wish(data, webhooks, messages)
+        wish = wish_of(data, webhooks, messages)
         await count_or_refuse(db, f"notices/{owner.account_id}", CHANGES_PER_HOUR)
         found, secret = await db.transaction(
             lambda session: address.put(session, settings.sealer, owner.account_id, wish)
@@ -190,7 +190,7 @@ class NoticesController(Controller):
         async def admit() -> None:
             await count_or_refuse(db, f"notices-test/{owner.account_id}", TESTS_PER_HOUR)
 
-        return await once.do(TestNotice, lambda session: _test(session, owner.account_id), admit=admit)
+        return await once.do(TestNotice, lambda session: send_one(session, owner.account_id), admit=admit)
 
     @get("/deliveries", summary="List notices, and what became of them")
     async def list_deliveries(
@@ -232,7 +232,7 @@ class NoticesController(Controller):
         return await once.do(Replayed, effect, admit=admit)
 
 
-async def _test(session: AsyncSession, account_id: UUID) -> TestNotice:
+async def send_one(session: AsyncSession, account_id: UUID) -> TestNotice:
     """Raises InvalidField where nothing is set."""
     notice_id = await tell(session, account_id, TEST, {"message": "Notices reach you here."})
     made = await rows(
@@ -253,7 +253,7 @@ def _notice_id(text: str) -> UUID:
         raise NotFound("No such notice") from None
 
 
-def _wish(data: NoticesRequest, webhooks: Webhooks, messages: Messages) -> Wish:
+def wish_of(data: NoticesRequest, webhooks: Webhooks, messages: Messages) -> Wish:
     """Raises InvalidField."""
     unknown = sorted({*(data.events or ())} - {*EVENTS})
     if unknown:

@@ -28,6 +28,8 @@ class Demo(msgspec.Struct, frozen=True):
     """The sandbox's wallet, to connect for automatic top-ups; None in what earlier versions wrote."""
     gateway_url: str | None = None
     """Where models are called; None in what earlier versions wrote."""
+    console_url: str | None = None
+    """The customer's pages, where the credit id signs in; None in what earlier versions wrote."""
 
 
 async def fund_new_account(base_url: str, sandbox_url: str, usd: str = "5") -> tuple[str, str]:

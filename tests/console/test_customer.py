@@ -191,7 +191,16 @@ async def test_another_credit_id_is_shown_once_and_ends_the_other_sessions(door:
     customer, visitor = await signed_in(door)
     other = Visitor(door)
     await other.sign_in(customer.credit_id)
-    answer = await visitor.submit("/console/account", "/console/account/rotate")
+    fields, before = (
+        hidden_of((await visitor.get("/console/account")).body.decode(), "/console/account/rotate"),
+        dict(visitor.cookies),
+    )
+    answer = await visitor.post("/console/account/rotate", fields)
+    again = await Visitor(door, before).post("/console/account/rotate", fields)  # the click that came twice
+    assert re.findall(r"<code>([0-9a-f-]{36})</code>", again.body.decode()) == re.findall(
+        r"<code>([0-9a-f-]{36})</code>", answer.body.decode()
+    )
+    assert (await other.get("/console")).headers["location"] == "/console/sign-in?said=session-over"
     (found,) = re.findall(r"<code>([0-9a-f-]{36})</code>", answer.body.decode())
     assert found != customer.credit_id
     assert (await door.ask("GET", "/credits/balance", {"x-credit-id": found})).status == 200
@@ -213,3 +222,45 @@ async def _newest_topup(door: Door) -> str:
     found = await door.rig.house.db.one("SELECT id FROM topup ORDER BY created_at DESC LIMIT 1", {})
     assert found is not None
     return str(found["id"])
+
+
+async def test_a_lost_credit_id_is_recovered_by_the_code_that_was_shown_when_the_account_was_opened(door: Door) -> None:
+    opened = await Visitor(door).submit("/console/sign-in", "/console/open")
+    shown = re.findall(r"<code>([^<]+)</code>", opened.body.decode())
+    assert len(shown) == 3
+    before, code = shown[:2]
+    assert (await Visitor(door).submit("/console/recover", "/console/recover", recovery_code="nonsense")).status == 401
+    answer = await Visitor(door).submit("/console/recover", "/console/recover", recovery_code=code)
+    assert answer.status == 200
+    after = re.findall(r"<code>([0-9a-f-]{36})</code>", answer.body.decode())[0]
+    assert (await door.ask("GET", "/credits/balance", {"x-credit-id": before})).status == 401
+    assert (await door.ask("GET", "/credits/balance", {"x-credit-id": after})).status == 200
+
+
+async def test_notices_are_set_tested_and_taken_away_and_the_signing_secret_is_shown_once(door: Door) -> None:
+    customer, visitor = await signed_in(door)
+    page, address = "/console/account", "/console/account/notices"
+    bad = await visitor.submit(page, address, webhook_url="ftp://hooks.example.com")
+    assert (bad.status, 'role="alert"' in bad.body.decode()) == (422, True)
+    made = await visitor.submit(
+        page, address, webhook_url="https://hooks.example.com/secret-path", low_balance_usd="3", events="balance.low"
+    )
+    (secret,) = re.findall(r"<code>(whsec_[^<]+)</code>", made.body.decode())
+    shown = (await visitor.get(page)).body.decode()
+    assert "hooks.example.com" in shown
+    assert "secret-path" not in shown
+    assert secret not in shown
+    told = (await door.ask("GET", "/notices", {"x-credit-id": customer.credit_id})).json
+    assert (told["low_balance_usd"], told["events"]) == (3, ["balance.low"])
+    sent = await visitor.submit(page, f"{address}/test")
+    assert sent.headers["location"] == "/console/account?said=test-sent"
+    assert "a test" in (await visitor.get(page)).body.decode()
+    await visitor.post(address, hidden_of((await visitor.get(page)).body.decode(), address) | {"act": "remove"})
+    assert (await door.ask("GET", "/notices", {"x-credit-id": customer.credit_id})).json["webhook_url"] is None
+
+
+async def test_a_key_that_is_shown_again_stands_in_the_owners_log(door: Door) -> None:
+    customer, visitor = await signed_in(door)
+    key = await a_key(door, customer, name="mine")
+    await visitor.submit(f"/console/keys/{key['_id']}", f"/console/keys/{key['_id']}", act="reveal")
+    assert "key revealed" in (await visitor.get("/console/account")).body.decode()

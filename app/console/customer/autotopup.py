@@ -42,12 +42,13 @@ from app.autotopup.rules import PAUSES, REASONS, next_attempt_at
 from app.autotopup.run import LIGHTNING
 from app.autotopup.wallet import Wallets, hosts
 from app.autotopup.watch import Watcher
+from app.console.door import require_owner
 from app.console.forms import Form
 from app.console.session import Customer
 from app.console.shell import SAID, Frame, Page, card, empty, labelled, problem
 from app.console.words import dollars, moment, shortened
 from app.kernel.db import Database, Row
-from app.kernel.errors import AppError, MissingScope
+from app.kernel.errors import AppError
 from app.kernel.ratelimit import count_or_refuse
 from app.kernel.reading import read as read_json
 from app.kernel.settings import Settings
@@ -101,7 +102,7 @@ async def connect(
     watcher: NamedDependency[Watcher], settings: NamedDependency[Settings],
 ) -> Page:  # fmt: skip
     """Ask the wallet what it is, and keep it. Sent twice it is asked once."""
-    _owners(customer)
+    require_owner(customer)
     account_id = customer.caller.account_id
     try:
         method_named(LIGHTNING.id, gateways.methods)
@@ -138,7 +139,7 @@ async def disconnect(
     frame: NamedDependency[Frame],
     db: NamedDependency[Database],
 ) -> Page:
-    _owners(customer)
+    require_owner(customer)
     await db.transaction(lambda session: connections.disconnect(session, customer.caller.account_id))
     return frame.see("/console/autotopup", "wallet-gone")
 
@@ -157,11 +158,6 @@ def _asked(form: Form) -> ConnectRequest:
         **{name: form.number(name) for name in ("threshold_usd", "topup_amount_usd", "max_per_day_usd")},
     }
     return read_json(msgspec.json.encode(wanted), ConnectRequest)  # type: ignore[no-any-return]
-
-
-def _owners(customer: Customer) -> None:
-    if not customer.is_owner:
-        raise MissingScope("This needs the credit id: sign in with it.")
 
 
 # --- the page ---------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.activity.calendar import moment_of
 from app.activity.history import Calls, calls
+from app.console.door import require_owner
 from app.console.forms import Form
 from app.console.session import Customer
 from app.console.shell import SAID, Frame, Page, card, empty, labelled, problem
@@ -55,6 +56,7 @@ from app.kernel.reading import uuid_in
 from app.kernel.security import UnsealError
 from app.keys.api import KeyRequest, new_key, wanted_changes
 from app.keys.issue import SCOPES, Keyring, change, issue, list_keys, read, revoke
+from app.keys.verify import hold_still
 
 SAID.update(
     {
@@ -95,10 +97,10 @@ async def create(
     keyring: NamedDependency[Keyring],
 ) -> Page:  # fmt: skip
     """Make a key and show it. Sent twice it is one."""
-    if not customer.is_owner:
-        return frame.answer("Keys", _needs_the_credit_id(), status=403)
+    require_owner(customer)
 
     async def effect(session: AsyncSession) -> Issued:
+        await hold_still(session, customer.caller)
         made, shown = await issue(session, keyring, customer.caller.account_id, new)
         return Issued(made["id"], made["name"], shown)
 
@@ -127,12 +129,14 @@ async def act(
     """Reveal, change, switch off or on, revoke: what the button says."""
     account_id, wanted = _owners(customer), _id(key_id)
 
+    require_owner(customer)
+
     async def changed(changes: dict[str, Any]) -> Row:
         return await db.transaction(lambda session: change(session, keyring, account_id, wanted, changes))
 
     match form.text("act"):
         case "reveal":
-            found = await db.transaction(lambda session: read(session, account_id, wanted))
+            found = await db.transaction(lambda session: _read_to_show(session, keyring, customer, wanted))
             return frame.answer(found["name"], _revealed(found, keyring, account_id), *key_page(frame, found, keyring))
         case "off" | "on" as act:
             await changed({"is_disabled": act == "off"})
@@ -149,6 +153,15 @@ async def act(
                     found["name"], problem(error), *key_page(frame, found, keyring), status=error.status
                 )
             return frame.see(f"/console/keys/{wanted}", "key-changed")
+
+
+async def _read_to_show(session: AsyncSession, keyring: Keyring, customer: Customer, key_id: UUID) -> Row:
+    """Before a kept secret is shown again, its owner's log tells of it."""
+    account_id = customer.caller.account_id
+    found = await read(session, account_id, key_id)
+    if keyring.reveal and found["sealed_secret"] is not None:
+        await keyring.note(session, account_id, "key_revealed", customer.caller.kind.value, str(key_id))
+    return found
 
 
 def asked(form: Form) -> KeyRequest:
