@@ -83,7 +83,10 @@ class Person:
             except WebDriverException:  # the page is being drawn anew
                 return False
 
-        eventually(is_there, WAIT_SECONDS)
+        try:
+            eventually(is_there, WAIT_SECONDS)
+        except AssertionError:
+            raise AssertionError(f"{words!r} is not on {self.browser.current_url}:\n{self.text}") from None
         self._listen()
 
     def sign_in(self, credential: str) -> None:
