@@ -59,6 +59,13 @@ async def months(db: Database) -> Sequence[Row]:
     return await db.transaction(_months)
 
 
+async def exported(session: AsyncSession) -> Sequence[Row]:
+    """The months that were written to a file, the latest first."""
+    return await rows(
+        session, "SELECT month, calls, cost_nusd, sha256, exported_at, dropped_at FROM usage_archive ORDER BY month DESC"
+    )
+
+
 async def _months(session: AsyncSession) -> Sequence[Row]:
     await row(session, "SET LOCAL statement_timeout = 0")
     parts = await rows(

@@ -19,6 +19,8 @@ from app.topups.review import ref_of, resolve
 
 State = Literal["review", "unapplied", "open", "new", "processing", "settled", "expired", "invalid", "failed", "all"]
 STATES: Final[tuple[State, ...]] = get_args(State)
+Action = Literal["dismiss", "credit", "debit"]
+ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
 Position = tuple[datetime, uuid.UUID]
 
 _UNAPPLIED: Final = """
@@ -97,7 +99,7 @@ async def decide(
     pepper: Pepper,
     admin: Admin,
     ref: TopupRef,
-    action: Literal["dismiss", "credit", "debit"],
+    action: Action,
     amount_nusd: int | None,
     reason: str,
     finding_id: uuid.UUID | None = None,
@@ -117,7 +119,12 @@ async def decide(
     return resolved
 
 
-def _adjustment(action: Literal["dismiss", "credit", "debit"], amount_nusd: int | None) -> int:
+def refuse_odd(action: Action, amount_nusd: int | None) -> None:
+    """Raises InvalidField for an amount that does not go with the action, before anything is done."""
+    _adjustment(action, amount_nusd)
+
+
+def _adjustment(action: Action, amount_nusd: int | None) -> int:
     if action == "dismiss":
         if amount_nusd is not None:
             raise InvalidField("amount_usd goes with credit or debit", param="amount_usd")

@@ -123,6 +123,11 @@ async def last_verdict(session: AsyncSession) -> Row:
     return found
 
 
+async def running_audit(session: AsyncSession) -> Row | None:
+    """The one that runs now."""
+    return await row(session, f"SELECT {_WITH_NOW} FROM audit_run WHERE state = 'running' AND alive_until >= now()")
+
+
 def as_data(report: Report) -> dict[str, Any]:
     """A report as it is kept and told."""
     return {
