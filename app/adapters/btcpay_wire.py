@@ -27,6 +27,7 @@ from app.topups.gateway import (
     Payment,
     PaymentStatus,
 )
+from app.topups.methods import confirmations_asked
 from app.topups.setup import Hook
 
 METHOD_IDS: Final[Mapping[str, str]] = {
@@ -41,16 +42,6 @@ RATED_COINS: Final = ("BTC", "LTC", "LBTC", "XMR")
 _OUR_NAMES: Final = {method_id: name for name, method_id in METHOD_IDS.items()}
 _CHAIN_WORDS: Final = frozenset({"", "CHAIN", "BTCLIKE", "ONCHAIN", "MONEROLIKE"})
 _LIGHTNING_WORDS: Final = frozenset({"LN", "LIGHTNINGLIKE", "LIGHTNINGNETWORK", "OFFCHAIN"})
-
-# About 1,000 USD each. From there one more block makes a double spend dearer than the prize.
-_TWO_CONFIRMATIONS_FROM: Final[Mapping[str, Decimal]] = {
-    "USD": Decimal(1000),
-    "BTC": Decimal("0.01"),
-    "SATS": Decimal(1_000_000),
-    "LTC": Decimal(10),
-    "LBTC": Decimal("0.01"),
-    "XMR": Decimal(4),
-}
 
 _RATE_MAX_USD: Final = Decimal(10) ** 9
 
@@ -207,16 +198,12 @@ class _WebhookWire(_Wire, frozen=True, kw_only=True):
 
 
 def speed_policy(method: str, amount: Decimal, currency: str) -> str:
-    """How many confirmations to ask for: one, or two from about 1,000 USD or in a currency we cannot judge.
+    """How many confirmations to ask for, in BTCPay's words: one, or two.
 
-    Never HighSpeed: an unconfirmed payment can be replaced by its payer. Lightning settles at once whatever is
-    said; it says MediumSpeed, so that the store's default never decides.
+    Lightning settles at once whatever is said; it says MediumSpeed, so that the store's default never decides.
     Source: BTCPayServer NBXplorerListener.cs (confirmations by speed policy).
     """
-    if method == "btc-lightning":
-        return "MediumSpeed"
-    threshold = _TWO_CONFIRMATIONS_FROM.get(currency)
-    return "MediumSpeed" if threshold is not None and amount < threshold else "LowMediumSpeed"
+    return "MediumSpeed" if confirmations_asked(method, amount, currency) <= 1 else "LowMediumSpeed"
 
 
 def new_invoice_body(new: NewInvoice, service_name: str) -> bytes:

@@ -5,8 +5,10 @@ colours ── static ── session ── words ── shell ── forms ─�
 
 from app.console.customer import handlers as customer
 from app.console.door import catch_all, guarded
+from app.console.front import handlers as front
 from app.console.operator import handlers as operator
+from app.console.receipt import handlers as receipt
 from app.console.signing import handlers as signing
 from app.console.static import static_file
 
-router = guarded(*signing, *customer, *operator, static_file, catch_all)
+router = guarded(*signing, *customer, *operator, *front, *receipt, static_file, catch_all)

@@ -1,6 +1,6 @@
 """The guard of every page: who is signed in is asked first, by the database; and what a refusal looks like here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from htpy import a, p
@@ -63,7 +63,9 @@ async def ask_who(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseR
         connection.state.here = Here(session, await customer_of(verifier, session, also_over="former" in names))
     elif "operator" in names:
         session = _session(connection, settings, "operator")
-        connection.state.here = Here(session, await operator_of(services, session))
+        who = await operator_of(services, session)
+        admin = replace(who.admin, request_id=connection.scope["state"].get("request_id"))
+        connection.state.here = Here(session, replace(who, admin=admin))
     else:
         found = read_session(settings, connection.cookies, "visitor")
         connection.state.here = Here(found or Session.begun("visitor"), is_new=found is None)

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 from litestar import Request
+from litestar.datastructures import UploadFile
 
 from app.console.session import Session, is_csrf_token
 from app.kernel.db import Database
@@ -30,6 +31,7 @@ class Form:
 
     fields: Mapping[str, tuple[str, ...]]
     once: Once
+    files: Mapping[str, tuple[str, bytes]] = field(default_factory=dict)
 
     def text(self, name: str) -> str:
         return next(iter(self.fields.get(name, ())), "").strip()
@@ -39,6 +41,12 @@ class Form:
 
     def has(self, name: str) -> bool:
         return bool(self.text(name))
+
+    def file(self, name: str) -> tuple[str, bytes]:
+        """A file's name and its bytes. Raises InvalidField where none was chosen."""
+        if name not in self.files or not self.files[name][1]:
+            raise InvalidField("Choose a file first.", param=name)
+        return self.files[name]
 
     def number(self, name: str) -> JsonNumber:
         """As a program would have sent it, null where nothing was filled in, for the API's own reading."""
@@ -51,13 +59,18 @@ async def read_form(
     """Raises Forged for a form that does not bear the session's token; nothing of it was looked at then."""
     sent = await request.form()
     fields: dict[str, tuple[str, ...]] = {}
+    files: dict[str, tuple[str, bytes]] = {}
     for name, value in sent.multi_items():
+        if isinstance(value, UploadFile):  # as large as its door takes bodies
+            files[name] = _printable(value.filename), await value.read()
+            continue
         if not isinstance(value, str) or len(value) > _MOST_CHARACTERS or "\x00" in value:
             raise InvalidField(f"{name[:40]} is no text that a form has", param=name[:40])
         fields[name] = (*fields.get(name, ()), value)
     if not is_csrf_token(settings, session, next(iter(fields.get("csrf", ())), "")):
         raise Forged
     wish = [(name, values) for name, values in sorted(fields.items()) if name not in _NOT_THE_WISH]
+    wish += [(name, (hashlib.sha256(body).hexdigest(),)) for name, (_, body) in sorted(files.items())]
     key = next(iter(fields.get("once", ())), "")
     return Form(
         fields,
@@ -67,9 +80,15 @@ async def read_form(
             key=key if 16 <= len(key) <= 64 and key.isalnum() and key.isascii() else None,
             request_hash=hashlib.sha256(msgspec.json.encode(wish)).digest(),
         ),
+        files,
     )  # fmt: skip
 
 
 def payer_of(request: Request[Any, Any, Any]) -> str:
     """On whom is counted what a stranger's forms keep."""
     return f"address/{blocks_of(request.client.host if request.client else 'unknown')[-1][0]}"
+
+
+def _printable(name: str) -> str:
+    """A file's name as it can stand in the books: its last part, one line."""
+    return "".join(letter for letter in name.replace("\\", "/").rpartition("/")[2] if letter.isprintable())[:200] or "a file"

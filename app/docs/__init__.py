@@ -1,4 +1,4 @@
-"""What the service tells about itself: `/openapi.json`, `/docs`, `/llms.txt` and the page at `/`.
+"""What the service tells about itself: `/openapi.json`, `/docs` and `/llms.txt`.
 
 words ── schema ── contract ── page ── the doors, here
 """
@@ -13,7 +13,7 @@ from litestar.openapi.spec import Components, Info, OpenAPI, Server
 
 from app import __version__
 from app.docs.contract import Document, Routes
-from app.docs.page import POLICY, guide, landing_page, reference_page
+from app.docs.page import POLICY, guide, reference_page
 from app.docs.words import ABOUT, WHAT, Json
 
 
@@ -52,13 +52,6 @@ class Page(OpenAPIRenderPlugin):
         return self._page
 
 
-@get("/", include_in_schema=False, sync_to_thread=False)
-def landing(request: Request[Any, Any, Any]) -> Response[str]:
-    """What a newcomer sees."""
-    page = landing_page(request.app.openapi_schema.to_schema())
-    return Response(page, media_type="text/html", headers={"Content-Security-Policy": POLICY})
-
-
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
 def openapi_json(request: Request[Any, Any, Any]) -> Json:
     """The contract."""
@@ -71,4 +64,4 @@ def llms(request: Request[Any, Any, Any]) -> Response[str]:
     return Response(guide(request.app.openapi_schema.to_schema()), media_type="text/plain")
 
 
-handlers = (landing, openapi_json, llms)
+handlers = (openapi_json, llms)

@@ -1,4 +1,4 @@
-"""The pages made from the document: `/docs` and `/` for people, `/llms.txt` for agents. They load nothing else."""
+"""The pages made from the document: `/docs` for people, `/llms.txt` for agents. They load nothing else."""
 
 import base64
 import hashlib
@@ -289,27 +289,7 @@ wait, and 429 never means that there is no money. 429 and 503 come with <code>Re
 <div class=card>{_code("The body", json.dumps(body, indent=2, ensure_ascii=False))}<h5>The codes</h5><table>{rows}</table></div>"""
 
 
-# --- the other pages ----------------------------------------------------------------------------------
-
-
-def landing_page(document: Json) -> str:
-    links = "".join(
-        f"<tr><td><a href={address}>{address}</a></td><td>{text}</td></tr>"
-        for address, text in (
-            ("/docs", "The API, for people: every operation, with commands to paste."),
-            ("/openapi.json", "The same for programs. It is generated from the running code, and is the source of truth."),
-            ("/llms.txt", "The same for AI agents, in one short page."),
-            ("/health/ready", "Can it serve right now?"),
-        )
-    )  # fmt: skip
-    url = document["servers"][0]["url"].rstrip("/")
-    return _html(
-        "Satmeter",
-        f"""<main class=alone><h1>Satmeter</h1><p>{escape(WHAT)}</p>
-<p class=quiet>An account is one POST away, with no e-mail. Pay it with Lightning, Bitcoin, Litecoin, Liquid or Monero.</p>
-<div class=card><table>{links}</table></div><div class=card><h5>Open an account</h5><div class=code><pre>curl -X POST {escape(url)}/accounts/create</pre></div></div>
-<p class=quiet>Version {escape(document["info"]["version"])}</p></main>""",
-    )
+# --- for agents ---------------------------------------------------------------------------------------
 
 
 def guide(document: Json) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import Request, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,7 +27,7 @@ from app.topups.create import Wish, create_topup, list_topups, read_topup
 from app.topups.gateway import Gateways
 from app.topups.inbox import store, topup_of_invoice
 from app.topups.methods import METHODS, Method, checked_amount, currency_named, method_named
-from app.topups.receipt import Receipt, opened_token, rate_source, read_receipt, receipt_page, receipt_url, usd_rate
+from app.topups.receipt import Receipt, rate_source, read_receipt, receipt_url, usd_rate
 
 CLAIMS_PER_HOUR = 60
 ProofText = Annotated[str, msgspec.Meta(min_length=16, max_length=2000, pattern=r"^[0-9A-Za-z]+\Z")]
@@ -167,20 +167,21 @@ class ReceiptView(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, receipt: Receipt, settings: Settings) -> "ReceiptView":
-        places = COIN_PLACES[METHODS[receipt.topup["method"]].coin]
+        places = receipt.places
         return cls(
             TopupView.of(receipt.topup, settings),
             [
                 PaymentView(
-                    payment["payment_id"],
-                    number(payment["value_coin_units"], places),
-                    number(payment["fee_coin_units"], places),
-                    payment["status"],
-                    payment["received_at"],
-                    payment["late"],
-                    usd(payment["worth_nusd"]),
+                    payment.id,
+                    number(payment.value_units, places),
+                    number(payment.fee_units, places),
+                    payment.status,
+                    payment.received_at,
+                    payment.is_late,
+                    usd(payment.worth_nusd),
                 )
-                for payment in receipt.payments
+                for payment in receipt.arrived
+                if payment.counts
             ],
         )
 
@@ -330,19 +331,6 @@ async def receipt(
     return ReceiptView.of(await db.transaction(work), settings)
 
 
-@get("/receipts/{token:str}", tags=["Top-ups"], summary="The receipt as a page", media_type="text/html")
-async def receipt_html(
-    db: NamedDependency[Database], settings: NamedDependency[Settings], token: FromPath[str]
-) -> Response[str]:
-    """To look at and to print: the QR code while it can be paid, the settled payment after. The address is the key."""
-    account_id, topup_id = opened_token(settings.pepper, token)
-    page = receipt_page(await db.transaction(lambda session: read_receipt(session, account_id, topup_id)))
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return Response(
-        page, media_type="text/html", headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
-    )
-
-
 async def _own_topup(session: AsyncSession, gateways: Gateways, caller: Caller, invoice_id: str) -> Row:
     """Raises InvoiceNotFound, alike for a missing one and another account's."""
     if not (invoice_id.isascii() and invoice_id.isprintable() and len(invoice_id) <= 100):
@@ -377,4 +365,4 @@ def _epoch(when: datetime) -> int:
     return int(when.timestamp())
 
 
-handlers = (payment_methods, create, status, list_all, claim_payment, receipt, receipt_html, webhook)
+handlers = (payment_methods, create, status, list_all, claim_payment, receipt, webhook)

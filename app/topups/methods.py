@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Final
 
@@ -60,6 +61,24 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         )
     }
 )  # fmt: skip
+
+
+# About 1,000 USD each. From there one more block makes a double spend dearer than the prize.
+_TWO_CONFIRMATIONS_FROM: Final[Mapping[str, Decimal]] = MappingProxyType(
+    {
+        "USD": Decimal(1000), "BTC": Decimal("0.01"), "SATS": Decimal(1_000_000), "LTC": Decimal(10),
+        "LBTC": Decimal("0.01"), "XMR": Decimal(4),
+    }
+)  # fmt: skip
+
+
+def confirmations_asked(method_id: str, amount: Decimal, currency: str) -> int:
+    """After how many confirmations a payment counts: none for Lightning; one, or two from about 1,000 USD or in a currency
+    we cannot judge. Never none on a chain: an unconfirmed payment can be replaced by its payer."""
+    if method_id == "btc-lightning":
+        return 0
+    threshold = _TWO_CONFIRMATIONS_FROM.get(currency)
+    return 1 if threshold is not None and amount < threshold else 2
 
 
 def method_named(name: str, offered: Collection[str]) -> Method:

@@ -1,34 +1,178 @@
-"""The receipt: what was asked, paid, credited and given on top, as data and as a page to print."""
+"""The receipt: what was asked, what came and what that is worth, what was credited and given on top. It adds up, to the last unit."""
 
 import base64
 import binascii
-import html
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from enum import StrEnum
 
-import segno
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Row, rows
+from app.kernel.db import Row, row, rows
 from app.kernel.errors import InvoiceNotFound
-from app.kernel.money import COIN_PLACES, CURRENCIES, decimal_text, usd_text
+from app.kernel.money import COIN_PLACES, CURRENCIES, decimal_of
 from app.kernel.security import Pepper, equal
 from app.kernel.settings import Settings
 from app.topups.create import read_topup
-from app.topups.methods import METHODS
+from app.topups.methods import METHODS, Method, confirmations_asked
+
+
+class Stage(StrEnum):
+    """How far a top-up has come, as its payer would tell it."""
+
+    PREPARED = "prepared"
+    """The payment backend has not answered yet."""
+    OPEN = "open"
+    PARTLY = "partly"
+    """It can be paid, and a part has come."""
+    CONFIRMING = "confirming"
+    PAID = "paid"
+    EXPIRED = "expired"
+    """Its time is over, and nothing came."""
+    PARTLY_EXPIRED = "partly expired"
+    """Its time is over, and something came, in time or late."""
+    INVALID = "invalid"
+    FAILED = "failed"
+    """No invoice was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """One payment, in the coin's smallest unit. `worth_nusd` is what was credited for it: 0 until it was valued."""
+
+    id: str
+    value_units: int
+    fee_units: int
+    status: str
+    received_at: datetime
+    is_late: bool
+    worth_nusd: int
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is part of what has come: not one that was replaced, unless it was credited before."""
+        return self.status != "Invalid" or self.worth_nusd > 0
+
+    @property
+    def fee_nusd(self) -> int:
+        """The fee's share of what the payment is worth. Its own rate is in its worth: a late one has another."""
+        net_units = self.value_units - self.fee_units
+        return -(-self.worth_nusd * self.fee_units // net_units) if net_units > 0 else 0
+
+    @property
+    def gross_nusd(self) -> int:
+        """Its worth before the fee."""
+        return self.worth_nusd + self.fee_nusd
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A top-up with its payments."""
+    """A top-up with its payments, as they are at a moment. Amounts of coin are in its smallest unit."""
 
     topup: Row
     payments: list[Row]
+    at: datetime
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.topup["method"]]
+
+    @property
+    def places(self) -> int:
+        """Decimals of the coin's smallest unit."""
+        return COIN_PLACES[self.method.coin]
+
+    @property
+    def arrived(self) -> Sequence[Arrived]:
+        """Every payment, oldest first."""
+        return [
+            Arrived(
+                each["payment_id"], each["value_coin_units"], each["fee_coin_units"], each["status"], each["received_at"],
+                each["late"], each["worth_nusd"],
+            )
+            for each in self.payments
+        ]  # fmt: skip
+
+    @property
+    def asked_units(self) -> int:
+        """With the network's fee."""
+        return int(self.topup["total_coin_units"] or 0)
+
+    @property
+    def received_units(self) -> int:
+        """Confirmed or not."""
+        return sum(each.value_units for each in self.arrived if each.counts)
+
+    @property
+    def to_go_units(self) -> int:
+        """What is missing of what was asked: with what has come it is that, to the last unit."""
+        return max(0, self.asked_units - self.received_units)
+
+    @property
+    def fee_units(self) -> int:
+        """Of the payments that count."""
+        return sum(each.fee_units for each in self.arrived if each.counts)
+
+    @property
+    def gross_nusd(self) -> int:
+        """What the payments are worth before fees."""
+        return sum(each.gross_nusd for each in self.arrived)
+
+    @property
+    def fee_nusd(self) -> int:
+        return sum(each.fee_nusd for each in self.arrived)
+
+    @property
+    def rounding_nusd(self) -> int:
+        """What was credited beside the payments' worth: a coin cannot be split finely enough to pay dollars exactly."""
+        return self.credited_nusd - self.gross_nusd + self.fee_nusd
+
+    @property
+    def credited_nusd(self) -> int:
+        return int(self.topup["credited_nusd"])
+
+    @property
+    def bonus_nusd(self) -> int:
+        return int(self.topup["bonus_nusd"])
+
+    @property
+    def total_nusd(self) -> int:
+        """What was added to the balance: payments - fees ± rounding + bonus."""
+        return self.credited_nusd + self.bonus_nusd
+
+    @property
+    def confirmations(self) -> int:
+        """After how many a payment counts; 0 for Lightning."""
+        currency = CURRENCIES[self.topup["currency"]]
+        amount = decimal_of(self.topup["amount_units"], currency.places)
+        return confirmations_asked(self.method.id, amount, currency.code)
+
+    @property
+    def stage(self) -> Stage:
+        status = self.topup["status"]
+        simple = {
+            "Creating": Stage.PREPARED, "Failed": Stage.FAILED, "Processing": Stage.CONFIRMING, "Settled": Stage.PAID,
+            "Invalid": Stage.INVALID,
+        }  # fmt: skip
+        if status in simple:
+            return simple[status]
+        if status == "New" and self.topup["expires_at"] > self.at:
+            return Stage.PARTLY if self.received_units else Stage.OPEN
+        return Stage.PARTLY_EXPIRED if self.received_units else Stage.EXPIRED
 
     @property
     def is_open(self) -> bool:
-        return bool(self.topup["status"] == "New" and self.topup["expires_at"] > datetime.now(UTC))
+        """Whether it is to be paid now."""
+        return self.stage in (Stage.OPEN, Stage.PARTLY)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether something may still happen to it: somebody looks on."""
+        return self.stage in (Stage.PREPARED, Stage.OPEN, Stage.PARTLY, Stage.CONFIRMING) or (
+            self.topup["watch_until"] > self.at and self.stage in (Stage.EXPIRED, Stage.PARTLY_EXPIRED)
+        )
 
 
 def receipt_token(pepper: Pepper, account_id: uuid.UUID, topup_id: uuid.UUID) -> str:
@@ -53,69 +197,16 @@ def opened_token(pepper: Pepper, token: str) -> tuple[uuid.UUID, uuid.UUID]:
 
 
 async def read_receipt(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID) -> Receipt:
+    """Raises InvoiceNotFound."""
     payments = await rows(
         session,
-        """SELECT * FROM payment WHERE account_id = :account_id AND topup_id = :topup_id AND status <> 'Invalid'
+        """SELECT * FROM payment WHERE account_id = :account_id AND topup_id = :topup_id
            ORDER BY received_at, payment_id""",
         account_id=account_id, topup_id=topup_id,
     )  # fmt: skip
-    return Receipt(await read_topup(session, account_id, topup_id), payments)
-
-
-def receipt_page(receipt: Receipt) -> str:
-    """The page: the QR code while the invoice can be paid, what was paid and credited after."""
-    topup, method = receipt.topup, METHODS[receipt.topup["method"]]
-    amount = decimal_text(topup["amount_units"], CURRENCIES[topup["currency"]].places)
-    body = _to_pay(receipt) if receipt.is_open else _paid(receipt)
-    refresh = '<meta http-equiv="refresh" content="5">' if receipt.is_open or topup["status"] == "Processing" else ""
-    return _PAGE.format(
-        refresh=refresh,
-        title=html.escape(f"{method.display_name} top-up of {amount} {topup['currency']}"),
-        status=html.escape(_in_words(topup)),
-        made=_time(topup["created_at"]),
-        number=html.escape(topup["invoice_id"] or str(topup["id"])),
-        body=body,
-    )
-
-
-def _in_words(topup: Row) -> str:
-    extra = "" if topup["additional_status"] in ("None", None) else f" ({topup['additional_status']})"
-    return f"{topup['status']}{extra}"
-
-
-def _to_pay(receipt: Receipt) -> str:
-    topup, coin = receipt.topup, METHODS[receipt.topup["method"]].coin
-    due = decimal_text(topup["due_coin_units"], COIN_PLACES[coin])
-    link = topup["payment_link"] or topup["destination"]
-    # Upper case is what QR codes hold at half the size, and a Lightning invoice means the same in it.
-    picture = segno.make(link.upper() if topup["method"] == "btc-lightning" else link, error="m").svg_inline(
-        scale=5, border=2
-    )
-    return (
-        f"<p class=due>Pay <b>{due} {coin}</b> before {_time(topup['expires_at'])}</p><div class=qr>{picture}</div>"
-        f"<p class=where>{html.escape(topup['destination'])}</p>"
-    )
-
-
-def _paid(receipt: Receipt) -> str:
-    topup, coin = receipt.topup, METHODS[receipt.topup["method"]].coin
-    lines = [
-        (f"Payment {html.escape(p['payment_id'])}<br><small>{_time(p['received_at'])}, {p['status']}</small>",
-         f"{decimal_text(p['value_coin_units'], COIN_PLACES[coin])} {coin}")
-        for p in receipt.payments
-    ]  # fmt: skip
-    if (rate := usd_rate(topup)) is not None:
-        lines.append((f"Rate ({html.escape(rate_source(topup))})", f"1 {coin} = ${html.escape(rate)}"))
-    lines.append(("Credited", _dollars(topup["credited_nusd"])))
-    if topup["bonus_nusd"]:
-        lines.append((f"Bonus, {topup['bonus_percent']} %", _dollars(topup["bonus_nusd"])))
-    return "<table>" + "".join(f"<tr><td>{name}<td>{value}" for name, value in lines) + "</table>"
-
-
-def _dollars(amount_nusd: int) -> str:
-    """Exact, and with cents even where they are none: $6.50, $0.325."""
-    whole, _, fraction = usd_text(amount_nusd).partition(".")
-    return f"${whole}.{fraction.ljust(2, '0')}"
+    now = await row(session, "SELECT now() AS now")
+    assert now is not None
+    return Receipt(await read_topup(session, account_id, topup_id), payments, now["now"])
 
 
 def usd_rate(topup: Row) -> str | None:
@@ -126,17 +217,3 @@ def usd_rate(topup: Row) -> str | None:
 
 def rate_source(topup: Row) -> str:
     return str(topup["rate_source"] or topup["backend"])
-
-
-def _time(when: datetime) -> str:
-    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">{refresh}
-<title>{title}</title><style>
-body{{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:3rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}}
-h1{{font-size:1.3rem;margin:0}}.status{{display:inline-block;padding:.1rem .6rem;border:1px solid #999;border-radius:1rem}}
-table{{width:100%;border-collapse:collapse;margin-top:1rem}}td{{padding:.5rem 0;border-bottom:1px solid #ddd;overflow-wrap:anywhere}}
-td+td{{text-align:right;white-space:nowrap;padding-left:1rem;font-variant-numeric:tabular-nums}}small,.made{{color:#666}}
-.qr{{text-align:center}}.where{{overflow-wrap:anywhere;font:13px monospace;text-align:center}}.due{{text-align:center}}
-</style><h1>{title}</h1><p class=made>{made}, no. {number}</p><p class=status>{status}</p>{body}</html>"""

@@ -10,7 +10,18 @@ from app.kernel.settings import Settings, SettingsError, load
 from tests.door import JSON, Answer, Door, opened
 
 PAGE = "https://app.example.com"
-NOT_FOR_PAGES = ("/admin", "/webhooks", "/receipts", "/docs", "/metrics", "/health", "/llms.txt", "/v1/meter/ext-authz")
+NOT_FOR_PAGES = (
+    "/admin",
+    "/operator",
+    "/console",
+    "/webhooks",
+    "/receipts",
+    "/docs",
+    "/metrics",
+    "/health",
+    "/llms.txt",
+    "/v1/meter/ext-authz",
+)
 
 
 @pytest.fixture
