@@ -101,7 +101,7 @@ def _table(kind: str, models: Sequence[ModelView], *, shows_all: bool) -> Node:
 
 def _row(model: ModelView, *, per_token: bool) -> Node:
     others = [f"{_usd(price)} {_UNITS[name]}" for name, price in model.pricing.items() if name in _UNITS]
-    name = td[model.name, model.context_length and small[f" {_thousands(model.context_length)} context"]]
+    name = td[model.name, model.context_length is not None and small[f" {_thousands(model.context_length)} context"]]
     if not per_token:
         return tr[name, td(class_="n")[(", ".join(others)) or "by what is asked"]]
     into, out = (model.pricing.get(f"{each}_per_1M_tokens") for each in ("input", "output"))
@@ -130,7 +130,7 @@ def _ways(ways: Sequence[Method]) -> Node:
 
 def _way(method: Method) -> Sequence[Node]:
     least = amount(method.limits["USD"].least, "USD")
-    bonus = method.bonus_percent and span(class_="pill good")[f"{method.bonus_percent} % on top"]
+    bonus = method.bonus_percent > 0 and span(class_="pill good")[f"{method.bonus_percent} % on top"]
     return method.display_name, small[f" from {least} "], bonus
 
 

@@ -5,6 +5,7 @@ Its address is its key. What changes comes by server-sent events; without script
 
 import asyncio
 import hashlib
+import io
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -35,7 +36,7 @@ from htpy import (
 from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
-from litestar.response import ServerSentEvent, ServerSentEventMessage
+from litestar.response import Stream
 
 from app.console.shell import HEADERS, Frame, Page, card
 from app.console.words import amount, coins, count, dollars, moment
@@ -85,29 +86,34 @@ async def picture(
 async def live(
     request: Request[Any, Any, Any], db: NamedDependency[Database], settings: NamedDependency[Settings],
     departure: NamedDependency[Any], token: FromPath[str],
-) -> ServerSentEvent:  # fmt: skip
+) -> Stream:  # fmt: skip
     """The page's middle, again whenever it is another, until nothing can happen any more."""
     await _read(db, settings, token)
     seen: str = request.headers.get("last-event-id") or request.query_params.get("seen") or ""
-    return ServerSentEvent(_changes(db, settings, departure, token, seen), headers=dict(HEADERS))
+    told = _changes(db, settings, departure, token, seen)
+    return Stream(told, media_type="text/event-stream", headers=dict(HEADERS))
 
 
-async def _changes(
-    db: Database, settings: Settings, departure: Any, token: str, seen: str
-) -> AsyncIterator[ServerSentEventMessage]:
+async def _changes(db: Database, settings: Settings, departure: Any, token: str, seen: str) -> AsyncIterator[str]:
     for turn in range(int(_STREAM_SECONDS / _LOOKS_SECONDS)):
         found = await _read(db, settings, token)
         if (mark := mark_of(found)) != seen:
             seen = mark
-            yield ServerSentEventMessage(data=str(div[as_it_stands(settings, found, token)]), id=mark)
+            yield _event(str(div[as_it_stands(settings, found, token)]), id=mark)
         if not found.is_watched:
-            yield ServerSentEventMessage(data="", event="over")
+            yield _event("", event="over")
             return
         if departure.is_near():
             return
         if turn and turn % _BEAT_SECONDS == 0:
-            yield ServerSentEventMessage(comment="still here")
+            yield ": still here\n\n"
         await asyncio.sleep(_LOOKS_SECONDS)
+
+
+def _event(data: str, **fields: str) -> str:
+    """Source: HTML Standard, "Server-sent events": a line of data begins with its name, and an empty line ends it."""
+    lines = [*(f"{name}: {value}" for name, value in fields.items()), *(f"data: {line}" for line in data.split("\n"))]
+    return "\n".join(lines) + "\n\n"
 
 
 async def _read(db: Database, settings: Settings, token: str) -> Receipt:
@@ -130,8 +136,10 @@ def link_of(found: Receipt) -> str:
 
 def drawn(link: str, *, is_lightning: bool) -> bytes:
     """A QR code as an SVG file. Upper case holds twice as much, and a Lightning invoice means the same in it."""
+    made = io.BytesIO()
     code_ = segno.make(link.upper() if is_lightning else link, error="m", micro=False)
-    return code_.svg_inline(border=2, omitsize=True, dark="#12161c", light="#fff", svgns=True).encode()
+    code_.save(made, kind="svg", border=2, omitsize=True, dark="#12161c", light="#fff", xmldecl=False)
+    return made.getvalue()
 
 
 # --- the page ---------------------------------------------------------------------------------------
@@ -268,7 +276,7 @@ def _to_pay(settings: Settings, found: Receipt, token: str) -> Node:
             p(class_="quiet")[f"{what}"],
             p[code(class_="where")[topup["destination"]]],
             div(class_="acts")[_copy(topup["destination"], f"Copy the {'invoice' if found.method.is_lightning else 'address'}")],
-            found.topup["fee_coin_units"] and p(class_="quiet")[f"Includes a network fee of {coins(topup['fee_coin_units'], coin)}."],
+            (topup["fee_coin_units"] or 0) > 0 and p(class_="quiet")[f"Includes a network fee of {coins(topup['fee_coin_units'], coin)}."],
             p["Pay before ", moment(topup["expires_at"], counts_down=True), "."],
             _elsewhere(settings, found),
         ],
@@ -305,7 +313,7 @@ def _payments(found: Receipt) -> Node:
         for each in found.arrived
     ]
     heads = ("Transaction" if not found.method.is_lightning else "Payment hash", "Confirmations", "Value")
-    return div(class_="table", tabindex="0", role="region", aria_label="Payments")[
+    return div(class_="table stack", tabindex="0", role="region", aria_label="Payments")[
         table[
             thead[tr[(th(scope="col", class_="n" if name == "Value" else None)[name] for name in heads)]],
             tbody[rows],

@@ -121,7 +121,7 @@ def page(title: str, main: str, *, root: str = "", here: str = "", is_wide: bool
 
 def copied(text: str, id: str, what: str) -> str:
     """A text with a button that copies it."""
-    return f"""<div class=copy><code id={id}>{escape(text)}</code>
+    return f"""<div class=copy><code id={id} tabindex=0>{escape(text)}</code>
 <button type=button data-copy={id} aria-label="Copy {what}" hidden>Copy</button></div>"""
 
 
