@@ -36,7 +36,7 @@ def words_of(page: str) -> str:
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
-def told(page: str) -> list[tuple[Decimal, ...]]:
+def told(page: str) -> list[Decimal]:
     """The dollars of the sum's lines, the total last."""
     [table] = re.findall(r'aria-label="What was added to the balance">(.*?)</table>', page, re.DOTALL)
     return [D(sign.replace("−", "-") + text.replace(",", "")) for sign, text in re.findall(r">(−?)\$([\d.,]+)<", table)]
