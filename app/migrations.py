@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from alembic import command
 from app.kernel.connection import POOLERS, as_begin, as_options, as_set, as_shown, session_of
 from app.kernel.db import RUNTIME_ROLE
-from app.metering.functions import FUNCTIONS
+from app.metering.functions import BY_ACCOUNT, FUNCTIONS, OF_ACCOUNT, Function
 
 _SCRIPTS = Path(__file__).parent.parent / "alembic"
 _ADVISORY_LOCK = 0x5A7_3E7E2
@@ -254,26 +254,36 @@ def _upgrade(url: str) -> bool:
 # --- functions: code, which is installed and not migrated ---------------------------------------------
 
 _OURS = """SELECT p.proname, p.prosrc, obj_description(p.oid, 'pg_proc'), p.oid::regprocedure::text FROM pg_proc p
-           WHERE p.pronamespace = 'public'::regnamespace AND (starts_with(p.proname, 'meter_') OR p.proname = ANY (%s))"""
+           WHERE p.pronamespace = 'public'::regnamespace AND (starts_with(p.proname, 'meter_') OR p.proname = ANY (%s))
+           UNION ALL
+           SELECT n.nspname || '.' || p.proname, p.prosrc, obj_description(p.oid, 'pg_proc'), p.oid::regprocedure::text
+           FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = %s"""
 _PARTITIONS_AHEAD = 3
 
 
+def _installable() -> dict[str, Function]:
+    return FUNCTIONS | {function.name: function for function in OF_ACCOUNT.values()}
+
+
 def _has_our_functions(conn: psycopg.Connection[Any]) -> bool:
-    """Whether the functions there are are the file's, to the letter, and no others of their kind."""
-    installed = conn.execute(_OURS, [list(FUNCTIONS)]).fetchall()
-    wanted = {name: (function.body, function.fingerprint) for name, function in FUNCTIONS.items()}
+    """Whether the functions there are are the file's and their wrappers, to the letter, and no others of their kind."""
+    installed = conn.execute(_OURS, [list(FUNCTIONS), BY_ACCOUNT]).fetchall()
+    wanted = {name: (function.body, function.fingerprint) for name, function in _installable().items()}
     return len(installed) == len(wanted) and {name: (body, note) for name, body, note, _ in installed} == wanted
 
 
 def _install_functions(conn: psycopg.Connection[Any]) -> None:
     """Put the file's functions in place of those that are there, whatever their parameters were, in one transaction."""
+    schema, role = sql.Identifier(BY_ACCOUNT), sql.Identifier(RUNTIME_ROLE)
     with conn.transaction():
-        for _, _, _, signature in conn.execute(_OURS, [list(FUNCTIONS)]).fetchall():
+        for _, _, _, signature in conn.execute(_OURS, [list(FUNCTIONS), BY_ACCOUNT]).fetchall():
             conn.execute(f"DROP FUNCTION {signature}".encode())
-        for function in FUNCTIONS.values():
+        conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
+        conn.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, role))
+        for function in _installable().values():
             conn.execute(function.text.encode())
-            name = sql.Identifier(function.name)
+            name = sql.Identifier(*function.name.split("."))
             conn.execute(sql.SQL("COMMENT ON FUNCTION {} IS {}").format(name, sql.Literal(function.fingerprint)))
             conn.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(name))
-            conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(name, sql.Identifier(RUNTIME_ROLE)))
+            conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(name, role))
         conn.execute("SELECT make_usage_partitions(%s)", [_PARTITIONS_AHEAD])

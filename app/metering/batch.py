@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Params, Row
 from app.kernel.errors import DatabaseUnavailable
-from app.metering.functions import Function
+from app.metering.functions import OF_ACCOUNT, Function
 from app.metering.gathered import gathered
 
 Answer: TypeAlias = Row | BaseException | None
@@ -84,14 +84,16 @@ class _Verb:
     But `lock`, the accounts; `wait`, whether for those that are locked; and what is alike for all calls.
     """
 
-    def __init__(self, number: int, function: Function) -> None:
+    def __init__(self, number: int, function: Function, of_account: Function | None = None) -> None:
+        """`of_account`: how the calls of one account are asked about, where they are not asked about together with others'."""
         self._prefix = f"{number}_"  # statements of several verbs tell their parameters apart
-        self.call = function.call(self._prefix)
+        self.call = (of_account or function).call(self._prefix)
         self.alone: LiteralString = f"SELECT * FROM {self.call}"
         self._arrays = [name for name, kind in function.parameters.items() if kind.endswith("[]") and name != "lock"]
         self._scalars = [
             name for name, kind in function.parameters.items() if not kind.endswith("[]") and name != "wait"
         ]
+        self._account = ["account"] if of_account is not None else []
         self._of = itemgetter(*self._arrays)
         self.returned = list(function.columns.items())
         self.waiting: deque[_Call] = deque()
@@ -103,6 +105,7 @@ class _Verb:
             self._prefix + name: _array(each) for name, each in zip(self._arrays, values, strict=True)
         }
         params |= {self._prefix + name: batch[0].params[name] for name in self._scalars}
+        params |= {self._prefix + name: batch[0].params["account_id"] for name in self._account}
         params[self._prefix + "lock"] = _array(list({call.params["account_id"] for call in batch}))
         params[self._prefix + "wait"] = wait
         return params
@@ -114,10 +117,11 @@ class Batches:
     Two batches at once would cost two commits, and miss each other's accounts, where these are busy. A batch passes
     by an account that somebody keeps locked, so that it holds up no other: that account's calls then wait for it in a
     batch of their own, as do those that come meanwhile. So do the accounts of a batch that cannot be decided together.
+    With `by_account` every account's do, by functions that take its id first: where accounts live on several servers.
     """
 
-    def __init__(self, db: Database, *, together: bool = True) -> None:
-        self._db, self._together = db, together
+    def __init__(self, db: Database, *, together: bool = True, by_account: bool = False) -> None:
+        self._db, self._together, self._by_account = db, together, by_account
         self._lane = db.lane()
         self._verbs: list[_Verb] = []
         self._statements: dict[tuple[_Verb, ...], LiteralString] = {}
@@ -127,14 +131,17 @@ class Batches:
 
     def decider(self, function: Function) -> "Decider":
         """Decides the calls of a verb by its function. In a batch the verbs follow each other as they came to be known."""
-        verb = _Verb(len(self._verbs), function)
+        verb = _Verb(len(self._verbs), function, OF_ACCOUNT[function.name] if self._by_account else None)
         self._verbs.append(verb)
         return Decider(partial(self._decide, verb), verb)
 
     async def _decide(self, verb: _Verb, params: Sequence[Params]) -> list[Answer]:
         asked = _Asked(len(params))
         calls = [_Call(each, asked, place) for place, each in enumerate(params)]
-        if not self._together:
+        if self._by_account:
+            for call in calls:
+                self._wait_apart(verb, call)
+        elif not self._together:
             await asyncio.gather(*(self._ask(verb, [call]) for call in calls))
         else:
             self._let_wait(verb, calls)
@@ -261,20 +268,24 @@ class Batches:
             queue.append((verb, call))
 
     async def _decide_apart(self, account_id: uuid.UUID) -> None:
-        """The calls of one account, verb by verb, until none is left."""
-        queue = self._apart[account_id]
+        """The calls of one account until none is left, in rounds: verb by verb, as a batch decides them. Repeats wait for the next."""
+        queue, batches = self._apart[account_id], list[tuple[_Verb, list[_Call]]]()
         try:
+            await asyncio.sleep(0)  # those that have arrived but were not read yet come along
             while queue:
-                verb = queue[0][0]
-                waiting = deque(call for each, call in queue if each is verb)
-                batch = _next_batch(waiting, 1)
-                others = [(each, call) for each, call in queue if each is not verb]
+                round_ = list(queue)
                 queue.clear()
-                queue.extend([*((verb, call) for call in waiting), *others])
-                if batch:
-                    await self._ask(verb, batch)
+                batches.clear()
+                for verb in self._verbs:
+                    waiting = deque(call for each, call in round_ if each is verb)
+                    batches.append((verb, _next_batch(waiting, 1)))
+                    queue.extend((verb, call) for call in waiting)
+                for verb, batch in batches:
+                    if batch:
+                        await self._ask(verb, batch)
         finally:
             del self._apart[account_id]
+            _fail(_calls(batches))
             _fail(call for _, call in queue)
 
 

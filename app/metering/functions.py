@@ -49,3 +49,29 @@ FUNCTIONS: Final = {
     )
     for found in _FUNCTION.finditer(Path(__file__).with_suffix(".sql").read_text())
 }
+
+
+BY_ACCOUNT: Final = "by_account"
+"""The schema of the wrappers."""
+
+
+def _of_account(function: Function) -> Function:
+    """The same verb for calls of one account, whose id comes first: what Citus delegates by."""
+    given = {"account": "uuid", **function.parameters}
+    name = f"{BY_ACCOUNT}.{function.name}"
+    parameters = ", ".join(f"p_{each} {kind}" for each, kind in given.items())
+    columns = ", ".join(f"{each} {kind}" for each, kind in function.columns.items())
+    passed = ", ".join(f"p_{each}" for each in function.parameters)
+    body = f"\nBEGIN\n    RETURN QUERY SELECT * FROM public.{function.name}({passed});\nEND "
+    text = (
+        f"CREATE OR REPLACE FUNCTION {name}({parameters})\nRETURNS TABLE ({columns})\nLANGUAGE plpgsql AS $${body}$$;"
+    )
+    return Function(name, text, body, given, function.columns)
+
+
+OF_ACCOUNT: Final = {
+    name: _of_account(function)
+    for name, function in FUNCTIONS.items()
+    if {"account_id", "lock"} <= function.parameters.keys()
+}
+"""By the name of a verb, its wrapper for the calls of one account: METER_BATCH=account."""

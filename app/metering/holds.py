@@ -191,21 +191,23 @@ def hold_id_for(service: str, request_id: str) -> uuid.UUID:
 class Meter:
     """The metering verbs; functions.sql decides them. A verdict against the caller is raised as an AppError.
 
-    With `batch`, the calls in flight at one moment are decided in one transaction together.
+    With `batch`, the calls in flight at one moment are decided in one transaction together, or `by_account` those of each account.
     `on_low` is told of an account whose balance a charge took below its `low_nusd`, `on_limit` of a key that
     a call was refused for want of its limit; they must not take long.
     """
 
-    def __init__(self, db: Database, pepper: Pepper, *, hold_sync_commit: bool, batch: bool) -> None:
+    def __init__(
+        self, db: Database, pepper: Pepper, *, hold_sync_commit: bool, batch: bool, by_account: bool = False
+    ) -> None:
         self._db, self._pepper = db, pepper
         self._synchronous_commit = "on" if hold_sync_commit else "off"
-        together = Batches(db, together=batch)
+        together = Batches(db, together=batch, by_account=by_account)
         # Settles and releases come first: what they free is there for the others. A transaction is as durable as all that
         # is in it, so that holds that need not survive a crash of the database have transactions of their own.
         self._settle = together.decider(FUNCTIONS["meter_charge"])
         self._release = together.decider(FUNCTIONS["meter_release"])
         self._extend = together.decider(FUNCTIONS["meter_extend"])
-        holding = together if hold_sync_commit else Batches(db, together=batch)
+        holding = together if hold_sync_commit else Batches(db, together=batch, by_account=by_account)
         self._authorize = holding.decider(FUNCTIONS["meter_authorize"])
         self._charge = together.decider(FUNCTIONS["meter_charge"])
         self.on_low: Callable[[uuid.UUID], None] = lambda _: None
