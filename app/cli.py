@@ -44,7 +44,7 @@ from app.notices import reseal as notices
 from app.pricing import commands as prices
 from app.run import Only, bring_to_head, database, has_gateway, run, serve, serve_gateway
 from app.sandbox.demo import Demo, DemoError, balance, fund_new_account, wallet_url
-from app.wiring import House, build
+from app.wiring import House, build, standby
 
 NAME: Final = "satmeter"
 
@@ -309,7 +309,9 @@ def _migrate(settings: Settings, args: argparse.Namespace) -> int:
 
 async def _audited(settings: Settings, house: House, told: progress.Told, noted_head: str | None) -> Report:
     """The verdict, which monitoring is told too."""
-    report = await audit(house.db, Secrets.of(settings), told, noted_head)
+    # A head that was noted a moment ago may not have come to a standby yet.
+    reads = house.reads if noted_head is None else house.db
+    report = await audit(reads, Secrets.of(settings), told, noted_head)
     await house.db.transaction(lambda session: note_verdict(session, len(report.findings), str(new_id())))
     return report
 
@@ -429,11 +431,14 @@ def _usage(settings: Settings, args: argparse.Namespace) -> int:
 
     async def work(url: str) -> usage.Answer:
         db = Database(url, pool_size=2, role=None, pooler=settings.database_pooler)
+        reads = standby(settings, db, role=None)
         await db.open()
         try:
             with progress.shown(*_COUNTED.get(args.verb, ("Working", "steps"))) as told:
-                return await usage.run(db, args.verb, args, told)
+                return await usage.run(db, args.verb, args, told, reads or db)
         finally:
+            if reads is not None:
+                await reads.close()
             await db.close()
 
     with database(settings) as (url, _):

@@ -23,6 +23,7 @@ from app.audit.gauges import gauges
 from app.autotopup.api import AutoTopupController
 from app.kernel.db import Database, row
 from app.kernel.errors import AppError, DatabaseUnavailable
+from app.kernel.standby import Standby
 from app.keys.api import KeysController
 from app.metering.api import ext_authz
 from app.metering.api.calls import MeterController
@@ -119,7 +120,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
     parts: dict[str, object] = {
         "db": house.db, "settings": house.settings, "gateways": house.gateways, "verifier": house.verifier,
         "keyring": house.keyring, "meter": house.meter, "services": house.services, "nostr": house.nostr,
-        "catalogues": house.catalogues, "pricer": house.pricer,
+        "catalogues": house.catalogues, "read_catalogues": house.read_catalogues, "pricer": house.pricer,
         "mint": house.mint, "proofs": house.proofs, "buying": AtTheDoor(house.openings), "payable": _payable(house),
         "wallets": house.wallets, "watcher": house.watcher, "audits": house.audits, "webhooks": house.webhooks, "messages": house.messages,
     }  # fmt: skip
@@ -138,6 +139,7 @@ def create_app(house: House, departure: Departure | None = None, *, now: Callabl
         ],
         dependencies={name: Provide(_giving(part), sync_to_thread=False) for name, part in parts.items()}
         | {name: Provide(giving_who_called(), sync_to_thread=False) for name in callers.names}
+        | {"reads": Provide(_giving_reads(house.reads), sync_to_thread=False)}
         | {"once": Provide(provide_once), "offer_wanted": Provide(ext_authz.offer_wanted, sync_to_thread=False)}
         | {"departure": Provide(_giving(departure or Departure()), sync_to_thread=False)},
         guards=[one_after_the_other(limits.asking(callers.ask), refuse_malformed_key, refuse_large_body, refuse_odd_query)],
@@ -173,6 +175,17 @@ def _payable(house: House) -> ext_authz.Payable:
 def _giving(part: Any) -> Callable[[], Any]:
     def give() -> Any:
         return part
+
+    return give
+
+
+def _giving_reads(reads: Database) -> Any:
+    """What is told of a standby's lag is told even where what was read before is enough."""
+
+    def give() -> Database:
+        if isinstance(reads, Standby):
+            reads.tell()
+        return reads
 
     return give
 

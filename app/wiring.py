@@ -23,8 +23,9 @@ from app.audit.sealing import Notary
 from app.autotopup.run import AutoTopup
 from app.autotopup.wallet import Wallets
 from app.autotopup.watch import Watcher
-from app.kernel.db import Database
+from app.kernel.db import RUNTIME_ROLE, Database
 from app.kernel.settings import Settings, SettingsError
+from app.kernel.standby import Standby
 from app.keys.issue import Keyring
 from app.keys.verify import Verifier
 from app.metering.holds import Meter
@@ -50,6 +51,8 @@ class House:
 
     settings: Settings
     db: Database
+    reads: Database
+    """For what may be a moment old: a standby, where there is one, else the same as `db`."""
     gateways: Gateways
     verifier: Verifier
     keyring: Keyring
@@ -57,6 +60,8 @@ class House:
     services: ServiceTokens
     nostr: Nostr
     catalogues: Catalogues
+    read_catalogues: Catalogues
+    """What `reads` has of them: calls are never priced by what a standby knows."""
     pricer: Pricer
     mint: Mint
     proofs: Proofs
@@ -80,6 +85,8 @@ class House:
         await self.services.uses.written()
         for gateway in self.gateways:
             await gateway.close()
+        if self.reads is not self.db:
+            await self.reads.close()
         await self.db.close()
 
 
@@ -91,6 +98,7 @@ def build(
         Database(database_url, pool_size=settings.database_pool, pooler=settings.database_pooler),
         Catalogues(),
     )
+    reads = standby(settings, db) or db
     takers = gateways(settings) if gateway is None else Gateways(dict.fromkeys(METHODS, gateway), health_seconds=0)
     purses = wallets or nwc_wallets(settings)
     autotopup = AutoTopup(
@@ -112,13 +120,21 @@ def build(
     house = House(
         settings=settings,
         db=db,
+        reads=reads,
         gateways=takers,
         verifier=Verifier(db, settings.pepper),
         keyring=keyring,
-        meter=Meter(db, settings.pepper, hold_sync_commit=settings.hold_sync_commit, batch=settings.meter_batch),
+        meter=Meter(
+            db,
+            settings.pepper,
+            hold_sync_commit=settings.hold_sync_commit,
+            batch=settings.meter_batch != "off",
+            by_account=settings.meter_batch == "account",
+        ),
         services=ServiceTokens(db, settings.pepper),
         nostr=SignedRequests(),
         catalogues=catalogues,
+        read_catalogues=catalogues if reads is db else Catalogues(),
         pricer=Pricer(db, catalogues, is_strict=settings.strict_provider),
         mint=mint,
         proofs=proofs,
@@ -126,7 +142,7 @@ def build(
         wallets=purses,
         autotopup=autotopup,
         watcher=Watcher(autotopup),
-        audits=Audits(db, Secrets.of(settings)),
+        audits=Audits(db, Secrets.of(settings), reads),
         notary=Notary(db, settings.pepper),
         webhooks=webhooks,
         messages=messages,
@@ -137,6 +153,13 @@ def build(
     house.meter.on_low = house.watcher.notice
     house.meter.on_limit = house.limits_reached.notice
     return house
+
+
+def standby(settings: Settings, primary: Database, *, role: str | None = RUNTIME_ROLE) -> Standby | None:
+    """The reads of DATABASE_READ_URL, which fall back to the primary; None where that is not set."""
+    if settings.database_read_url is None:
+        return None
+    return Standby(settings.database_read_url, primary, pool_size=settings.database_pool, role=role)
 
 
 def nwc_wallets(settings: Settings) -> Wallets:

@@ -287,6 +287,14 @@ def python_of(user: str | None) -> tuple[str, dict[str, str]]:
     )
 
 
+def of_ordinary_user(folder: Path) -> dict[str, Any]:
+    """How to run a program as one who may be no root, with this folder for its own."""
+    user = ordinary_user() if os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(folder, user)
+    return _as_user(user)
+
+
 def _as_user(user: str | None) -> dict[str, Any]:
     if user is None:
         return {}
@@ -316,6 +324,19 @@ class ExternalPostgres:
         self.sql("CREATE DATABASE satmeter" + (f' OWNER "{user}"' if owns else ""))
         return self._url(user, "satmeter")
 
+    @property
+    def socket_folder(self) -> str:
+        return str(self._folder)
+
+    def kill(self) -> None:
+        """As a machine that loses its power: nobody says goodbye."""
+        postmaster = psutil.Process(int((self._folder / "data" / "postmaster.pid").read_text().split()[0]))
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        eventually(lambda: all_gone(processes))
+
     def version(self) -> int:
         return int(self.sql("SHOW server_version_num")[0][0]) // 10000
 
@@ -326,33 +347,32 @@ class ExternalPostgres:
 @contextlib.contextmanager
 def external_postgres() -> Iterator[ExternalPostgres]:
     """A new cluster of the PostgreSQL installed on this machine; skips where there is none."""
-    programs = _installed_postgres()
+    programs = installed_postgres()
     folder = Path(tempfile.mkdtemp(prefix="satmeter-pg-"))
-    user = ordinary_user() if os.geteuid() == 0 else None
-    if user is not None:
-        shutil.chown(folder, user)
+    options = of_ordinary_user(folder)
 
     def execute(name: str, *arguments: str) -> None:
         done = subprocess.run(
             [programs / name, *arguments], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, timeout=60, check=False, **_as_user(user),
+            stderr=subprocess.DEVNULL, timeout=60, check=False, **options,
         )  # fmt: skip
         assert done.returncode == 0, (folder / "log").read_text() if (folder / "log").exists() else name
 
     data = str(folder / "data")
     try:
         execute("initdb", "-D", data, "-U", "dba", "--auth=trust", "--locale=C", "--encoding=UTF8", "--no-sync")
-        options = f"-h '' -k {folder} -p 5432 -c fsync=off"
-        execute("pg_ctl", "start", "-D", data, "-l", str(folder / "log"), "-w", "-o", options)
+        server = f"-h '' -k {folder} -p 5432 -c fsync=off"
+        execute("pg_ctl", "start", "-D", data, "-l", str(folder / "log"), "-w", "-o", server)
         try:
             yield ExternalPostgres(folder)
         finally:
-            execute("pg_ctl", "stop", "-D", data, "-m", "immediate", "-w")
+            with contextlib.suppress(AssertionError):  # a test may have killed it
+                execute("pg_ctl", "stop", "-D", data, "-m", "immediate", "-w")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _installed_postgres() -> Path:
+def installed_postgres() -> Path:
     """The newest PostgreSQL, of 15 or later, that has a server and is not the wheel's."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]), reverse=True)
     on_path = shutil.which("initdb")

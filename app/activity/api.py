@@ -171,7 +171,7 @@ class Explanation(msgspec.Struct, frozen=True):
 async def list_history(
     request: Request[Any, Any, Any],
     caller: NamedDependency[Caller],
-    db: NamedDependency[Database],
+    reads: NamedDependency[Database],
     from_: FromDate = None,
     to: FromQuery[str | None] = None,
     model: FromQuery[str | None] = None,
@@ -201,7 +201,7 @@ async def list_history(
     )  # fmt: skip
     asked = Numbered.of(limit=limit, page=page, page_count=page_count, offset=offset, cursor=cursor)
     size, before = asked.size, from_cursor(cursor, tuple[UUID])
-    found = await db.transaction(
+    found = await reads.transaction(
         lambda session: calls(
             session,
             caller.account_id,
@@ -219,7 +219,7 @@ async def list_history(
 @get("/activity", tags=["Activity"], summary="Calls per day")
 async def list_activity(
     caller: NamedDependency[Caller],
-    db: NamedDependency[Database],
+    reads: NamedDependency[Database],
     from_: FromDate = None,
     to: FromQuery[str | None] = None,
     model: FromQuery[str | None] = None,
@@ -238,7 +238,9 @@ async def list_activity(
     )  # fmt: skip
     size, after = page_size(limit), from_cursor(cursor, tuple[date, UUID, str])
     _text(after[2] if after else None, "cursor")
-    found = await db.transaction(lambda session: daily(session, caller.account_id, wanted, limit=size + 1, after=after))
+    found = await reads.transaction(
+        lambda session: daily(session, caller.account_id, wanted, limit=size + 1, after=after)
+    )
     last = found[size - 1] if len(found) > size else None
     return ActivityPage(
         [DayView.of(line) for line in found[:size]],
@@ -248,12 +250,12 @@ async def list_activity(
 
 @get("/activity/{charge_id:str}/explain", tags=["Activity"], summary="Explain a charge")
 async def explain_charge(
-    caller: NamedDependency[Caller], db: NamedDependency[Database], charge_id: FromPath[str]
+    caller: NamedDependency[Caller], reads: NamedDependency[Database], charge_id: FromPath[str]
 ) -> Explanation:
     """The price lines that add up, to the nano-dollar, to what was charged; by a call's `id` or its `charge_id`. A call
     that came already priced has one line, of kind `call`."""
     require_scope(caller, "activity")
-    return Explanation.of(await db.transaction(lambda session: explain(session, caller.account_id, charge_id)))
+    return Explanation.of(await reads.transaction(lambda session: explain(session, caller.account_id, charge_id)))
 
 
 def _whose(caller: Caller, asked: UUID | None, all_keys: bool) -> UUID | None:

@@ -88,18 +88,21 @@ async def _months(session: AsyncSession) -> Sequence[Row]:
     return sorted(known, key=lambda each: str(each["name"]))
 
 
-async def export(db: Database, month: date, path: Path, now: datetime, told: Told = nobody) -> Exported:
+async def export(
+    db: Database, month: date, path: Path, now: datetime, told: Told = nobody, reads: Database | None = None
+) -> Exported:
     """Write every call of a month that is over to `path`, which must not be there yet, and remember that it was done.
 
     The cells are as the database has them, so that the file can be loaded again. A call is never changed, and none is
-    added to a month that is over; if one was all the same while this went on, nothing is remembered.
+    added to a month that is over; if one was all the same while this went on, or has not come to the standby that `reads` is,
+    nothing is remembered.
     Raises InvalidField, NotFound for a month without calls.
     """
     _must_be_over(month, now)
     await make_partitions(db)  # what came before its month's partition was there moves to where it belongs
     after: tuple[uuid.UUID, uuid.UUID] | None = None
     with CallsFile(path) as file:
-        while some := await db.transaction(functools.partial(_some_calls, month=month, after=after)):
+        while some := await (reads or db).transaction(functools.partial(_some_calls, month=month, after=after)):
             file.write(some)
             told(file.calls, None)
             after = some[-1]["account_id"], some[-1]["id"]

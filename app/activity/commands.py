@@ -42,8 +42,10 @@ def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add("rebuild", "sum every day's calls again")
 
 
-async def run(db: Database, verb: str, args: argparse.Namespace, told: Told = nobody) -> Answer:
-    """One verb, with the owner's connection. Raises AppError with what is wrong."""
+async def run(
+    db: Database, verb: str, args: argparse.Namespace, told: Told = nobody, reads: Database | None = None
+) -> Answer:
+    """One verb, with the owner's connection; what is exported is read where `reads` says. Raises AppError with what is wrong."""
     now = datetime.now(UTC)
     if verb == "months":
         return await _months(db)
@@ -53,7 +55,7 @@ async def run(db: Database, verb: str, args: argparse.Namespace, told: Told = no
         return Answer(f"Every day was summed again: {changed} sums changed.", {"changed": changed})
     month = read_month(args.month)
     if verb == "export":
-        saved = await export(db, month, Path(args.out), now, told)
+        saved = await export(db, month, Path(args.out), now, told, reads)
         text = f"{saved.calls} calls, {usd_text(saved.cost_nusd)} USD, SHA-256 {saved.sha256}"
         data = {"calls": saved.calls, "cost_usd": usd_text(saved.cost_nusd), "sha256": saved.sha256}
         return Answer(f"Exported {args.month}: {text}", {"month": args.month, **data})

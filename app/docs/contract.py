@@ -173,6 +173,7 @@ def _complete_answers(operation: Json, handler: HTTPRouteHandler, schemas: Schem
         "description": "Created" if status == "201" else "OK",
         "headers": always
         | dict(sorted(answer.get("headers", {}).items()))
+        | (_headers("X-Data-As-Of") if "reads" in needs else {})
         | (_headers("Idempotent-Replayed") if "once" in needs else {}),
     }
     if media_type := next(iter(answer.get("content", ())), None):

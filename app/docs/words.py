@@ -294,6 +294,10 @@ HEADERS: Final[dict[str, Json]] = {
         "description": "The request's id: the caller's own `X-Request-Id` or trace if it sent one.",
         "schema": {"type": "string", "maxLength": 64},
     },
+    "X-Data-As-Of": {
+        "description": "Where reading is done on a standby (DATABASE_READ_URL): everything until this moment is in the answer.",
+        "schema": {"type": "string", "format": "date-time"},
+    },
     "Idempotent-Replayed": {
         "description": "There, and `true`, when this is the answer that an earlier request with this key got.",
         "schema": {"const": "true"},

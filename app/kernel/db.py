@@ -57,11 +57,17 @@ class Database:
     """Two doors to one PostgreSQL: SQLAlchemy sessions for the ordinary, a plain psycopg pool for the hot path."""
 
     def __init__(
-        self, url: str, *, pool_size: int = 8, role: str | None = RUNTIME_ROLE, pooler: str = POOLERS[0]
+        self,
+        url: str,
+        *,
+        pool_size: int = 8,
+        role: str | None = RUNTIME_ROLE,
+        pooler: str = POOLERS[0],
+        further: Mapping[str, str] | None = None,
     ) -> None:
-        """Behind a `pooler` that knows transactions alone, each of them begins by becoming what a connection of ours is."""
+        """`further` settings of each connection, as PostgreSQL shows them. Behind a `pooler` that knows transactions alone, each of them begins by becoming what a connection of ours is."""
         self._url = url
-        self._session = session_of(role)
+        self._session = dict(further or {}) | session_of(role)
         self._is_pooled = pooler == "transaction"
         self._asker = _Asker(as_set(self._session, of_transaction=True).encode() if self._is_pooled else None)
         self._engine: AsyncEngine = create_async_engine(
@@ -133,6 +139,14 @@ class Database:
                     _raise(error)
                 await _pause_or_raise(error, attempt)
         raise AssertionError("unreachable")
+
+    async def once(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """One transaction that only reads, and is not tried again. Raises DatabaseUnavailable."""
+        try:
+            async with AsyncSession(self._engine, expire_on_commit=False) as session:
+                return await work(session)
+        except (DBAPIError, PoolExhausted, psycopg.OperationalError) as error:
+            _raise(error)
 
     async def one(self, statement: LiteralString, params: Params) -> Row | None:
         """One prepared statement, one round trip, its own durable transaction: its row.

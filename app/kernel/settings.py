@@ -44,7 +44,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{
 
 
 FROM_FILES = (
-    "DATABASE_URL", "SECRET_PEPPER", "SEALING_KEYS", "BTCPAY_API_KEY", "BTCPAY_WEBHOOK_SECRET", "LNBITS_INVOICE_KEY",
+    "DATABASE_URL", "DATABASE_READ_URL", "SECRET_PEPPER", "SEALING_KEYS", "BTCPAY_API_KEY", "BTCPAY_WEBHOOK_SECRET", "LNBITS_INVOICE_KEY",
     "METRICS_TOKEN", "NOTICE_WEBHOOK_URL", "NOTICE_WEBHOOK_SECRET",
 )  # fmt: skip
 """The secrets, each of which may stand in a file that NAME_FILE names: systemd's and Docker's way to hand them over."""
@@ -68,6 +68,7 @@ class Settings:
     data_dir: Path
     database_url: str | None = field(repr=False)
     database_pooler: str
+    database_read_url: str | None = field(repr=False)
     database_pool: int
     workers: int
     secret_pepper: str = field(repr=False)
@@ -96,7 +97,7 @@ class Settings:
     notice_relays: tuple[str, ...]
     notice_allow_private: bool
     lightning_network: str
-    meter_batch: bool
+    meter_batch: str
     strict_provider: bool
     hold_sync_commit: bool
     ext_authz_hold_usd: str
@@ -205,6 +206,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         data_dir=data_dir,
         database_url=read.text("DATABASE_URL", "") or None,
         database_pooler=read.choice("DATABASE_POOLER", POOLERS[0], POOLERS),
+        database_read_url=read.text("DATABASE_READ_URL", "") or None,
         database_pool=read.number("DATABASE_POOL", 8, 2, 200),
         workers=read.number("WORKERS", 1, 1, 64),
         secret_pepper=_pepper(read.text("SECRET_PEPPER", made.get("SECRET_PEPPER", ""))),
@@ -233,7 +235,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         notice_relays=_relays(read.text("NOTICE_RELAYS", "wss://relay.damus.io,wss://nos.lol")),
         notice_allow_private=read.switch("NOTICE_ALLOW_PRIVATE", False),
         lightning_network=read.choice("LIGHTNING_NETWORK", _network(read, methods), ("bc", "tb", "tbs", "bcrt")),
-        meter_batch=read.switch("METER_BATCH", True),
+        meter_batch=read.choice("METER_BATCH", "on", ("on", "off", "account")),
         strict_provider=read.switch("STRICT_PROVIDER", False),
         hold_sync_commit=read.switch("HOLD_SYNC_COMMIT", True),
         ext_authz_hold_usd=_positive_usd(read.text("EXT_AUTHZ_HOLD_USD", "0.01"), "EXT_AUTHZ_HOLD_USD"),

@@ -82,71 +82,71 @@ class PriceList(msgspec.Struct, frozen=True):
 
 @get("/v1/models", tags=["Prices"], summary="The models and their prices")
 async def list_models(
-    db: NamedDependency[Database],
-    catalogues: NamedDependency[Catalogues],
+    reads: NamedDependency[Database],
+    read_catalogues: NamedDependency[Catalogues],
     model: FromQuery[str | None] = None,
     of_type: OfType = None,
 ) -> ModelList:
     """The chat models, or those of `type`: chat, image, video, audio or embedding, several with commas, or all. With
     `model` the one that it means, of whatever type."""
-    return await _models(catalogues, db, model, of_type)
+    return await _models(read_catalogues, reads, model, of_type)
 
 
 @get("/models", tags=["Prices"], summary="The same as /v1/models")
 async def list_models_unversioned(
-    db: NamedDependency[Database],
-    catalogues: NamedDependency[Catalogues],
+    reads: NamedDependency[Database],
+    read_catalogues: NamedDependency[Catalogues],
     model: FromQuery[str | None] = None,
     of_type: OfType = None,
 ) -> ModelList:
     """For clients whose base URL has no version in it."""
-    return await _models(catalogues, db, model, of_type)
+    return await _models(read_catalogues, reads, model, of_type)
 
 
 @get("/router/models", tags=["Prices"], summary="The same as /v1/models")
 async def list_router_models(
-    db: NamedDependency[Database],
-    catalogues: NamedDependency[Catalogues],
+    reads: NamedDependency[Database],
+    read_catalogues: NamedDependency[Catalogues],
     model: FromQuery[str | None] = None,
     of_type: OfType = None,
 ) -> ModelList:
     """For clients of routers, which look for the models here."""
-    return await _models(catalogues, db, model, of_type)
+    return await _models(read_catalogues, reads, model, of_type)
 
 
 @get("/v1/media/models", tags=["Prices"], summary="The image, audio and video models and their prices")
 async def list_media_models(
-    db: NamedDependency[Database],
-    catalogues: NamedDependency[Catalogues],
+    reads: NamedDependency[Database],
+    read_catalogues: NamedDependency[Catalogues],
     model: FromQuery[str | None] = None,
     of_type: OfType = None,
 ) -> ModelList:
     """The models that make or take pictures, sound and films; with `type`, as `/v1/models`."""
-    return await _models(catalogues, db, model, of_type or ",".join(MEDIA_KINDS))
+    return await _models(read_catalogues, reads, model, of_type or ",".join(MEDIA_KINDS))
 
 
 @get("/v1/models/{model_id:path}", tags=["Prices"], summary="One model and its prices")
 async def read_model(
-    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model_id: FromPath[str]
+    reads: NamedDependency[Database], read_catalogues: NamedDependency[Catalogues], model_id: FromPath[str]
 ) -> ModelView:
     """By the name that a call may have for it, slashes and all, as they are or percent-encoded."""
-    return await model_named(catalogues, db, model_id)
+    return await model_named(read_catalogues, reads, model_id)
 
 
 @get("/models/{model_id:path}", tags=["Prices"], summary="The same as /v1/models/{model_id}")
 async def read_model_unversioned(
-    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model_id: FromPath[str]
+    reads: NamedDependency[Database], read_catalogues: NamedDependency[Catalogues], model_id: FromPath[str]
 ) -> ModelView:
     """For clients whose base URL has no version in it."""
-    return await model_named(catalogues, db, model_id)
+    return await model_named(read_catalogues, reads, model_id)
 
 
 @get("/v1/prices", tags=["Prices"], summary="Every price")
 async def list_prices(
-    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
+    reads: NamedDependency[Database], read_catalogues: NamedDependency[Catalogues], model: FromQuery[str | None] = None
 ) -> PriceList:
     """One line for each model, dimension, context tier and set of attributes."""
-    catalogue = await _current(catalogues, db)
+    catalogue = await _current(read_catalogues, reads)
     fees = {feature: usd(price_nusd) for feature, price_nusd in catalogue.fees(datetime.now(UTC)).items()}
     lines = [price for _, prices in _chosen(catalogue, model) for price in prices]
     return PriceList(lines, fees, catalogue.version_id or None)

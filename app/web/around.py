@@ -9,6 +9,7 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.kernel import standby
 from app.kernel.errors import AppError
 from app.kernel.ratelimit import as_headers, begin, met
 from app.web.bodies import Body, JsonRequest
@@ -42,7 +43,7 @@ def around_requests(app: ASGIApp, every: Lines, of_origin: OfOrigin) -> ASGIApp:
         state["request_id"] = request_id
         started, status, body = state.setdefault("started", time.perf_counter()), 500, Body(receive, headers)
         structlog.contextvars.bind_contextvars(request_id=request_id)  # a request is a context of its own
-        limits = state.setdefault("limits", None) or begin()
+        limits, reads = state.setdefault("limits", None) or begin(), standby.begin()
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -50,7 +51,7 @@ def around_requests(app: ASGIApp, every: Lines, of_origin: OfOrigin) -> ASGIApp:
                 status = message["status"]
                 is_over = status >= 400 and body.may_be_long and not body.is_whole  # nobody waits for the rest
                 closing = [(b"connection", b"close")] if is_over else []
-                ours = [*every, *of_origin(scope["path"], headers), *as_headers(limits)]
+                ours = [*every, *of_origin(scope["path"], headers), *as_headers(limits), *standby.as_headers(reads)]
                 message["headers"] = _with_ours(message.get("headers", ()), ours, scope, request_id) + closing
             await send(message)
 

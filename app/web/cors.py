@@ -22,7 +22,7 @@ _NOT_CUSTOMERS: Final = frozenset({"Admin", "Operations"})
 _SENT: Final = (
     "authorization", "x-api-key", "api-key", "x-credit-id", "idempotency-key", "content-type", "accept", "x-request-id", "traceparent",
 )  # fmt: skip
-_READ: Final = b"Retry-After, X-Request-Id, Idempotent-Replayed, X-Next-Cursor, WWW-Authenticate, Content-Disposition, ETag, Allow, RateLimit, RateLimit-Policy"
+_READ: Final = b"Retry-After, X-Request-Id, Idempotent-Replayed, X-Next-Cursor, X-Data-As-Of, WWW-Authenticate, Content-Disposition, ETag, Allow, RateLimit, RateLimit-Policy"
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _HEADER_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}", re.ASCII)
 _MOST_NAMES: Final = 50

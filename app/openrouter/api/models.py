@@ -83,21 +83,21 @@ class OpenRouterModels(msgspec.Struct, frozen=True):
 
 @get("/api/v1/models", tags=["OpenRouter"], summary="The models, as OpenRouter tells them")
 async def list_openrouter_models(
-    db: NamedDependency[Database],
-    catalogues: NamedDependency[Catalogues],
+    reads: NamedDependency[Database],
+    read_catalogues: NamedDependency[Catalogues],
     output_modalities: FromQuery[str | None] = None,
 ) -> OpenRouterModels:
     """Those that put out text, or `output_modalities`: text, image, video, audio, embeddings, several with commas, or all."""
-    found = await models_of(catalogues, db, _kinds(output_modalities))
+    found = await models_of(read_catalogues, reads, _kinds(output_modalities))
     return OpenRouterModels([OpenRouterModel.of(model) for model in found])
 
 
 @get("/api/v1/models/{model_id:path}", tags=["OpenRouter"], summary="One model, as OpenRouter tells it")
 async def read_openrouter_model(
-    db: NamedDependency[Database], catalogues: NamedDependency[Catalogues], model_id: FromPath[str]
+    reads: NamedDependency[Database], read_catalogues: NamedDependency[Catalogues], model_id: FromPath[str]
 ) -> OpenRouterModel:
     """By the name that a call may have for it, for OpenAI's clients with this as their base URL."""
-    return OpenRouterModel.of(await model_named(catalogues, db, model_id))
+    return OpenRouterModel.of(await model_named(read_catalogues, reads, model_id))
 
 
 def _kinds(text: str | None) -> frozenset[str] | None:

@@ -223,7 +223,7 @@ async def read_current_key(key: NamedDependency[Caller], db: NamedDependency[Dat
 @get("/api/v1/activity", tags=["OpenRouter"], summary="Calls per day, as OpenRouter tells them")
 async def list_daily_activity(
     caller: NamedDependency[Caller],
-    db: NamedDependency[Database],
+    reads: NamedDependency[Database],
     settings: NamedDependency[Settings],
     date: FromQuery[str | None] = None,
     date_from: FromQuery[str | None] = None,
@@ -240,18 +240,18 @@ async def list_daily_activity(
         key_id = await _whose(session, settings.pepper, caller, sha256)
         return [DailyView.of(line) for line in await activity(session, caller.account_id, first, last, key_id)]
 
-    return DailyAnswer(await db.transaction(work))
+    return DailyAnswer(await reads.transaction(work))
 
 
 @get("/api/v1/generation", tags=["OpenRouter"], summary="One call, as OpenRouter tells it")
 async def read_generation(
-    caller: NamedDependency[Caller], db: NamedDependency[Database], id: FromQuery[str]
+    caller: NamedDependency[Caller], reads: NamedDependency[Database], id: FromQuery[str]
 ) -> GenerationAnswer:
     """By the `id` of the account's history, its `charge_id`, or the `upstream_id` that its proxy told: the `id` of the
     model's own answer."""
     require_scope(caller, "activity")
     return GenerationAnswer(
-        GenerationView.of(id, await db.transaction(lambda session: generation(session, caller.account_id, id)))
+        GenerationView.of(id, await reads.transaction(lambda session: generation(session, caller.account_id, id)))
     )
 
 
