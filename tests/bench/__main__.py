@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from tests.bench import bulk
+from tests.bench import bulk, growth
 from tests.bench.compared import Tpcb, through_sessions
 from tests.bench.load import CONNECTIONS, Kind, Measured, client, load
 from tests.bench.sides import ACCOUNTS, Run, Side, served, taking_all_that_wait
@@ -25,6 +25,9 @@ from tests.program import ROOT
 
 Found = dict[str, list[Run]]
 """A run of each round, by the name of its load."""
+
+
+_PAIRS_OF_GROWTH: Final = 20_000
 
 
 def main() -> int:
@@ -43,6 +46,7 @@ def main() -> int:
             for name, tree in trees
         ]
         _bench(sides, options.rounds, options.seconds)
+    growth.report(_PAIRS_OF_GROWTH)
     return 0
 
 
