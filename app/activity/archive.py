@@ -62,7 +62,8 @@ async def months(db: Database) -> Sequence[Row]:
 async def exported(session: AsyncSession) -> Sequence[Row]:
     """The months that were written to a file, the latest first."""
     return await rows(
-        session, "SELECT month, calls, cost_nusd, sha256, exported_at, dropped_at FROM usage_archive ORDER BY month DESC"
+        session,
+        "SELECT month, calls, cost_nusd, sha256, exported_at, dropped_at FROM usage_archive ORDER BY month DESC",
     )
 
 

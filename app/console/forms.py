@@ -91,4 +91,7 @@ def payer_of(request: Request[Any, Any, Any]) -> str:
 
 def _printable(name: str) -> str:
     """A file's name as it can stand in the books: its last part, one line."""
-    return "".join(letter for letter in name.replace("\\", "/").rpartition("/")[2] if letter.isprintable())[:200] or "a file"
+    return (
+        "".join(letter for letter in name.replace("\\", "/").rpartition("/")[2] if letter.isprintable())[:200]
+        or "a file"
+    )

@@ -55,8 +55,8 @@ from app.kernel.reading import read as read_json
 from app.kernel.reading import uuid_in
 from app.kernel.security import UnsealError
 from app.keys.api import KeyRequest, new_key, wanted_changes
-from app.keys.issue import SCOPES, Keyring, change, issue, list_keys, read, revoke
-from app.keys.verify import hold_still
+from app.keys.issue import Keyring, change, issue, list_keys, read, revoke
+from app.keys.verify import SCOPES, hold_still
 
 SAID.update(
     {
