@@ -19,6 +19,7 @@ from app.activity.archive import drop, export
 from app.activity.rollup import roll_up
 from app.admin.acts import write_act
 from app.audit import CHECKS, FINDINGS_PER_CHECK, PROOFS, Report, Secrets, audit
+from app.audit.offers import ALIASES, OFFERS
 from app.autotopup.connect import Wish as WalletWish
 from app.autotopup.connect import connect
 from app.autotopup.rules import OPEN
@@ -606,6 +607,7 @@ LIES = (
     Lie("a hold under another account's key", "everything_has_its_key", "UPDATE hold SET key_id = {key} WHERE account_id = {other} AND state = 'open'"),
     Lie("a key removed", "everything_has_its_key", "DELETE FROM api_key WHERE id = {key}"),
     Lie("a second credit id to somebody's money", "account_has_one_credit_id", "INSERT INTO credential (secret_hash, kind, account_id) VALUES ('thief', 'credit_id', {account})"),
+    Lie("a second way back to somebody's money", "account_has_one_way_back", "INSERT INTO credential (secret_hash, kind, account_id, key_id) VALUES ('thief', 'recovery_code', {account}, gen_random_uuid()), ('thieves', 'recovery_code', {account}, gen_random_uuid())"),
     Lie("an account locked out", "account_has_one_credit_id", "DELETE FROM credential WHERE account_id = {account} AND kind = 'credit_id'"),
     Lie("a second secret to somebody's key", "key_has_one_secret", "INSERT INTO credential (secret_hash, kind, account_id, key_id) VALUES ('thief', 'api_key', {account}, {key})"),
     Lie("a key without a secret", "key_has_one_secret", "DELETE FROM credential WHERE key_id = {key}"),
@@ -660,7 +662,8 @@ async def test_a_planted_lie_is_found_by_its_check(
 
 
 def test_every_check_has_a_lie_that_it_finds() -> None:
-    assert {lie.check for lie in LIES} == {check.name for check in CHECKS}
+    """Those of offers have theirs where offers are made: tests/offers/test_opening.py."""
+    assert {lie.check for lie in LIES} | {check.name for check in OFFERS} == {check.name for check in CHECKS}
     assert len({check.name for check in CHECKS}) == len(CHECKS)
 
 
@@ -677,6 +680,7 @@ PROVED_LIES = (
     Lie("a kept key altered", "kept_key_opens", "UPDATE api_key SET sealed_secret = overlay(sealed_secret placing 'dead' from 40) WHERE id = {key}"),
     Lie("a wallet's secret under a key that is gone", "wallet_secret_opens", "UPDATE nwc_connection SET sealed_secret = replace(sealed_secret, '.', '0.')"),
     Lie("notices sent elsewhere", "notice_address_opens", "INSERT INTO notice_address (account_id, id, sealed_url, url_shown, sealed_secret) VALUES ({account}, gen_random_uuid(), 'dev1.00', 'https://thief.example.com', 'dev1.00')", undo="DELETE FROM notice_address"),
+    Lie("a rotation that never was", "credential_event_is_ours", "INSERT INTO credential_event (account_id, id, act, shown_by, proof) VALUES ({account}, gen_random_uuid(), 'rotated', 'credit_id', 'x')", undo="DELETE FROM credential_event"),
     Lie("two accounts' credit ids swapped", "credential_is_bound", SWAP.format(kind="credit_id")),
     Lie("two accounts' keys swapped", "credential_is_bound", SWAP.format(kind="api_key")),
     Lie("a credential that nothing binds", "credential_is_bound", "UPDATE credential SET proof = NULL WHERE account_id = {account}"),
@@ -699,7 +703,7 @@ async def test_a_lie_that_the_database_believes_is_found_with_the_secrets(
 
 
 def test_every_proof_has_a_lie_that_it_finds() -> None:
-    assert {lie.check for lie in PROVED_LIES} == {proof.name for proof in PROOFS}
+    assert {lie.check for lie in PROVED_LIES} | {proof.name for proof in ALIASES} == {proof.name for proof in PROOFS}
     assert not {proof.name for proof in PROOFS} & {check.name for check in CHECKS}
 
 
