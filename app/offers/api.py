@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 from litestar import Request
 
 from app.accounts.api import NewAccount, NewAccountRequest
@@ -28,13 +29,15 @@ class AtTheDoor:
             bought = await self._openings.bought(proof)
             if not isinstance(bought, AppError):
                 request.scope["state"]["payment_receipt"] = bought.receipt
-                return NewAccount(True, bought.credit_id, bought.api_key, usd(bought.balance_nusd))
+                code = msgspec.UNSET if bought.recovery_code is None else bought.recovery_code
+                return NewAccount(True, bought.credit_id, bought.api_key, usd(bought.balance_nusd), code)
             if wish is None:
                 raise bought
         if wish is None:
             return None
         address = request.client.host if request.client else "unknown"
-        raise await self._openings.refused(address, request.headers.get("user-agent", ""), wish)
+        agent, with_recovery = request.headers.get("user-agent", ""), data is not None and data.recovery
+        raise await self._openings.refused(address, agent, wish, with_recovery=with_recovery)
 
 
 def _wish(data: NewAccountRequest) -> Wish:

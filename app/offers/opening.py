@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.accounts import open_account
+from app.accounts.recovery import first_code
 from app.kernel.db import Database, Row, in_portions, new_id, row
 from app.kernel.errors import AppError, InsufficientBalance, InvalidApiKey, RateLimitExceeded
 from app.kernel.money import usd_text
@@ -49,11 +50,13 @@ class Bought:
     api_key: str
     balance_nusd: int
     receipt: str
+    recovery_code: str | None
 
 
 class _Secrets(msgspec.Struct, frozen=True):
     credit_id: str
     api_key: str
+    recovery_code: str | None = None
 
 
 class Openings:
@@ -66,12 +69,14 @@ class Openings:
         self._pepper, self._sealer, self._limits = pepper, sealer, limits
         self._allowances = Allowances(db)
 
-    async def refused(self, address: str, agent: str, wish: Wish) -> InsufficientBalance:
+    async def refused(
+        self, address: str, agent: str, wish: Wish, *, with_recovery: bool = False
+    ) -> InsufficientBalance:
         """The refusal that a request for a paid account gets: with an offer, but for where there are too many.
 
         Raises PaymentBackendUnavailable.
         """
-        offered = await self._offered(address, agent, wish)
+        offered = await self._offered(address, agent, wish, with_recovery)
         if offered is None:
             return InsufficientBalance(
                 "An account with money on it is opened for a payment, and no more can be offered at the moment; ask again in a"
@@ -90,11 +95,12 @@ class Openings:
             headers=offered.headers(self._mint.challenges),
         )
 
-    async def _offered(self, address: str, agent: str, wish: Wish) -> Offered | None:
+    async def _offered(self, address: str, agent: str, wish: Wish, with_recovery: bool) -> Offered | None:
         """None where there are too many."""
         asked = self._pepper.tag(
-            b"offer/ask", address.encode(), agent.encode(), wish.currency.encode(), str(wish.amount_units).encode()
-        )
+            b"offer/ask", address.encode(), agent.encode(), wish.currency.encode(), str(wish.amount_units).encode(),
+            b"recovery" if with_recovery else b"",
+        )  # fmt: skip
         found = await self._db.transaction(lambda session: _fresh(session, asked, is_locked=False))
         if found is None:
             try:
@@ -103,7 +109,7 @@ class Openings:
                 outcomes.count("too_many")
                 return None
         topup_id = new_id()
-        found, ours = await self._db.transaction(lambda session: self._opened(session, asked, topup_id))
+        found, ours = await self._db.transaction(lambda session: self._opened(session, asked, topup_id, with_recovery))
         if ours is not None:
             owner, offer_id = ours
             return await self._mint.make(owner, offer_id, wish, topup_id, None)
@@ -118,7 +124,7 @@ class Openings:
         await count_or_refuse(self._db, "account", self._limits.per_hour, policy="accounts-in-all", is_told=False)
 
     async def _opened(
-        self, session: AsyncSession, asked: bytes, topup_id: uuid.UUID
+        self, session: AsyncSession, asked: bytes, topup_id: uuid.UUID, with_recovery: bool
     ) -> tuple[Row | None, tuple[KeyOwner, uuid.UUID] | None]:
         """The offer that this was answered by a moment ago, or the account and the offer that are now made for it."""
         found = await _fresh(session, asked, is_locked=True)
@@ -128,7 +134,8 @@ class Openings:
         key = await row(session, "SELECT id FROM api_key WHERE account_id = :account_id", account_id=opened.account_id)
         assert key is not None
         owner = KeyOwner(opened.account_id, key["id"])
-        secrets = msgspec.json.encode(_Secrets(opened.credit_id, opened.api_key))
+        code = await first_code(session, self._keyring, opened.account_id) if with_recovery else None
+        secrets = msgspec.json.encode(_Secrets(opened.credit_id, opened.api_key, code))
         offer_id = await reserve(
             session, owner, "account", 1, topup_id, self._sealer.seal_bytes(secrets, f"offer/{topup_id}")
         )
@@ -152,8 +159,9 @@ class Openings:
             return InsufficientBalance("What this payment opened was told for a day; the proof opens nothing more")
         secrets, posted_nusd = told
         return Bought(
-            secrets.credit_id, secrets.api_key, posted_nusd, self._proofs.challenges.receipt(proof, datetime.now(UTC))
-        )
+            secrets.credit_id, secrets.api_key, posted_nusd, self._proofs.challenges.receipt(proof, datetime.now(UTC)),
+            secrets.recovery_code,
+        )  # fmt: skip
 
     async def _told(self, session: AsyncSession, proof: Proof, proven: Proven) -> tuple[_Secrets, int] | None:
         """The secrets; from the first time on they are sealed under the payer's preimage besides, which is stored nowhere."""

@@ -65,6 +65,18 @@ async def test_the_same_proof_again_opens_the_same_account_and_key_whichever_way
     assert rig.sql("SELECT count(*) FROM account") == [(1,)]
 
 
+async def test_a_paid_account_has_the_recovery_code_that_was_asked_for(rig: Rig) -> None:
+    challenge = await asked(rig, WISH | {"recovery": True})
+    assert (await asked(rig)).invoice != challenge.invoice
+    pay(rig, challenge)
+    account = (await create(rig, challenge.l402())).json()
+    assert (await create(rig, challenge.l402())).json() == account
+    again = await rig.client.post("/accounts/recover", json={"recovery_code": account["recovery_code"]})
+    assert again.status_code in (200, 201), again.text
+    balance = await rig.client.get("/credits/balance", headers={"x-credit-id": again.json()["credit_id"]})
+    assert exact(balance)["balance"] == D("3.4125")
+
+
 async def test_after_a_day_the_proof_tells_nothing_more_and_its_secrets_are_forgotten(rig: Rig) -> None:
     challenge = await asked(rig)
     pay(rig, challenge)
