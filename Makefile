@@ -57,7 +57,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 check: lint test
 torture: .venv/.dev
-	$(BIN)/python -m pytest -m slow -s
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) --dist loadfile -rfEsP --show-capture=stdout --durations=20 -m slow
 bench: .venv/.dev
 	$(BIN)/python -m tests.bench $(BENCH)
 bench-gateway: .venv/.dev
