@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # How many processes run tests, each with a database of its own; `make test N=0` runs them in one. What pytest makes of
 # the tests' asserts is kept, also where images say that Python keeps nothing: it takes longer than a thousand tests.
 N ?= 2
-TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) -rs --durations=10
+TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) -rsfE --durations=10
 
 .PHONY: help setup run quick test check lint torture bench bench-gateway vendor
 
@@ -57,7 +57,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 check: lint test
 torture: .venv/.dev
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) --dist loadfile -rfEsP --show-capture=stdout --durations=20 -m slow
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) --dist loadfile -rsfEP --show-capture=stdout --durations=20 -m slow
 bench: .venv/.dev
 	$(BIN)/python -m tests.bench $(BENCH)
 bench-gateway: .venv/.dev
