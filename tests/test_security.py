@@ -1,5 +1,6 @@
 """Secrets: how they look, how they are kept, and that they are nowhere else."""
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -36,6 +37,7 @@ from app.kernel.settings import Settings, SettingsError, load
 from app.keys.issue import Keyring, reseal_all
 from app.wiring import House
 from tests.door import JSON, Door, idempotency_key, opened
+from tests.rig import Customer
 
 OLD, NEW = ("old1", bytes(range(32))), ("new2", bytes(range(32, 64)))
 
@@ -215,6 +217,32 @@ async def test_rotation_seals_every_kept_secret_anew_and_changes_nothing_else(cl
         ]
     async with opened(clean, _sealed_by(settings, NEW)) as door:
         assert (await _shown(door, credit_id)).items() >= keys.items()  # the old one is no longer needed
+
+
+async def test_while_secrets_are_sealed_anew_every_one_of_them_is_shown_and_spends(
+    clean: str, settings: Settings
+) -> None:
+    async with opened(clean, _sealed_by(settings, OLD)) as door:
+        keys = await _some_keys(door)
+        credit_id = keys.pop("credit_id")
+        await door.rig.fund(Customer(credit_id, next(iter(keys.values()))), "20")
+    async with opened(clean, _sealed_by(settings, NEW, OLD)) as door:
+        is_over = asyncio.Event()
+
+        async def show() -> int:
+            times = 0
+            while not is_over.is_set() or times < 3:
+                assert (await _shown(door, credit_id)).items() >= keys.items()
+                for key in keys.values():
+                    assert (await door.rig.authorize(key, "0.0001"))["decision"] == "allow"
+                times += 1
+            return times
+
+        shown = asyncio.gather(*(show() for _ in range(4)))
+        await asyncio.sleep(0)
+        assert await reseal_all(door.rig.house.db, door.rig.house.keyring) == Resealed(3)
+        is_over.set()
+        assert min(await shown) >= 3
 
 
 async def test_a_secret_that_does_not_open_is_counted_and_keeps_no_other_from_being_sealed_anew(

@@ -206,6 +206,21 @@ async def test_while_a_secret_gives_way_to_another_both_sign(rig: Rig) -> None:
     assert during.json["data"]["changed"] == "signing_secret"
 
 
+async def test_a_secret_that_changes_while_notices_are_under_way_signs_each_by_the_old_or_the_new(rig: Rig) -> None:
+    customer = await rig.customer()
+    async with receiving() as receiver:
+        old = (await set_notices(rig, customer, webhook_url=receiver.url))["signing_secret"]
+        for _ in range(20):
+            await send_test(rig, customer)
+        changing = rig.client.post("/notices/secret", headers=customer.owner)
+        answer, *_ = await asyncio.gather(changing, deliver(rig), deliver(rig))
+        new = answer.json()["signing_secret"]
+        while await deliver(rig):
+            """Two of an account's at once."""
+    assert len({each.headers["webhook-id"] for each in receiver.received}) == 21  # and that it was changed
+    assert all(is_signed(each, old) or is_signed(each, new) for each in receiver.received)
+
+
 async def test_a_change_is_told_to_the_address_that_was_there_before(rig: Rig) -> None:
     customer = await rig.customer()
     async with receiving() as old, receiving() as new:
