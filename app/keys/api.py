@@ -75,15 +75,19 @@ class LimitView(msgspec.Struct, frozen=True):
     @classmethod
     def all_of(cls, key: Row) -> "list[LimitView]":
         """The shortest first; none for a key without a limit."""
-        if key["limit_nusd"] is None:
-            return []
-        first = key["reset_period"], key["limit_nusd"], key["window_usage_nusd"], key["reset_at"]
-        names = ("more_periods", "more_limits_nusd", "more_usage_nusd", "more_reset_at")
-        more = zip(*(key[name] or () for name in names), strict=True)
         return [
             cls(usd(limit), PERIOD_WORDS[period], usd(spent), usd(max(0, limit - spent)), reset_at)  # type: ignore[arg-type]
-            for period, limit, spent, reset_at in (first, *more)
+            for period, limit, spent, reset_at in windows_of(key)
         ]
+
+
+def windows_of(key: Row) -> list[tuple[str | None, int, int, datetime | None]]:
+    """Each window's period, limit and spending in nano-USD, and when it begins anew; the shortest first."""
+    if key["limit_nusd"] is None:
+        return []
+    first = key["reset_period"], key["limit_nusd"], key["window_usage_nusd"], key["reset_at"]
+    names = ("more_periods", "more_limits_nusd", "more_usage_nusd", "more_reset_at")
+    return [first, *zip(*(key[name] or () for name in names), strict=True)]
 
 
 class KeyView(msgspec.Struct, frozen=True, rename={"id": "_id"}):

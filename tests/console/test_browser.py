@@ -185,7 +185,7 @@ def test_a_key_is_made_once_limited_changed_and_revoked(person: Person) -> None:
     open_account(person)
     person.visit("/console/keys")
     person.fill("name", "laptop")
-    person.fill("usage_limit_usd", "5")
+    person.fill("limit_total", "5")
     person.press("Make a key")
     person.sees("Keep it")
     secret = re.search(r"sk-\w{49}", person.text)
@@ -195,7 +195,7 @@ def test_a_key_is_made_once_limited_changed_and_revoked(person: Person) -> None:
     assert secret[0] not in person.browser.page_source
     person.shoot("05-keys")
     person.press("laptop")
-    person.sees("$0.00 of $5.00 used")
+    person.sees("$0.00 of $5.00 used in all")
     person.press("Show the key")
     person.sees(secret[0])
     person.press("Switch off")

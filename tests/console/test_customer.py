@@ -76,22 +76,26 @@ async def test_a_key_manages_neither_keys_nor_wallets_nor_the_account(door: Door
 async def test_a_key_is_made_once_however_often_its_form_is_sent(door: Door) -> None:
     customer, visitor = await signed_in(door)
     fields = hidden_of((await visitor.get("/console/keys")).body.decode(), "/console/keys") | {
-        "name": "laptop", "usage_limit_usd": "2.50", "reset_period": "weekly",
+        "name": "laptop", "limit_weekly": "2.50", "limit_total": "40", "scopes": ["spend", "keys"],
     }  # fmt: skip
     answers = [await visitor.post("/console/keys", fields) for _ in range(3)]
     shown = {re.findall(r"sk-\w{49}", answer.body.decode())[0] for answer in answers}
     assert len(shown) == 1
     listed = (await door.ask("GET", "/keys", {"x-credit-id": customer.credit_id})).json["data"]
     (made,) = [key for key in listed if key["name"] == "laptop"]
-    assert (made["usage_limit_usd"], made["reset_period"]) == (2.5, "weekly")
+    assert [(each["usd"], each["period"]) for each in made["limits"]] == [(2.5, "weekly"), (40, "total")]
+    assert sorted(made["scopes"]) == ["keys", "spend"]
+    page = (await visitor.get(f"/console/keys/{made['_id']}")).body.decode()
+    assert "$0.00 of $2.50 used this week" in page
+    assert "$0.00 of $40.00 used in all" in page
     assert shown.pop() not in (await visitor.get("/console/keys")).body.decode()
 
 
 async def test_what_a_key_may_not_be_is_told_above_the_form_and_kept_in_it(door: Door) -> None:
     _, visitor = await signed_in(door)
     for wrong, words in (
-        ({"name": ""}, "name must have"), ({"name": "Default"}, "named"), ({"name": "x", "usage_limit_usd": "-1"}, "usage_limit_usd"),
-        ({"name": "x", "reset_period": "daily"}, "needs usage_limit_usd"), ({"name": "x", "requests_per_minute": "many"}, "requests_per_minute"),
+        ({"name": ""}, "name must have"), ({"name": "Default"}, "named"), ({"name": "x", "limit_daily": "-1"}, "limits"),
+        ({"name": "x", "requests_per_minute": "many"}, "requests_per_minute"),
         ({"name": "x", "expire_at": "2020-01-01"}, "future"), ({"name": "x", "scopes": "everything"}, "scopes"),
     ):  # fmt: skip
         answer = await visitor.submit("/console/keys", "/console/keys", **wrong)

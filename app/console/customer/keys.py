@@ -20,10 +20,8 @@ from htpy import (
     h3,
     header,
     li,
-    option,
     p,
     progress,
-    select,
     span,
     summary,
     ul,
@@ -54,9 +52,10 @@ from app.kernel.pages import from_cursor, to_cursor
 from app.kernel.reading import read as read_json
 from app.kernel.reading import uuid_in
 from app.kernel.security import UnsealError
-from app.keys.api import KeyRequest, new_key, wanted_changes
+from app.keys.api import KeyRequest, new_key, wanted_changes, windows_of
 from app.keys.issue import Keyring, change, issue, list_keys, read, revoke
-from app.keys.verify import SCOPES, hold_still
+from app.keys.tree import PERIOD_WORDS
+from app.keys.verify import MANAGES_KEYS, SCOPES, hold_still
 
 SAID.update(
     {
@@ -67,8 +66,10 @@ SAID.update(
     }
 )
 _PAGE: Final = 25
-_PERIODS: Final = (("", "never"), ("daily", "every day"), ("weekly", "every Monday"), ("monthly", "every month"))
-_PERIOD_OF: Final = {"day": "daily", "week": "weekly", "month": "monthly"}
+_WINDOWS: Final = {
+    "daily": ("a day", "today"), "weekly": ("a week", "this week"), "monthly": ("a month", "this month"), "total": ("in all", "in all"),
+}  # fmt: skip
+_MAY: Final = (*SCOPES, MANAGES_KEYS)
 _SCOPE_WORDS: Final = {"spend": "spend", "balance": "see the balance", "topup": "top up", "activity": "see activity", "keys": "make keys"}  # fmt: skip
 
 
@@ -172,8 +173,11 @@ def asked(form: Form) -> KeyRequest:
     minute = form.text("requests_per_minute")
     wanted: dict[str, Any] = {
         "name": form.text("name"),
-        "usage_limit_usd": form.number("usage_limit_usd"),
-        "reset_period": form.text("reset_period") or None,
+        "limits": [
+            {"usd": form.number(f"limit_{period}"), "period": period}
+            for period in _WINDOWS
+            if form.has(f"limit_{period}")
+        ],
         "expire_at": f"{expires}T23:59:59Z" if expires else None,
         "scopes": scopes if scopes and set(scopes) != set(SCOPES) else None,
         "allowed_models": models or None,
@@ -259,15 +263,18 @@ def state(each: Row) -> Element:
 
 
 def limit_bar(each: Row) -> Node:
-    """How much of its limit is used, and when that begins anew."""
+    """How much of each of its limits is used, and when that begins anew."""
     if each["limit_nusd"] is None:
         return p(class_="quiet")["No limit of its own: it may spend what is on the account."]
-    used, limit = each["window_usage_nusd"], each["limit_nusd"]
-    words = f"{dollars(used)} of {dollars(limit)} used"
+    return div[(_window_bar(*window) for window in windows_of(each))]
+
+
+def _window_bar(period: str | None, limit: int, used: int, reset_at: datetime | None) -> Element:
+    words = f"{dollars(used)} of {dollars(limit)} used {_WINDOWS[PERIOD_WORDS[period]][1]}"
     return div[
         progress(value=str(min(used, limit)), max=str(limit), aria_label=words),
-        p(class_="quiet")[words, each["reset_at"] is not None and ("; begins anew in ", moment(each["reset_at"], counts_down=True))],
-    ]  # fmt: skip
+        p(class_="quiet")[words, reset_at is not None and ("; begins anew in ", moment(reset_at, counts_down=True))],
+    ]
 
 
 def key_page(frame: Frame, found: Row, keyring: Keyring) -> tuple[Element, ...]:
@@ -327,8 +334,7 @@ def _create_card(frame: Frame, form: Form | None = None) -> Element:
 def _as_filled(found: Row) -> dict[str, str]:
     return {
         "name": found["name"],
-        "usage_limit_usd": _plain(found["limit_nusd"]),
-        "reset_period": _PERIOD_OF.get(found["reset_period"] or "", ""),
+        **{f"limit_{PERIOD_WORDS[period]}": _plain(limit) for period, limit, *_ in windows_of(found)},
         "expire_at": found["expire_at"].strftime("%Y-%m-%d") if found["expire_at"] else "",
         "max_usd_per_call": _plain(found["call_limit_nusd"]),
         "requests_per_minute": str(found["requests_per_minute"] or ""),
@@ -349,12 +355,9 @@ def _fields(filled: dict[str, str]) -> tuple[Element, ...]:
     return (
         labelled("Name", text("name", required=True, maxlength="60"), "1 to 25 characters, no other live key's"),
         div(class_="row")[
-            labelled("Limit in USD", text("usage_limit_usd", inputmode="decimal"), "empty: none of its own"),
-            labelled(
-                "The limit begins anew",
-                select(name="reset_period")[(option(value=value, selected=value == filled.get("reset_period", ""))[words] for value, words in _PERIODS)],
-            ),
+            (labelled(f"USD {words}", text(f"limit_{period}", inputmode="decimal")) for period, (words, _) in _WINDOWS.items())
         ],
+        p(class_="quiet")["It may spend so much at most; what is empty does not bound it."],
         details[
             summary["More limits"],
             div(class_="row")[
@@ -366,7 +369,7 @@ def _fields(filled: dict[str, str]) -> tuple[Element, ...]:
             div(class_="acts", role="group", aria_label="It may")[
                 (
                     labelled(_SCOPE_WORDS[scope], input_(type="checkbox", name="scopes", value=scope, checked=scope in allowed))
-                    for scope in SCOPES
+                    for scope in _MAY
                 )
             ],
         ],
