@@ -65,8 +65,10 @@ async def explain(session: AsyncSession, account_id: uuid.UUID, text: str) -> Ex
     charge = await row(
         session,
         """SELECT u.id, u.account_id, coalesce(u.model, u.served_model) AS model, coalesce(u.provider, u.lines->>'provider') AS provider,
-                  u.served_model, u.lines->>'model' AS priced_as, u.price_version, u.lines, u.flags, u.cost_nusd, coalesce(r.amount_nusd, 0) AS refunded_nusd
-           FROM usage u LEFT JOIN entry r ON r.account_id = u.account_id AND r.kind = 'refund' AND r.reference = u.id::text
+                  u.served_model, u.lines->>'model' AS priced_as, u.price_version, u.lines, u.flags, u.cost_nusd, coalesce(r.amount_nusd, 0) AS refunded_nusd,
+                  h.amount_nusd AS held_nusd
+           FROM usage u LEFT JOIN hold h ON h.account_id = u.account_id AND h.id = u.hold_id
+                        LEFT JOIN entry r ON r.account_id = u.account_id AND r.kind = 'refund' AND r.reference = u.id::text
                                          AND r.contra = 'revenue:usage'
            WHERE u.account_id = :account_id AND u.id = :id""",
         account_id=account_id, id=usage_id_of(text, account_id),

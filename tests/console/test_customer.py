@@ -191,6 +191,16 @@ async def test_a_charge_is_explained_to_the_nano_dollar_and_activity_adds_up(doo
         assert (await visitor.get(f"/console/activity?{odd}")).status == 422, odd
 
 
+async def test_a_charge_tells_what_was_held_for_it_and_what_was_refunded(door: Door) -> None:
+    customer, visitor = await signed_in(door, "10")
+    held = await door.rig.authorize(customer.api_key, "0.75", "held")
+    charge = await door.rig.settle(held["hold_id"], "0.5")
+    await door.rig.meter("refund", charge_id=charge["charge_id"], amount_usd="0.125", reason="goodwill")
+    page = (await visitor.get(f"/console/charges/{charge['charge_id']}")).body.decode()
+    for words in ("Held", "$0.75", "Charged", "$0.50", "Refunded", "$0.125", "It cost you", "$0.375"):
+        assert words in page, words
+
+
 async def test_another_credit_id_is_shown_once_and_ends_the_other_sessions(door: Door) -> None:
     customer, visitor = await signed_in(door)
     other = Visitor(door)

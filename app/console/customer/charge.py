@@ -94,7 +94,8 @@ def _exact(amount_ausd: Fraction) -> str:
 
 def _books_card(found: Explained) -> Element:
     one = found.charge
-    told = [("Charged", dollars(one["cost_nusd"]))]
+    told = [("Held", dollars(one["held_nusd"]))] if one["held_nusd"] else []
+    told.append(("Charged", dollars(one["cost_nusd"])))
     if one["refunded_nusd"]:
         told += [
             ("Refunded", dollars(one["refunded_nusd"])),
