@@ -71,7 +71,7 @@ async def search(session: AsyncSession, pepper: Pepper, asked: str) -> list[Row]
 
 def _questions(pepper: Pepper, asked: str) -> list[_Question]:
     """What to look for, by what it looks like: each with the statement that finds it in an index."""
-    credential = "SELECT account_id FROM credential WHERE secret_hash = :hash AND kind = :kind"
+    credential = "SELECT account_id FROM credential WHERE secret_hash = :hash AND kind = :kind AND (ends_at IS NULL OR ends_at > now())"
     if (as_id := uuid_in(asked)) is not None:
         by_id: dict[str, Any] = {"id": as_id}
         hashed: dict[str, Any] = {"hash": pepper.lookup(canonical_credit_id(asked) or ""), "kind": "credit_id"}

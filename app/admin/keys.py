@@ -95,6 +95,6 @@ async def revoke(
 def _said(key: Row) -> dict[str, Any]:
     """A key as the log tells it: money as a decimal, times as texts, no secret."""
     told = {name: key[name] for name in _TOLD} | {"disabled": key["disabled_at"] is not None}
-    told["limits"] = said_windows(key)
+    told["limits"] = said_windows(key) if key["more_periods"] else None  # one alone is told in its short form
     told |= {word: None if key[name] is None else usd_text(key[name]) for name, word in _MONEY.items()}
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in told.items()}

@@ -159,7 +159,7 @@ async def belongings(rig: Rig, one: Customer) -> dict[str, str]:
         "invoice_id": invoice_id, "topup_id": str(topup_id), "charge_id": charge.json()["charge_id"],
         "token": receipt_token(rig.house.settings.pepper, account_id, topup_id), "method": "btc", "backend": "btcpay",
         "model_id": "openai/gpt-4o", "path": "v1/x", "account_id": third["account_id"], "admin_key_id": admin_key, "version": "1",
-        "rule_id": rule, "token_id": token, "audit_id": "last",
+        "rule_id": rule, "token_id": token, "audit_id": "last", "notice_id": str(uuid.uuid4()),
     }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from app.doctor.traffic import proxy_line
 from app.kernel.security import new_secret
 from app.kernel.settings import Settings
 from app.main import create_app
+from app.migrations import head
 from app.sandbox.btcpay import LEAST_PERMISSIONS, MODIFY, SandboxConfig, create_sandbox
 from app.serve import Connections, Limits, http_server
 from app.topups.setup import Hook
@@ -284,7 +285,7 @@ def test_a_key_of_the_whole_server_is_told_from_one_of_our_store() -> None:
     [
         ("GRANT DELETE ON entry TO satmeter_runtime", "REVOKE DELETE ON entry FROM satmeter_runtime", "database.role", "may change or delete"),
         ("REVOKE INSERT ON entry FROM satmeter_runtime", "GRANT INSERT ON entry TO satmeter_runtime", "database.role", "may not write"),
-        ("DELETE FROM alembic_version", "INSERT INTO alembic_version VALUES ('0001')", "database", "run `python -m app migrate`"),
+        ("DELETE FROM alembic_version", f"INSERT INTO alembic_version VALUES ('{head()}')", "database", "run `python -m app migrate`"),
     ],
 )  # fmt: skip
 async def test_what_is_wrong_with_the_database_is_found(
