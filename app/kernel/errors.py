@@ -12,7 +12,7 @@
     ├─ InvalidField, AmountOutOfRange, UnsupportedCurrency,
     │  UnknownMethod, ModelNotPriced, WalletSilent, WalletNotUsable     422
     ├─ RateLimitExceeded, FundsHeld                                     429
-    └─ PaymentBackendUnavailable, DatabaseUnavailable                   503
+    └─ PaymentBackendUnavailable, PaymentPending, DatabaseUnavailable   503
 
 Verbs raise them; only the HTTP doors render them. A message tells what was asked, what was found and
 what would help; a secret never reaches it.

@@ -25,7 +25,9 @@ async def client(unpriced: House) -> AsyncIterator[AsyncTestClient[Litestar]]:
         handlers,
         dependencies={
             "db": Provide(lambda: unpriced.db, sync_to_thread=False),
+            "reads": Provide(lambda: unpriced.reads, sync_to_thread=False),
             "catalogues": Provide(lambda: catalogues, sync_to_thread=False),
+            "read_catalogues": Provide(lambda: catalogues, sync_to_thread=False),
         },
         openapi_config=None,
     )
