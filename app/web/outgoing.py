@@ -13,8 +13,9 @@ from typing import Any, Final
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-PUBLISHED: Final = frozenset({"/", "/docs", "/openapi.json", "/llms.txt"})
-"""What is the same until we are updated: it bears an ETag, and may be kept by who asks whether it still holds."""
+PUBLISHED: Final = frozenset({"/docs", "/openapi.json", "/llms.txt"})
+"""What is the same until we are updated: it bears an ETag, and may be kept by who asks whether it still holds. Not the front
+page: its form has a token of the visitor's own, which is for nobody to keep, nor to be told by how long a body is."""
 
 COMPRESSED: Final = PUBLISHED | {
     "/v1/models", "/models", "/router/models", "/v1/media/models", "/v1/prices", "/api/v1/models", "/topup/payment-methods",
