@@ -80,7 +80,7 @@ def test_a_top_up_is_paid_from_the_sandbox_page(
         assert browser.find_element(By.CSS_SELECTOR, ".qr svg").is_displayed()
         _shoot(browser, f"{method}-1-to-pay")
         browser.get(topup["receipt_url"])
-        assert browser.find_element(By.CSS_SELECTOR, ".qr svg").is_displayed()
+        assert browser.find_element(By.CSS_SELECTOR, "img.qr").is_displayed()
         _shoot(browser, f"{method}-2-receipt-open")
         browser.get(topup["checkout_url"])
         _press(browser, "pay")
@@ -89,8 +89,8 @@ def test_a_top_up_is_paid_from_the_sandbox_page(
         _shoot(browser, f"{method}-3-paid")
         eventually(lambda: _balance(client, account) == credit)
         browser.get(topup["receipt_url"])
-        assert "Credited" in browser.page_source
-        assert not browser.find_elements(By.CSS_SELECTOR, ".qr svg")
+        assert "Paid. Thank you." in browser.page_source
+        assert not browser.find_elements(By.CSS_SELECTOR, "img.qr")
         _shoot(browser, f"{method}-4-receipt")
 
 
