@@ -762,7 +762,8 @@ async def test_a_finding_tells_both_numbers_in_dollars(books: Books, owner_conn:
     owner_conn.execute("UPDATE account SET held_nusd = held_nusd + 1500000000 WHERE id = %s", [books.account])
     (finding,) = (await audit(books.house.db)).findings
     assert (finding.check, finding.subject) == ("account_held_is_sum_of_open_holds", str(books.account))
-    held = Decimal(USD // 100 + 3 * 1000) / USD  # a call of `spend` is open, and one of each of three keys of `spend_below`
+    # A call of `spend` is open, and one of each of the three keys of `spend_below`.
+    held = Decimal(USD // 100 + 3 * 1000) / USD
     assert (finding.recorded, finding.recomputed) == (f"{held + Decimal('1.5')}", f"{held}")
 
 
