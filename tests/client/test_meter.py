@@ -61,6 +61,7 @@ async def test_a_call_is_held_for_and_charged_by_what_it_used(rig: Rig, customer
 
 async def test_a_denial_has_all_that_the_proxy_sends_its_caller(rig: Rig, customer: Customer, tmp_path: Path) -> None:
     poor = await rig.customer()
+    rig.house.mint.patience_seconds = 20  # this is not about how long an offer may take
     async with await a_meter(rig, tmp_path) as meter:
         for key, status, code in (
             (poor.api_key, 402, "insufficient_balance"), ("sk-nobody", 401, "invalid_api_key"), (None, 401, "invalid_api_key"),
