@@ -20,6 +20,7 @@ from tests.test_model import KEYRING, Stream
 
 STEPS: Final = int(os.environ.get("KEY_MODEL_STEPS", "20000"))
 STEPS_A_SEED: Final = 1_000
+LONGEST: Final = timedelta(days=40)
 PERIODS: Final = ("day", "week", "month", None)
 KEYS: Final[list[dict[str, Any]]] = [
     {}, {"limit_nusd": 9_000}, {"parent": 1, "limit_nusd": 900, "reset_period": "day"}, {"parent": 1},
@@ -83,16 +84,23 @@ class Trees(Stream):
         # Where a window is new, the latest start is this moment's.
         account.patch(key, limit, period, starts[0][0], list(zip(periods[1:], limits[1:], strict=True)))
 
-    async def act_yesterday(self, owner: KeyOwner, account: Account, key: Key) -> None:
+    async def act_yesterday(self, owner: KeyOwner, account: Account, _: Key) -> None:
+        """Longer ago than any period lasts: a day alone would end a week's window, and leave its calls in this week."""
+        for table in ("api_key", "hold", "usage"):
+            self.conn.execute(
+                f"UPDATE {table} SET window_start = window_start - %s WHERE account_id = %s".encode(),
+                [LONGEST, owner.account_id],
+            )
         self.conn.execute(
-            """UPDATE api_key SET more_starts = ARRAY (SELECT start - interval '1 day' FROM unnest(more_starts) start)
+            """UPDATE api_key SET more_starts = ARRAY (SELECT start - %s FROM unnest(more_starts) start)
                WHERE account_id = %s AND more_starts IS NOT NULL""",
-            [owner.account_id],
+            [LONGEST, owner.account_id],
         )
-        for each in account.keys:
-            for window in each.more:
-                window.start -= timedelta(days=1)
-        await super().act_yesterday(owner, account, key)
+        dated: list[Key | Hold | Charge] = [*account.keys, *account.holds.values(), *account.charges.values()]
+        for each in dated:
+            each.window -= LONGEST
+        for window in (window for key in account.keys for window in key.more):
+            window.start -= LONGEST
 
     def same_rows(self) -> None:
         """Every figure of every window, and when each call began; then all else, which is compared to the second there."""
