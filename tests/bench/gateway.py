@@ -1,9 +1,11 @@
-"""python -m tests.bench.gateway: the gateway in turn with the bare upstream: what it adds to a call, how many it serves, and
-what memory open streams take. Every call is authorized durably and settled; the books are audited at the end."""
+"""python -m tests.bench.gateway: the gateway in turn with the bare upstream and with LiteLLM under our plug-in: what it adds
+to a call, how many it serves, and what memory open streams take. Every call is authorized durably and settled; the books are
+audited at the end."""
 
 import argparse
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +14,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from tests.integration.real_litellm import litellm
 from tests.program import Program, eventually, installation
 
 BODY: Final = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 20}
@@ -90,22 +93,28 @@ async def streams(program: Program, side: Side, count: int) -> tuple[float, floa
 
 
 async def measure(program: Program, demo: dict[str, Any], options: argparse.Namespace) -> None:
-    bare = Side("bare upstream", f"http://127.0.0.1:{program.sandbox_port}/models/v1/chat/completions", "any")
+    """The three in turn, and what was found."""
+    upstream = f"http://127.0.0.1:{program.sandbox_port}/models"
+    bare = Side("bare upstream", f"{upstream}/v1/chat/completions", "any")
     gate = Side("gateway", f"{demo['gateway_url']}/v1/chat/completions", demo["api_key"])
-    for turn in range(options.rounds):
-        for side in (bare, gate) if turn % 2 == 0 else (gate, bare):
-            await alone(side, options.calls)
-            await together(side, options.seconds)
-    for side in (bare, gate):
+    (folder := program.folder / "litellm").mkdir()
+    with litellm(folder, upstream, demo["base_url"], demo["service_token"], "ERROR") as theirs:
+        await theirs.start()
+        other = Side("LiteLLM with the plug-in", f"{theirs.url}/v1/chat/completions", demo["api_key"])
+        for turn in range(options.rounds):
+            for side in (bare, gate, other) if turn % 2 == 0 else (other, gate, bare):
+                await alone(side, options.calls)
+                await together(side, options.seconds)
+        await theirs.stop(signal.SIGTERM)
+    for side in (bare, gate, other):
         print(
             f"{side.name}: p50 {median(side.p50_ms):.1f} ms, first byte of a stream {median(side.first_ms):.1f} ms at 1"
             f" connection; {median(side.per_second):.0f}/s at 16"
         )
     added, first = median(gate.p50_ms) - median(bare.p50_ms), median(gate.first_ms) - median(bare.first_ms)
-    ratio = median(gate.per_second) / median(bare.per_second)
-    print(
-        f"added: {added:.1f} ms, {first:.1f} ms to the first byte; {ratio:.2f} of the bare upstream at 16 connections"
-    )
+    print(f"added: {added:.1f} ms, {first:.1f} ms to the first byte")
+    for side in (bare, other):
+        print(f"at 16 connections: {median(gate.per_second) / median(side.per_second):.2f} of {side.name}")
     if options.streams:
         before, most = await streams(program, gate, options.streams)
         print(f"{options.streams} open streams: {most:.0f} MiB, {before:.0f} before")

@@ -78,7 +78,9 @@ def _install(venv: Path) -> None:
 class LiteLLM:
     """The proxy on loopback, with the plug-in of this repository."""
 
-    def __init__(self, venv: Path, folder: Path, upstream_url: str, satmeter_url: str, token: str) -> None:
+    def __init__(
+        self, venv: Path, folder: Path, upstream_url: str, satmeter_url: str, token: str, log_level: str
+    ) -> None:
         [port] = free_ports(1)
         self.url, self.spool, self._folder, self._venv, self._port = (
             f"http://127.0.0.1:{port}",
@@ -94,7 +96,7 @@ class LiteLLM:
             "PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT), "SATMETER_URL": satmeter_url,
             "SATMETER_TOKEN": token, "SATMETER_SPOOL": str(self.spool), "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(16)}",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_API_KEY": "sk-the-operators-own", "ANTHROPIC_API_KEY": "sk-the-operators-own",
-            "LITELLM_LOG": "DEBUG", "PYTHONDONTWRITEBYTECODE": "1",
+            "LITELLM_LOG": log_level, "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
 
     @property
@@ -155,9 +157,11 @@ def _config(upstream_url: str) -> str:
 
 
 @contextlib.contextmanager
-def litellm(folder: Path, upstream_url: str, satmeter_url: str, token: str) -> Iterator[LiteLLM]:
+def litellm(
+    folder: Path, upstream_url: str, satmeter_url: str, token: str, log_level: str = "DEBUG"
+) -> Iterator[LiteLLM]:
     """Not started yet; ended whatever happens."""
-    made = LiteLLM(installed(), folder, upstream_url, satmeter_url, token)
+    made = LiteLLM(installed(), folder, upstream_url, satmeter_url, token, log_level)
     try:
         yield made
     finally:
