@@ -3,13 +3,13 @@
 import base64
 import binascii
 import uuid
-from dataclasses import dataclass
+
+import msgspec
 
 from app.kernel.errors import NotFound
 
 
-@dataclass(frozen=True, slots=True)
-class ChargeId:
+class ChargeId(msgspec.Struct, frozen=True):
     """What the wire's opaque charge_id carries, so that a charge is found with its account."""
 
     account_id: uuid.UUID

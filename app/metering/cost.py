@@ -1,11 +1,11 @@
 """What a call did cost: by the model that served it, as it was served, and never nothing for want of a price. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from app.kernel.errors import InvalidField, ModelNotPriced
 from app.pricing.quote import Call, Catalogue, Quote

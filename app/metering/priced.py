@@ -1,9 +1,9 @@
 """What a call may cost and what it did cost: the catalogue's prices, frozen when the call was authorized."""
 
-from dataclasses import replace
 from datetime import datetime
 
 import msgspec
+from msgspec.structs import replace
 
 from app.kernel.db import Database
 from app.kernel.errors import InvalidField

@@ -6,10 +6,11 @@ counted beside it: the whole is as much more. What comes out adds up to the toke
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import lcm
 from operator import attrgetter
 from typing import Final, TypeAlias
+
+import msgspec
 
 from app.pricing.rows import COUNTED_IN, INPUT_CELLS, OUTPUT_CELLS, Dimension, Usage
 from app.pricing.sheet import Price
@@ -23,8 +24,7 @@ _WHATS: Final = range(len(INPUT_CELLS[0]))
 _JOINT: Final = tuple((how, what) for how in _HOWS[1:] for what in _WHATS[1:] if INPUT_CELLS[how][what] in COUNTED_IN)
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True):
     """How many there were of each, those that there were none of left out; and what was assumed."""
 
     units: Mapping[Dimension, int]

@@ -1,10 +1,12 @@
 """What a call is held for before it is made: the dearest that its estimate allows."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from app.kernel.errors import InvalidField
 from app.pricing.axes import input_sums, input_tokens
@@ -25,23 +27,21 @@ from app.pricing.used import (
 D = Dimension
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """Which model is called, by whom, and how: `attributes` are quality, size, resolution, service_tier, …"""
 
     model: str
     provider: str = ""
     account: str = ""
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = MappingProxyType({})
     features: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What a call will use at most: what is known of its input, and how long each of `n` answers may be."""
 
     call: Call
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     max_output_tokens: int | None = None
     n: int = 1
 

@@ -7,11 +7,14 @@ Units: a price is pico-USD (10^-12) for so many units; with its markup in parts 
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 from math import lcm
 from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+from msgspec.structs import replace
 
 from app.kernel.errors import InvalidField, ModelNotPriced
 from app.kernel.money import MAX_NUSD, PUSD_PER_NUSD, decimal_text, usd_text
@@ -84,8 +87,7 @@ def rounded_text(amount: Fraction, places: int) -> str:
     return decimal_text(-(-amount.numerator * 10**places // amount.denominator), places)
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Quote(msgspec.Struct, frozen=True):
     """What a call costs, and why. The parts add up to `cost_nusd`.
 
     `flags` say what was assumed, and `unpriced` what was used and has no price, which is in no line.
@@ -411,8 +413,7 @@ class _Kept:
     by_tier: dict[int, Prices] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Bill:
+class _Bill(msgspec.Struct, frozen=True):
     """The lines of a call, and what each kind of them comes to in atto-USD, of which `divisor` make one."""
 
     used: Used

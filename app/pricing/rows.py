@@ -1,13 +1,15 @@
 """The words of the price room: what is counted, what a call used, and the rows that prices are kept in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import pairwise
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
 
 from app.kernel.errors import InvalidField
 
@@ -119,8 +121,7 @@ PART_OF: Final[Mapping[Dimension, Dimension]] = MappingProxyType(
 """Whose prices a price goes with: what tokens are charged as that have no price, and how a missing cell is derived."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What a call used. `input_tokens` includes the cached, audio, image and video ones, `output_tokens` the reasoning ones.
 
     A part that was not told is None. `cache_read_audio_tokens` and its like stand on both axes of the input: they are
@@ -178,7 +179,7 @@ COUNTED_IN: Final[Mapping[Dimension, str]] = MappingProxyType(
     }
 )  # fmt: skip
 """Where a usage tells how many there were. What is not here cannot be told by itself."""
-_every_count: Final = attrgetter(*(field.name for field in fields(Usage)))
+_every_count: Final = attrgetter(*Usage.__struct_fields__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
 """What a usage is charged for: its counts as units of what has a price, each counted once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from app.pricing.axes import input_tokens, output_tokens
 from app.pricing.rows import CACHE, COUNTED_IN, INPUT_CELLS, MEDIA, OUTPUT_CELLS, Dimension, Kind, Usage
@@ -17,13 +19,12 @@ _MADE_OF: Final[Mapping[Dimension, tuple[Dimension, ...]]] = MappingProxyType(
 """The same thing counted in another unit: it is charged once, in the unit that the model is priced by."""
 
 
-@dataclass(slots=True)
-class Used:
+class Used(msgspec.Struct):
     """What was used, in which units, at which price; what has no price; and what was assumed of it."""
 
-    lines: list[tuple[Kind, Dimension, int, Price]] = field(default_factory=list)
-    unpriced: list[Dimension] = field(default_factory=list)
-    flags: list[str] = field(default_factory=list)
+    lines: list[tuple[Kind, Dimension, int, Price]] = []
+    unpriced: list[Dimension] = []
+    flags: list[str] = []
     answer_tokens: int = 0
 
 

@@ -7,7 +7,7 @@ features, and `at`, when it was. A line that cannot be read or priced is told wi
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from math import ceil
@@ -18,7 +18,7 @@ from app.kernel.money import MAX_NUSD
 from app.pricing.quote import Call, Catalogue, Quote
 from app.pricing.rows import Usage
 
-_COUNTS: Final = frozenset(each.name for each in fields(Usage))
+_COUNTS: Final = frozenset(Usage.__struct_fields__)
 _KNOWN: Final = frozenset({"model", "provider", "usage", "attributes", "features", "cost_usd", "at"})
 _NUSD_PER_USD: Final = 10**9
 

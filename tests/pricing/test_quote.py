@@ -1,7 +1,7 @@
 """The arithmetic of a quote: exact, rounded up once, nothing used is free, and no slower for a long history."""
 
+import dataclasses
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from app.kernel.errors import InvalidField, ModelNotPriced
 from app.pricing.quote import DEFAULT_OUTPUT_TOKENS, Ask, Call, Catalogue, Quote
@@ -281,7 +282,7 @@ def test_an_override_wins_over_what_was_imported_in_every_tier() -> None:
     anywhere = row(D.INPUT, 7000, provider="")
     book = Catalogue(1, imported, overrides=[anywhere])
     assert book.price(CALL, Usage(input_tokens=300_000), NOW).cost_nusd == 2_100_000
-    here = replace(anywhere, provider="p", price_pusd=8000)
+    here = dataclasses.replace(anywhere, provider="p", price_pusd=8000)
     assert Catalogue(1, imported, overrides=[anywhere, here]).price(CALL, Usage(input_tokens=1), NOW).cost_nusd == 8
 
 
