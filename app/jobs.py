@@ -79,7 +79,12 @@ JOBS: Final = (
     Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
     Job("sum the last days again", 3600, lambda house: recount(house.db)),
     Job("sum up the books", 300, lambda house: sum_up(house.db), is_done_at_start=True),
-    Job("make partitions", 3600, lambda house: make_partitions(house.db)),
+    Job(
+        "make partitions",
+        3600,
+        lambda house: make_partitions(house.db, by_day=house.settings.usage_partitions == "day"),
+        is_done_at_start=True,
+    ),
     Job(
         "close empty accounts",
         21_600,

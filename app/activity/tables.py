@@ -3,7 +3,7 @@
 import uuid
 from datetime import date, datetime
 
-from sqlalchemy import CheckConstraint, Date, DateTime, Index
+from sqlalchemy import Boolean, CheckConstraint, Date, DateTime, Index
 from sqlalchemy.dialects.postgresql import UUID
 from sqlmodel import Field, SQLModel
 
@@ -43,7 +43,10 @@ class RollupDay(SQLModel, table=True):
 
 
 class UsageDropped(SQLModel, table=True):
-    """What a key's calls of a dropped month cost, by the window they counted to: what key and entries are audited by."""
+    """What a key's calls of a dropped month or day cost, by the window they counted to: what key and entries are audited by.
+
+    `month` is its archive's: the first day of the month, or the day.
+    """
 
     __tablename__ = "usage_dropped"
 
@@ -57,7 +60,7 @@ class UsageDropped(SQLModel, table=True):
 
 
 class UsageArchive(SQLModel, table=True):
-    """A month of calls that was exported, and perhaps dropped; `month` is its first day.
+    """A month of calls, or a day of them, that was exported, and perhaps dropped; `month` is its first day, or that day.
 
     `sha256` is the exported file's; `fingerprint` tells whether the month's rows of usage_day are those of the drop.
     """
@@ -68,6 +71,7 @@ class UsageArchive(SQLModel, table=True):
     )
 
     month: date = Field(sa_type=Date, primary_key=True)
+    is_day: bool = Field(default=False, sa_type=Boolean, sa_column_kwargs={"server_default": "false"})
     calls: int = money(default=None)
     cost_nusd: int = money(default=None)
     sha256: str = words()

@@ -3,7 +3,7 @@
 from typing import Final
 
 from app.activity.archive import FINGERPRINT
-from app.activity.calendar import CALL, EDGE, IS_DROPPED, MOST, SUMS, day_of, first_id_of
+from app.activity.calendar import CALL, EDGE, IS_DROPPED, MOST, SUMS, day_of, end_of, first_id_of
 from app.audit.check import Check
 
 _LATE: Final = "interval '2 hours'"
@@ -36,8 +36,8 @@ DAYS: Final = (
     Check(
         "dropped_calls_are_in_their_entries",
         "What is kept of an account's calls of a dropped month is what their entries took; one that came later is still there.",
-        f"""WITH dropped AS (SELECT month, {first_id_of("month")} AS first_id, {first_id_of("(month + interval '1 month')::date")} AS end_id
-                             FROM usage_archive WHERE dropped_at IS NOT NULL),
+        f"""WITH dropped AS (SELECT month, {first_id_of("month")} AS first_id, {first_id_of(end_of("x"))} AS end_id
+                             FROM usage_archive x WHERE dropped_at IS NOT NULL),
                  taken AS (SELECT e.account_id, d.month, count(*) AS calls, -sum(e.amount_nusd) AS nusd
                            FROM dropped d JOIN entry e ON e.kind = 'usage' AND e.usage_id >= d.first_id AND e.usage_id < d.end_id
                            GROUP BY 1, 2),
@@ -54,7 +54,7 @@ DAYS: Final = (
         "days_of_dropped_months_stay",
         "The days of a dropped month are as they were when its calls were dropped.",
         f"""SELECT x.month::text AS subject, f.now AS recorded, x.fingerprint AS recomputed
-            FROM usage_archive x CROSS JOIN LATERAL ({FINGERPRINT.format(month="x.month")}) f (now)
+            FROM usage_archive x CROSS JOIN LATERAL ({FINGERPRINT.format(month="x.month", end=end_of("x"))}) f (now)
             WHERE x.dropped_at IS NOT NULL AND f.now <> x.fingerprint""",
     ),
 )
