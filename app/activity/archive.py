@@ -20,7 +20,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.activity.calendar import CALL, DAY, Span, day_of, end_of, is_call_id, midnight
-from app.activity.rollup import sum_days
+from app.activity.rollup import sum_all
 from app.activity.spreadsheet import line_writer
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
@@ -334,17 +334,7 @@ async def _count_in(session: AsyncSession, parts: Sequence[Row]) -> int:
 
 
 async def _sum_for_good(session: AsyncSession, span: Span) -> None:
-    days = [span.first + n * DAY for n in range((span.end - span.first).days)]
-    held = await rows(session, "SELECT day FROM rollup_day WHERE day = ANY (:days) ORDER BY day FOR UPDATE", days=days)
-    first = await row(
-        session,
-        f"SELECT {day_of('id')} AS day FROM usage WHERE id >= :first_id ORDER BY id LIMIT 1",
-        first_id=span.ids["first_id"],
-    )
-    assert first is not None
-    if {day for day in days if day >= first["day"]} - {each["day"] for each in held}:
-        raise InvalidField(f"not every day of {span} is summed yet: `usage rebuild` first", param="month")
-    await sum_days(session, [each["day"] for each in held])
+    await sum_all(session)
     await row(
         session,
         # What is kept tells every window there is, of the key and of those above it, which calls count to it; windows that come
@@ -378,8 +368,11 @@ async def _refuse_late_refund(session: AsyncSession, span: Span) -> None:
         raise InvalidField(f"a call of {span} was refunded just now: drop it again", param="month")
 
 
-_PRINTED: Final = """concat_ws('|', d.account_id, to_char(d.day, 'YYYY-MM-DD'), d.key_id, d.model, d.requests, d.input_tokens,
-                                 d.output_tokens, d.cost_nusd, d.refunded_nusd)"""
+_FURTHER: Final = "d.served_model, d.provider, d.reasoning_tokens, d.known_requests, d.known_nusd, d.provider_nusd"
+# A line that says nothing in the further columns is printed as it was before there were any: months were dropped then, too.
+_PRINTED: Final = f"""concat_ws('|', d.account_id, to_char(d.day, 'YYYY-MM-DD'), d.key_id, d.model, d.requests, d.input_tokens,
+                                 d.output_tokens, d.cost_nusd, d.refunded_nusd,
+                                 CASE WHEN ({_FURTHER}) <> ('', '', 0, 0, 0, 0) THEN concat_ws('|', {_FURTHER}) END)"""
 FINGERPRINT: Final = f"""
     SELECT coalesce(sum(('x' || left(md5({_PRINTED}), 15))::bit(60)::bigint), 0)::text FROM usage_day d
     WHERE d.day >= {{month}} AND d.day < {{end}}"""

@@ -102,23 +102,15 @@ def end_of(archive: str) -> str:
 
 
 CALL: Final = """
-    u.account_id, u.id, u.key_id, coalesce(u.model, u.served_model, '') AS model, u.window_start, u.created_at,
-    coalesce((u.units->>'input_tokens')::bigint, 0) AS input_tokens, coalesce((u.units->>'output_tokens')::bigint, 0) AS output_tokens,
-    u.cost_nusd, coalesce(r.amount_nusd, 0) AS refunded_nusd, r.created_at AS refunded_at
+    u.account_id, u.id, u.key_id, u.window_start, u.cost_nusd, coalesce(r.amount_nusd, 0) AS refunded_nusd
     FROM usage u LEFT JOIN entry r ON r.account_id = u.account_id AND r.kind = 'refund' AND r.reference = u.id::text
                                   AND r.contra = 'revenue:usage'"""
-"""A call as it is summed: the model asked for, or the one that answered; and what was given back of its cost."""
+"""A call, and what was given back of its cost."""
 
 MOST: Final = 2**63 - 1
-"""What a column can hold: token counts beyond it are told as this much, so that they stop no sum."""
-SUMS: Final = f"""
-    count(*) AS requests, least(sum(input_tokens), {MOST})::bigint AS input_tokens,
-    least(sum(output_tokens), {MOST})::bigint AS output_tokens, sum(cost_nusd)::bigint AS cost_nusd,
-    sum(refunded_nusd)::bigint AS refunded_nusd"""
+"""What a column can hold."""
 IS_DROPPED: Final = (
     "EXISTS (SELECT FROM usage_archive x WHERE x.dropped_at IS NOT NULL AND {day} >= x.month AND {day} < "
     + end_of("x")
     + ")"
 )
-EDGE: Final = "(SELECT coalesce(max(day) + 1, date '1970-01-01') AS day FROM rollup_day)"
-"""The first day whose calls are not in usage_day yet."""

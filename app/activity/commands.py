@@ -56,7 +56,7 @@ async def run(
     if verb == "months":
         return await _months(db)
     if verb == "rebuild":
-        await roll_up(db, now)
+        await roll_up(db)
         changed = await rebuild(db, told)
         return Answer(f"Every day was summed again: {changed} sums changed.", {"changed": changed})
     span = Span(read_day(args.day), is_day=True) if args.day else Span(read_month(args.month))
@@ -66,7 +66,7 @@ async def run(
         text = f"{saved.calls} calls, {usd_text(saved.cost_nusd)} USD, SHA-256 {saved.sha256}"
         data = {"calls": saved.calls, "cost_usd": usd_text(saved.cost_nusd), "sha256": saved.sha256}
         return Answer(f"Exported {span}: {text}", named | data)
-    await roll_up(db, now)
+    await roll_up(db)
     gone = await drop(db, span, now, force=args.force)
     data = {"calls": gone.calls, "cost_usd": usd_text(gone.cost_nusd), "freed_bytes": gone.freed_bytes}
     return Answer(f"Dropped {span}: {gone.calls} calls, {gone.freed_bytes:,} bytes.", named | data)
