@@ -18,6 +18,7 @@ from app.activity.archive import make_partitions
 from app.activity.rollup import keep_up, roll_up
 from app.admin.figures import sum_up
 from app.audit.continuous import look_on
+from app.console.signed_out import forget_signed_out
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.figures import JOB, keep
@@ -95,6 +96,7 @@ JOBS: Final = (
     Job("forget old notices", 3600, lambda house: forget_old(house.db)),
     Job("forget old answers", 3600, lambda house: forget_old_answers(house.db)),
     Job("forget old offers", 3600, lambda house: forget_old_offers(house.db)),
+    Job("forget who signed out", 3600, lambda house: forget_signed_out(house.db)),
     Job("forget old counts", 3600, lambda house: forget_old_counts(house.db)),
 )
 

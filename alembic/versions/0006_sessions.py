@@ -12,6 +12,14 @@ depends_on: str | Sequence[str] | None = None
 
 
 def upgrade() -> None:
+    op.create_table(
+        "session_over",
+        sa.Column("id", sa.UUID(), nullable=False),
+        sa.Column("over_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("session_over_by_age", "session_over", ["over_at"])
+    op.execute("GRANT SELECT, INSERT, DELETE ON session_over TO satmeter_runtime")
     _sum_by_marks()
 
 
