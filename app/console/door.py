@@ -109,6 +109,13 @@ def require_owner(customer: Customer) -> None:
     refuse_ending(customer.caller)
 
 
+def require_key_manager(customer: Customer) -> None:
+    """For what a key may do to those below it, where it was given the scope of that. Raises MissingScope."""
+    if not customer.manages_keys:
+        raise MissingScope("This needs the credit id, or a key that may make keys: sign out, and in with it.")
+    refuse_ending(customer.caller)
+
+
 def _session(connection: ASGIConnection[Any, Any, Any, Any], settings: Settings, role: Role) -> Session:
     found = read_session(settings, connection.cookies, role)
     if found is None:
