@@ -13,7 +13,6 @@ from app.activity.daily import Days, daily, spent_by_key
 from app.activity.rollup import roll_up
 from app.admin.margins import margins
 from app.admin.stats import stats
-from app.admin.today import lately
 from app.console.customer.home import read_standing
 from app.console.session import Customer, Session
 from app.kernel.db import Database, row
@@ -39,7 +38,6 @@ QUESTIONS: Final[dict[str, Callable[[AsyncSession, UUID], Awaitable[Any]]]] = {
     "GET /api/v1/key": lambda session, account: read_spent(session, account, TODAY),
     "what keys spent": lambda session, account: spent_by_key(session, account, Days(first=TODAY)),
     "Today": lambda session, account: stats(session, TODAY - timedelta(days=13), TODAY),
-    "Today, lately": lambda session, account: lately(session, NOW),
     "Prices": lambda session, account: margins(session, NOW),
 }
 MANY_CALLS: Final = """
