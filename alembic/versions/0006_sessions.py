@@ -33,9 +33,11 @@ def _sum_by_marks() -> None:
         sa.PrimaryKeyConstraint("account_id"),
     )
     op.execute("GRANT SELECT, INSERT, UPDATE (entries) ON usage_summed TO satmeter_runtime")
+    # An archive may be a day's, where there is a column that says so.
     op.execute(
         """DELETE FROM usage_day d WHERE NOT EXISTS (
-               SELECT FROM usage_archive x WHERE x.dropped_at IS NOT NULL AND x.month = date_trunc('month', d.day::timestamp))"""
+               SELECT FROM usage_archive x WHERE x.dropped_at IS NOT NULL AND d.day >= x.month
+               AND d.day < CASE WHEN (to_jsonb(x) ->> 'is_day')::boolean THEN x.month + 1 ELSE (x.month + interval '1 month')::date END)"""
     )
     for name in ("served_model", "provider"):
         op.add_column("usage_day", sa.Column(name, sa.Text(), server_default="", nullable=False))
