@@ -236,6 +236,10 @@ async def test_a_charge_is_explained_to_the_nano_dollar_and_activity_adds_up(doo
             answer = await visitor.get(f"/console/activity?metric={metric}&by={by}&period=7")
             assert answer.status == 200
             assert "$0.000045678" in answer.body.decode()
+    await door.rig.meter("charge", request_id="two", api_key=customer.api_key, cost_usd="0.25", model="m")
+    page = (await visitor.get("/console/activity")).body.decode()
+    by_day = page[page.index("Day by day") :]
+    assert re.findall(r"<td[^>]*>([^<]+)</td>", by_day)[1:3] == ["$0.25", "$0.000045678"]
     csv = await visitor.get("/console/activity.csv?period=7")
     assert csv.headers["content-type"].startswith("text/csv")
     assert "0.000045678" in csv.body.decode()
