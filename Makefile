@@ -6,9 +6,10 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # How many processes run tests, each with a database of its own; `make test N=0` runs them in one. What pytest makes of
 # the tests' asserts is kept, also where images say that Python keeps nothing: it takes longer than a thousand tests.
 N ?= 2
+TIMES ?= 20
 TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) -rsfE --durations=10
 
-.PHONY: help setup run quick test check lint torture bench bench-gateway vendor
+.PHONY: help setup run quick test check lint torture in-a-row bench bench-gateway vendor
 
 help:
 	@echo "make setup    install the locked requirements and the command satmeter into .venv"
@@ -18,6 +19,7 @@ help:
 	@echo "make lint     style, types, floors"
 	@echo "make check    lint and test: what CI runs first"
 	@echo "make torture  the slow suites: crashes, real chains, a browser, long random runs"
+	@echo "make in-a-row failovers and rolling restarts under load, 20 each (TIMES=n), one after the other; some minutes"
 	@echo "make bench    the hot path beside pgbench"
 	@echo "make bench-gateway  the gateway beside its bare upstream"
 	@echo "make vendor   the pages' scripts and stylesheet from npm, as pinned; they are committed, nobody else needs this"
@@ -58,6 +60,9 @@ lint: .venv/.dev
 check: lint test
 torture: .venv/.dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) --dist loadfile -rsfEP --show-capture=stdout --durations=20 -m slow
+in-a-row: .venv/.dev
+	FAILOVERS=$(TIMES) $(BIN)/python -m pytest -s -rs -m slow tests/integration/test_failover.py
+	ROLLING_RESTARTS=$(TIMES) $(BIN)/python -m pytest -s -rs -m slow tests/integration/test_rolling_restart.py
 bench: .venv/.dev
 	$(BIN)/python -m tests.bench $(BENCH)
 bench-gateway: .venv/.dev

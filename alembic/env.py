@@ -8,6 +8,7 @@ import app.activity.tables
 import app.admin.tables
 import app.audit.tables
 import app.autotopup.tables
+import app.console.tables
 import app.keys.tables
 import app.ledger.tables
 import app.metering.tables

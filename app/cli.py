@@ -423,7 +423,7 @@ def _prices(settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
-_COUNTED: Final = {"export": ("Exporting", "calls"), "rebuild": ("Summing again", "days")}
+_COUNTED: Final = {"export": ("Exporting", "calls"), "rebuild": ("Summing again", "accounts")}
 
 
 def _usage(settings: Settings, args: argparse.Namespace) -> int:

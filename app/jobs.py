@@ -15,9 +15,10 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from app.accounts.foretell import foretell
 from app.accounts.reap import reap_empty
 from app.activity.archive import make_partitions
-from app.activity.rollup import recount, roll_up
+from app.activity.rollup import keep_up, roll_up
 from app.admin.figures import sum_up
 from app.audit.continuous import look_on
+from app.console.signed_out import forget_signed_out
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.figures import JOB, keep
@@ -76,10 +77,15 @@ JOBS: Final = (
     Job("tell of expiring keys", 600, lambda house: tell_of_expiring(house.db, datetime.now(UTC))),
     Job("audit in slices", 10, lambda house: look_on(house.db), most_share=0.1),
     Job("seal the books", 10, lambda house: house.notary.seal()),
-    Job("sum days of calls", 60, lambda house: roll_up(house.db, datetime.now(UTC))),
-    Job("sum the last days again", 3600, lambda house: recount(house.db)),
+    Job("sum days of calls", 2, lambda house: keep_up(house.db), most_share=0.2),
+    Job("sum what is left of calls", 600, lambda house: roll_up(house.db), is_done_at_start=True),
     Job("sum up the books", 300, lambda house: sum_up(house.db), is_done_at_start=True),
-    Job("make partitions", 3600, lambda house: make_partitions(house.db)),
+    Job(
+        "make partitions",
+        3600,
+        lambda house: make_partitions(house.db, by_day=house.settings.usage_partitions == "day"),
+        is_done_at_start=True,
+    ),
     Job(
         "close empty accounts",
         21_600,
@@ -90,6 +96,7 @@ JOBS: Final = (
     Job("forget old notices", 3600, lambda house: forget_old(house.db)),
     Job("forget old answers", 3600, lambda house: forget_old_answers(house.db)),
     Job("forget old offers", 3600, lambda house: forget_old_offers(house.db)),
+    Job("forget who signed out", 3600, lambda house: forget_signed_out(house.db)),
     Job("forget old counts", 3600, lambda house: forget_old_counts(house.db)),
 )
 

@@ -258,7 +258,6 @@ _OURS = """SELECT p.proname, p.prosrc, obj_description(p.oid, 'pg_proc'), p.oid:
            UNION ALL
            SELECT n.nspname || '.' || p.proname, p.prosrc, obj_description(p.oid, 'pg_proc'), p.oid::regprocedure::text
            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = %s"""
-_PARTITIONS_AHEAD = 3
 
 
 def _installable() -> dict[str, Function]:
@@ -286,4 +285,6 @@ def _install_functions(conn: psycopg.Connection[Any]) -> None:
             conn.execute(sql.SQL("COMMENT ON FUNCTION {} IS {}").format(name, sql.Literal(function.fingerprint)))
             conn.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(name))
             conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(name, role))
-        conn.execute("SELECT make_usage_partitions(%s)", [_PARTITIONS_AHEAD])
+        conn.execute(
+            "SELECT make_usage_partitions(0)"
+        )  # those to come are the job's, which knows whether they are months

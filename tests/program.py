@@ -258,38 +258,51 @@ def is_free(port: int) -> bool:
 
 def ordinary_user() -> str:
     """A user without rights, to be when the tests run as root. Skips where there is none that can run Python."""
+    user = nobody()
+    python_of(user)
+    return user
+
+
+def nobody() -> str:
+    """The same for programs that are not ours, and so need no Python."""
     with contextlib.suppress(KeyError):
-        pwd.getpwnam("nobody")
-        python_of("nobody")
-        return "nobody"
+        return pwd.getpwnam("nobody").pw_name
     pytest.skip("there is no user 'nobody' here")
 
 
 def python_of(user: str | None) -> tuple[str, dict[str, str]]:
     """A Python that `user` may run, and the environment that makes it see our packages.
 
-    Ours, unless it lies in a home that they may not enter: then the system's of the same version.
+    Ours, unless it lies in a home that they may not enter: then the system's of the same version. What was found once is
+    not asked for again: of many tests in a row each would import the whole program as somebody else before it began.
     """
     packages = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))}
     system = shutil.which(f"python3.{sys.version_info.minor}", path=os.defpath)
+    if user is None:
+        return sys.executable, {}
+    if user in _PYTHONS:
+        return _PYTHONS[user]
+    said = ""
     for python, environ in ((sys.executable, {}), (system or "python3", packages)):
-        if user is None:
-            return python, {}
         with contextlib.suppress(OSError):
             done = subprocess.run(
                 [python, "-c", "import app.cli"], cwd=ROOT, env=_ours() | environ, capture_output=True, timeout=60,
                 check=False, **_as_user(user),
             )  # fmt: skip
             if done.returncode == 0:
-                return python, environ
+                return _PYTHONS.setdefault(user, (python, environ))
+            said = done.stderr.decode(errors="replace")[-300:]
     pytest.skip(
-        f"the user {user!r} can run neither {sys.executable} nor a Python 3.{sys.version_info.minor} in its place"
+        f"the user {user!r} can run neither {sys.executable} nor a Python 3.{sys.version_info.minor} in its place: {said}"
     )
+
+
+_PYTHONS: Final[dict[str, tuple[str, dict[str, str]]]] = {}
 
 
 def of_ordinary_user(folder: Path) -> dict[str, Any]:
     """How to run a program as one who may be no root, with this folder for its own."""
-    user = ordinary_user() if os.geteuid() == 0 else None
+    user = nobody() if os.geteuid() == 0 else None
     if user is not None:
         shutil.chown(folder, user)
     return _as_user(user)

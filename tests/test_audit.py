@@ -280,7 +280,7 @@ async def grown_old(books: Books, owner_conn: Owner, url: str, folder: Path) -> 
     await move_back_and_sort(house.db, owner_conn, 100)
     await house.meter.charge("proxy", KeyOwner(books.account, books.key), Ask("recent", 700, "m", None), Work(700))
     await move_back_and_sort(house.db, owner_conn, 2)
-    await roll_up(house.db, now)
+    await roll_up(house.db)
     owner = Database(url, pool_size=1, role=None)
     await owner.open()
     await export(owner, month, folder / "calls.csv.gz", now)

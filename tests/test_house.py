@@ -19,6 +19,7 @@ from sqlmodel import SQLModel
 import app.activity.tables
 import app.admin.tables
 import app.autotopup.tables
+import app.console.tables
 import app.kernel.tables
 import app.keys.tables
 import app.ledger.tables
@@ -101,10 +102,10 @@ def test_a_test_begins_without_a_row_in_any_table_also_in_one_that_nobody_listed
         )
         try:
             conn.execute("INSERT INTO newcomer VALUES (1); INSERT INTO newest VALUES (1)")
-            conn.execute("INSERT INTO rollup_day (day) VALUES ('2026-01-01')")
+            conn.execute("INSERT INTO figure (name, value) VALUES ('x', 1)")
             version = conn.execute("SELECT version_num FROM alembic_version").fetchall()
             databases.empty(clean)
-            for table in ("newcomer", "newest", "rollup_day"):
+            for table in ("newcomer", "newest", "figure"):
                 assert conn.execute(f"SELECT FROM {table}".encode()).fetchall() == [], table
             assert conn.execute("SELECT version_num FROM alembic_version").fetchall() == version
         finally:
@@ -146,8 +147,8 @@ def test_sql_rules_that_keep_the_schema_shardable(clean: str) -> None:
     lookups = {
         "account", "credential", "topup_invoice", "webhook_delivery", "idempotency", "rate_count", "service_token",
         "admin_token", "admin_log", "alembic_version", "price_version", "priced_model", "price", "price_override", "markup",
-        "fee", "rollup_day", "usage_archive", "figure", "token_use", "audit_run", "seal_run", "job_lease", "audit_walk",
-        "proof_ref", "offer_ask",
+        "fee", "usage_archive", "figure", "token_use", "audit_run", "seal_run", "job_lease", "audit_walk",
+        "proof_ref", "offer_ask", "session_over",
     }  # fmt: skip
     assert [row for row in unique if row[0] not in lookups and "account_id" not in row[1]] == []
 

@@ -21,7 +21,7 @@ from app.kernel.connection import as_set
 from app.kernel.db import RUNTIME_ROLE, Database, row
 from app.kernel.errors import DatabaseUnavailable
 from app.migrations import MigrationError, check, migrate
-from tests.program import ExternalPostgres, external_postgres, installation, ordinary_user
+from tests.program import ExternalPostgres, external_postgres, installation, nobody
 
 WHO = """SELECT current_user::text AS who, current_setting('statement_timeout') AS statement,
                 current_setting('lock_timeout') AS lock, current_setting('TimeZone') AS zone"""
@@ -43,7 +43,7 @@ def pooler(direct: str, mode: str, ignored: str = "options", database: str = "sa
     program = shutil.which("pgbouncer", path=f"/usr/sbin:{os.defpath}")
     if program is None:
         pytest.skip("pgbouncer is not installed (apt-get install pgbouncer)")
-    user = ordinary_user() if os.geteuid() == 0 else None
+    user = nobody() if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="satmeter-pool-"))
     folder.chmod(0o755)
     if user is not None:

@@ -145,7 +145,7 @@ async def test_calls_of_a_dropped_month_stay_sealed_as_archived(
     month = (now - timedelta(days=102)).date().replace(day=1)
     await move_back_and_sort(house.db, owner_conn, 102)
     await sealed_again(books)
-    await roll_up(house.db, now)
+    await roll_up(house.db)
     owner = Database(clean, pool_size=1, role=None)
     await owner.open()
     await export(owner, month, tmp_path / "calls.csv.gz", now)

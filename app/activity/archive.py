@@ -1,4 +1,4 @@
-"""Months of calls put away: exported as gzipped CSV, then dropped, with all that balances and keys are audited by kept.
+"""Calls put away by month or by day: exported as gzipped CSV, then dropped, with all that balances and keys are audited by kept.
 
 These are for the database's owner: the service's own role may not drop a table, nor write what is kept of a drop.
 """
@@ -19,14 +19,15 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.activity.calendar import CALL, DAY, day_of, first_id, is_call_id, midnight, month_after
-from app.activity.rollup import sum_days
+from app.activity.calendar import CALL, DAY, Span, day_of, end_of, is_call_id, midnight
+from app.activity.rollup import sum_all
 from app.activity.spreadsheet import line_writer
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
 from app.kernel.progress import Told, nobody
 
 MONTHS_AHEAD: Final = 3
+DAYS_AHEAD: Final = 7
 LEAST_AGE: Final = 60 * DAY
 _ROWS_AT_ONCE: Final = 5_000
 
@@ -45,25 +46,33 @@ class Dropped:
     freed_bytes: int
 
 
-async def make_partitions(db: Database) -> int:
-    """Make the partitions of the months to come, so that no call waits for one. Returns how many were made."""
+async def make_partitions(db: Database, *, by_day: bool = False, now: datetime | None = None) -> int:
+    """Make the partitions of the months or days to come, so that no call waits for one. Returns how many were made.
+
+    Raises DatabaseUnavailable where somebody reads for so long that calls would have had to wait, too.
+    """
     found = await db.transaction(
-        lambda session: row(session, "SELECT make_usage_partitions(:ahead) AS made", ahead=MONTHS_AHEAD)
-    )
+        lambda session: row(
+            session,
+            "SELECT make_usage_partitions(:ahead, :by_day, coalesce(CAST(:now AS timestamptz), now())) AS made",
+            ahead=DAYS_AHEAD if by_day else MONTHS_AHEAD, by_day=by_day, now=now,
+        )
+    )  # fmt: skip
     assert found is not None
     return int(found["made"])
 
 
 async def months(db: Database) -> Sequence[Row]:
-    """The months there are calls of or were: name, month (None for the default partition), calls, bytes, exported_at, dropped_at."""
+    """The months and days there are calls of or were, as they are kept: name, month (the first day of it; None for the default
+    partition), calls, bytes, exported_at, dropped_at."""
     return await db.transaction(_months)
 
 
 async def exported(session: AsyncSession) -> Sequence[Row]:
-    """The months that were written to a file, the latest first."""
+    """The months and days that were written to a file, the latest first."""
     return await rows(
         session,
-        "SELECT month, calls, cost_nusd, sha256, exported_at, dropped_at FROM usage_archive ORDER BY month DESC",
+        "SELECT month, is_day, calls, cost_nusd, sha256, exported_at, dropped_at FROM usage_archive ORDER BY month DESC",
     )
 
 
@@ -72,70 +81,94 @@ async def _months(session: AsyncSession) -> Sequence[Row]:
     parts = await rows(
         session,
         """SELECT c.relname AS name, pg_total_relation_size(c.oid) AS bytes,
-                  CASE WHEN c.relname ~ '^usage_[0-9]{4}_[0-9]{2}$' THEN to_date(right(c.relname, 7), 'YYYY_MM') END AS month
+                  CASE WHEN c.relname ~ '^usage_[0-9]{4}_[0-9]{2}$' THEN to_date(right(c.relname, 7), 'YYYY_MM')
+                       WHEN c.relname ~ '^usage_[0-9]{4}_[0-9]{2}_[0-9]{2}$' THEN to_date(right(c.relname, 10), 'YYYY_MM_DD') END AS month
            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'usage'::regclass ORDER BY 1""",
     )
     counted = await rows(session, "SELECT tableoid::regclass::text AS name, count(*) AS calls FROM usage GROUP BY 1")
     calls = {each["name"]: each["calls"] for each in counted}
-    archived = {each["month"]: each for each in await rows(session, "SELECT * FROM usage_archive")}
+    archived = await rows(session, "SELECT * FROM usage_archive")
     found = [each | {"calls": calls.get(each["name"], 0)} for each in parts]
     found += [
-        {"name": f"usage_{month:%Y_%m}", "month": month, "bytes": 0, "calls": 0}
-        for month, each in archived.items()
-        if each["dropped_at"] is not None and month not in {part["month"] for part in parts}
+        {"name": _name(span), "month": span.first, "bytes": 0, "calls": 0}
+        for span, each in ((Span(each["month"], each["is_day"]), each) for each in archived)
+        if each["dropped_at"] is not None and _name(span) not in {part["name"] for part in parts}
     ]
-    none = {"exported_at": None, "dropped_at": None}
-    known = [each | {name: (archived.get(each["month"]) or none)[name] for name in none} for each in found]
+    known = [each | _put_away(each, archived) for each in found]
     return sorted(known, key=lambda each: str(each["name"]))
 
 
+def _name(span: Span) -> str:
+    return f"usage_{span}".replace("-", "_")
+
+
+def _put_away(part: Row, archived: Sequence[Row]) -> Row:
+    """When a partition's calls were exported and dropped: as a month, also where it is a day of it; as a day, if it is that."""
+    of_it = [
+        each for each in archived
+        if part["month"] is not None and Span(each["month"], each["is_day"]).has(part["month"])
+        and (_is_day(part) or not each["is_day"])
+    ]  # fmt: skip
+    return {name: of_it[0][name] if of_it else None for name in ("exported_at", "dropped_at")}
+
+
+def _is_day(part: Row) -> bool:
+    return len(part["name"]) == len("usage_2026_01_31")
+
+
 async def export(
-    db: Database, month: date, path: Path, now: datetime, told: Told = nobody, reads: Database | None = None
+    db: Database, month: date | Span, path: Path, now: datetime, told: Told = nobody, reads: Database | None = None
 ) -> Exported:
-    """Write every call of a month that is over to `path`, which must not be there yet, and remember that it was done.
+    """Write every call of a month (by its first day), or of a span, that is over to `path`, which must not be there yet, and remember that it was done.
 
     The cells are as the database has them, so that the file can be loaded again. A call is never changed, and none is
-    added to a month that is over; if one was all the same while this went on, or has not come to the standby that `reads` is,
+    added when it is over; if one was all the same while this went on, or has not come to the standby that `reads` is,
     nothing is remembered.
-    Raises InvalidField, NotFound for a month without calls.
+    Raises InvalidField, also where some of it was dropped before; NotFound where there are no calls.
     """
-    _must_be_over(month, now)
-    await make_partitions(db)  # what came before its month's partition was there moves to where it belongs
+    span = _span(month)
+    _must_be_over(span, now)
+    await sort_calls(db)
     after: tuple[uuid.UUID, uuid.UUID] | None = None
     with CallsFile(path) as file:
-        while some := await (reads or db).transaction(functools.partial(_some_calls, month=month, after=after)):
+        while some := await (reads or db).transaction(functools.partial(_some_calls, span=span, after=after)):
             file.write(some)
             told(file.calls, None)
             after = some[-1]["account_id"], some[-1]["id"]
             if len(some) < _ROWS_AT_ONCE:
                 break
         done = Exported(file.calls, file.cost_nusd, file.finish())
-        await db.transaction(lambda session: _remember_export(session, month, done))
+        await db.transaction(lambda session: _remember_export(session, span, done))
         file.keep()
     return done
 
 
-async def drop(db: Database, month: date, now: datetime, *, force: bool = False) -> Dropped:
-    """Drop the calls of an exported month. Balances, keys, entries and days stay, and are still audited.
+async def drop(db: Database, month: date | Span, now: datetime, *, force: bool = False) -> Dropped:
+    """Drop the calls of a month or span as it was exported. Balances, keys, entries and days stay, and are still audited.
 
-    Raises InvalidField for a month that is not over, not exported, or younger than LEAST_AGE unless `force`.
+    Raises InvalidField for one that is not over, not exported, or younger than LEAST_AGE unless `force`; and for a day of a month
+    that is kept as one.
     Raises DatabaseUnavailable when somebody read those calls for too long; nothing has changed then.
     """
-    _must_be_over(month, now)
-    if not force and now - midnight(month_after(month)) < LEAST_AGE:
-        raise InvalidField(
-            f"{month:%Y-%m} ended less than {LEAST_AGE.days} days ago: refunds may still come", param="month"
-        )
-    return await db.transaction(lambda session: _drop(session, month))
+    span = _span(month)
+    _must_be_over(span, now)
+    if not force and now - midnight(span.end) < LEAST_AGE:
+        raise InvalidField(f"{span} ended less than {LEAST_AGE.days} days ago: refunds may still come", param="month")
+    return await db.transaction(lambda session: _drop(session, span))
 
 
-def _must_be_over(month: date, now: datetime) -> None:
-    if midnight(month_after(month)) > now:
-        raise InvalidField(f"{month:%Y-%m} is not over yet", param="month")
+async def sort_calls(db: Database) -> None:
+    """What came before its partition was there moves to where it belongs."""
+    await db.transaction(lambda session: row(session, "SELECT make_usage_partitions(0) AS made"))
 
 
-def _ids(month: date) -> dict[str, uuid.UUID]:
-    return {"first_id": first_id(midnight(month)), "end_id": first_id(midnight(month_after(month)))}
+def _span(month: date | Span) -> Span:
+    return month if isinstance(month, Span) else Span(month)
+
+
+def _must_be_over(span: Span, now: datetime) -> None:
+    if midnight(span.end) > now:
+        raise InvalidField(f"{span} is not over yet", param="month")
 
 
 # --- exporting --------------------------------------------------------------------------------------
@@ -197,37 +230,50 @@ def _cell(value: Any) -> str | int | None:
     return value if value is None or type(value) is int else str(value)
 
 
-async def _some_calls(session: AsyncSession, month: date, after: tuple[uuid.UUID, uuid.UUID] | None) -> Sequence[Row]:
+async def _some_calls(session: AsyncSession, span: Span, after: tuple[uuid.UUID, uuid.UUID] | None) -> Sequence[Row]:
     account_id, call_id = after or (uuid.UUID(int=0), uuid.UUID(int=0))
     return await rows(
         session,
         """SELECT * FROM usage WHERE id >= :first_id AND id < :end_id AND (account_id, id) > (:account_id, :call_id)
            ORDER BY account_id, id LIMIT :limit""",
-        account_id=account_id, call_id=call_id, limit=_ROWS_AT_ONCE, **_ids(month),
+        account_id=account_id, call_id=call_id, limit=_ROWS_AT_ONCE, **span.ids,
     )  # fmt: skip
 
 
-async def _remember_export(session: AsyncSession, month: date, done: Exported) -> None:
+async def _remember_export(session: AsyncSession, span: Span, done: Exported) -> None:
     if not done.calls:
-        raise NotFound(f"There are no calls of {month:%Y-%m}")
-    if await _counted(session, month) != (done.calls, done.cost_nusd):
+        raise NotFound(f"There are no calls of {span}")
+    if await _counted(session, span) != (done.calls, done.cost_nusd):
         raise InvalidField("calls were added while they were exported: export again", param="month")
+    await row(session, "LOCK TABLE usage_archive IN SHARE ROW EXCLUSIVE MODE")
+    of_it = await rows(
+        session,
+        f"SELECT * FROM usage_archive x WHERE month < :end AND {end_of('x')} > :first AND (month, is_day) <> (:first, :is_day)",
+        first=span.first, end=span.end, is_day=span.is_day,
+    )  # fmt: skip
+    if gone := [str(Span(each["month"], each["is_day"])) for each in of_it if each["dropped_at"] is not None]:
+        raise InvalidField(f"{', '.join(sorted(gone))} was dropped before: export what is left by day", param="month")
     await row(
         session,
-        """INSERT INTO usage_archive (month, calls, cost_nusd, sha256) VALUES (:month, :calls, :cost_nusd, :sha256)
+        "DELETE FROM usage_archive WHERE month = ANY (CAST(:months AS date[]))",
+        months=[each["month"] for each in of_it],
+    )
+    await row(
+        session,
+        """INSERT INTO usage_archive (month, is_day, calls, cost_nusd, sha256) VALUES (:month, :is_day, :calls, :cost_nusd, :sha256)
            ON CONFLICT (month) DO UPDATE SET calls = excluded.calls, cost_nusd = excluded.cost_nusd, sha256 = excluded.sha256,
                                              exported_at = now()""",
-        month=month, calls=done.calls, cost_nusd=done.cost_nusd, sha256=done.sha256,
+        month=span.first, is_day=span.is_day, calls=done.calls, cost_nusd=done.cost_nusd, sha256=done.sha256,
     )  # fmt: skip
 
 
-async def _counted(session: AsyncSession, month: date) -> tuple[int, int]:
+async def _counted(session: AsyncSession, span: Span) -> tuple[int, int]:
     await row(session, "SET LOCAL statement_timeout = 0")
     found = await row(
         session,
         """SELECT count(*) AS calls, coalesce(sum(cost_nusd), 0)::bigint AS cost_nusd FROM usage
            WHERE id >= :first_id AND id < :end_id""",
-        **_ids(month),
+        **span.ids,
     )
     assert found is not None
     return found["calls"], found["cost_nusd"]
@@ -236,45 +282,59 @@ async def _counted(session: AsyncSession, month: date) -> tuple[int, int]:
 # --- dropping ---------------------------------------------------------------------------------------
 
 
-async def _drop(session: AsyncSession, month: date) -> Dropped:
-    name = f"usage_{month:%Y_%m}"
+async def _drop(session: AsyncSession, span: Span) -> Dropped:
     await row(session, "SET LOCAL statement_timeout = 0")
     await row(session, "SET LOCAL lock_timeout = '3s'")  # whoever waits for us would make others' calls wait, too
-    archive = await row(session, "SELECT * FROM usage_archive WHERE month = :month FOR UPDATE", month=month)
-    part = await row(session, "SELECT pg_total_relation_size(to_regclass(:name)) AS bytes", name=name)
-    assert part is not None
+    archive = await row(
+        session,
+        "SELECT * FROM usage_archive WHERE month = :month AND is_day = :is_day FOR UPDATE",
+        month=span.first, is_day=span.is_day,
+    )  # fmt: skip
     if archive is not None and archive["dropped_at"] is not None:
-        raise InvalidField(f"{month:%Y-%m} was dropped before", param="month")
-    if archive is None or part["bytes"] is None:
-        raise InvalidField(f"{month:%Y-%m} was not exported: `usage export` first", param="month")
-    await row(session, f"LOCK TABLE {name} IN SHARE MODE")
-    if await _counted(session, month) != (archive["calls"], archive["cost_nusd"]):
-        raise InvalidField(f"calls of {month:%Y-%m} were added since it was exported: export again", param="month")
-    await _sum_for_good(session, month)
+        raise InvalidField(f"{span} was dropped before", param="month")
+    if archive is None:
+        raise InvalidField(f"{span} was not exported: `usage export` first", param="month")
+    parts = await _partitions(session, span)
+    names = ", ".join(each["name"] for each in parts)
+    if not parts:
+        raise InvalidField(f"{span} is in its month's partition: export and drop the month", param="month")
+    await row(session, f"LOCK TABLE {names} IN SHARE MODE")
+    counted = await _counted(session, span)
+    if counted != (archive["calls"], archive["cost_nusd"]) or counted[0] != await _count_in(session, parts):
+        raise InvalidField(f"calls of {span} were added since it was exported: export again", param="month")
+    await _sum_for_good(session, span)
     # A refund that has read its call already is waited for here; one that comes later finds no call.
-    await row(session, f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
-    await _refuse_late_refund(session, month)
-    await row(session, f"DROP TABLE {name}")
+    await row(session, f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
+    await _refuse_late_refund(session, span)
+    await row(session, f"DROP TABLE {names}")
+    fingerprint = FINGERPRINT.format(month="CAST(:month AS date)", end="CAST(:end AS date)")
     await row(
         session,
-        f"UPDATE usage_archive SET dropped_at = now(), fingerprint = ({FINGERPRINT.format(month=':month')}) WHERE month = :month",
-        month=month,
-    )
-    return Dropped(archive["calls"], archive["cost_nusd"], part["bytes"])
+        f"UPDATE usage_archive SET dropped_at = now(), fingerprint = ({fingerprint}) WHERE month = :month",
+        month=span.first, end=span.end,
+    )  # fmt: skip
+    return Dropped(archive["calls"], archive["cost_nusd"], sum(each["bytes"] for each in parts))
 
 
-async def _sum_for_good(session: AsyncSession, month: date) -> None:
-    days = [month + n * DAY for n in range((month_after(month) - month).days)]
-    held = await rows(session, "SELECT day FROM rollup_day WHERE day = ANY (:days) ORDER BY day FOR UPDATE", days=days)
-    first = await row(
+async def _partitions(session: AsyncSession, span: Span) -> Sequence[Row]:
+    """Those that have calls of this span alone: the month's, or the days'."""
+    name = _name(span)
+    return await rows(
         session,
-        f"SELECT {day_of('id')} AS day FROM usage WHERE id >= :first_id ORDER BY id LIMIT 1",
-        first_id=_ids(month)["first_id"],
-    )
-    assert first is not None
-    if {day for day in days if day >= first["day"]} - {each["day"] for each in held}:
-        raise InvalidField(f"not every day of {month:%Y-%m} is summed yet: `usage rebuild` first", param="month")
-    await sum_days(session, [each["day"] for each in held])
+        """SELECT c.relname AS name, pg_total_relation_size(c.oid) AS bytes
+           FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+           WHERE i.inhparent = 'usage'::regclass AND (c.relname = :name OR starts_with(c.relname, :days)) ORDER BY 1""",
+        name=name, days=f"{name}_",
+    )  # fmt: skip
+
+
+async def _count_in(session: AsyncSession, parts: Sequence[Row]) -> int:
+    counts = [await row(session, f"SELECT count(*) AS calls FROM {each['name']}") for each in parts]
+    return sum(each["calls"] for each in counts if each is not None)
+
+
+async def _sum_for_good(session: AsyncSession, span: Span) -> None:
+    await sum_all(session)
     await row(
         session,
         # What is kept tells every window there is, of the key and of those above it, which calls count to it; windows that come
@@ -290,27 +350,30 @@ async def _sum_for_good(session: AsyncSession, month: date) -> None:
                 WHERE k.account_id = c.account_id AND k.id = c.key_id AND w.start <= c.window_start
             ) last
             GROUP BY account_id, key_id, last.begun""",
-        month=month, **_ids(month),
+        month=span.first, **span.ids,
     )  # fmt: skip
 
 
-async def _refuse_late_refund(session: AsyncSession, month: date) -> None:
+async def _refuse_late_refund(session: AsyncSession, span: Span) -> None:
     found = await row(
         session,
         f"""SELECT (SELECT coalesce(sum(refunded_nusd), 0) FROM usage_dropped WHERE month = :month) AS kept,
                    (SELECT coalesce(sum(amount_nusd), 0) FROM entry
                     WHERE kind = 'refund' AND contra = 'revenue:usage' AND created_at >= :month
                       AND CASE WHEN {is_call_id("reference")} THEN {day_of("reference")} END BETWEEN :month AND :last) AS refunded""",
-        month=month, last=month_after(month) - DAY,
+        month=span.first, last=span.end - DAY,
     )  # fmt: skip
     assert found is not None
     if found["kept"] != found["refunded"]:
-        raise InvalidField(f"a call of {month:%Y-%m} was refunded just now: drop it again", param="month")
+        raise InvalidField(f"a call of {span} was refunded just now: drop it again", param="month")
 
 
-_PRINTED: Final = """concat_ws('|', d.account_id, to_char(d.day, 'YYYY-MM-DD'), d.key_id, d.model, d.requests, d.input_tokens,
-                                 d.output_tokens, d.cost_nusd, d.refunded_nusd)"""
+_FURTHER: Final = "d.served_model, d.provider, d.reasoning_tokens, d.known_requests, d.known_nusd, d.provider_nusd"
+# A line that says nothing in the further columns is printed as it was before there were any: months were dropped then, too.
+_PRINTED: Final = f"""concat_ws('|', d.account_id, to_char(d.day, 'YYYY-MM-DD'), d.key_id, d.model, d.requests, d.input_tokens,
+                                 d.output_tokens, d.cost_nusd, d.refunded_nusd,
+                                 CASE WHEN ({_FURTHER}) <> ('', '', 0, 0, 0, 0) THEN concat_ws('|', {_FURTHER}) END)"""
 FINGERPRINT: Final = f"""
     SELECT coalesce(sum(('x' || left(md5({_PRINTED}), 15))::bit(60)::bigint), 0)::text FROM usage_day d
-    WHERE d.day >= {{month}} AND d.day < ({{month}} + interval '1 month')::date"""
-"""SQL: a number that is another one if any of a month's rows of usage_day is; in any order, so that it needs no memory."""
+    WHERE d.day >= {{month}} AND d.day < {{end}}"""
+"""SQL: a number that is another one if any of a span's rows of usage_day is; in any order, so that it needs no memory."""

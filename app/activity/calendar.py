@@ -3,8 +3,10 @@
 The id decides for history, days and months alike, so that no call is in one month's partition and another month's sums.
 """
 
+import contextlib
 import re
 import uuid
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -14,6 +16,7 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 DAY: Final = timedelta(days=1)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _MONTH: Final = re.compile(r"([12]\d{3})-(0[1-9]|1[0-2])", re.ASCII)
+_DATE: Final = re.compile(r"[12]\d{3}-\d{2}-\d{2}", re.ASCII)
 
 
 def moment_of(call_id: uuid.UUID) -> datetime:
@@ -37,8 +40,40 @@ def read_month(text: str) -> date:
     return date(int(match[1]), int(match[2]), 1)
 
 
+def read_day(text: str) -> date:
+    """`2026-01-31`. Raises InvalidField."""
+    with contextlib.suppress(ValueError):
+        if _DATE.fullmatch(text):
+            return date.fromisoformat(text)
+    raise InvalidField(f"a day is given like 2026-01-31, got {text[:20]!r}", param="day")
+
+
 def month_after(month: date) -> date:
     return (month + 31 * DAY).replace(day=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What is put away at once: a month of calls, or a day of them."""
+
+    first: date
+    is_day: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.first:%Y-%m-%d}" if self.is_day else f"{self.first:%Y-%m}"
+
+    @property
+    def end(self) -> date:
+        """The first day after it."""
+        return self.first + DAY if self.is_day else month_after(self.first)
+
+    def has(self, day: date) -> bool:
+        return self.first <= day < self.end
+
+    @property
+    def ids(self) -> dict[str, uuid.UUID]:
+        """The bounds of its calls' ids, as parameters."""
+        return {"first_id": first_id(midnight(self.first)), "end_id": first_id(midnight(self.end))}
 
 
 # --- the same in SQL ------------------------------------------------------------------------------
@@ -59,20 +94,23 @@ def is_call_id(text: str) -> str:
     return f"{text} ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$'"
 
 
+def end_of(archive: str) -> str:
+    """The first day after what an archive, an alias of usage_archive, has calls of."""
+    return (
+        f"(CASE WHEN {archive}.is_day THEN {archive}.month + 1 ELSE ({archive}.month + interval '1 month')::date END)"
+    )
+
+
 CALL: Final = """
-    u.account_id, u.id, u.key_id, coalesce(u.model, u.served_model, '') AS model, u.window_start, u.created_at,
-    coalesce((u.units->>'input_tokens')::bigint, 0) AS input_tokens, coalesce((u.units->>'output_tokens')::bigint, 0) AS output_tokens,
-    u.cost_nusd, coalesce(r.amount_nusd, 0) AS refunded_nusd, r.created_at AS refunded_at
+    u.account_id, u.id, u.key_id, u.window_start, u.cost_nusd, coalesce(r.amount_nusd, 0) AS refunded_nusd
     FROM usage u LEFT JOIN entry r ON r.account_id = u.account_id AND r.kind = 'refund' AND r.reference = u.id::text
                                   AND r.contra = 'revenue:usage'"""
-"""A call as it is summed: the model asked for, or the one that answered; and what was given back of its cost."""
+"""A call, and what was given back of its cost."""
 
 MOST: Final = 2**63 - 1
-"""What a column can hold: token counts beyond it are told as this much, so that they stop no sum."""
-SUMS: Final = f"""
-    count(*) AS requests, least(sum(input_tokens), {MOST})::bigint AS input_tokens,
-    least(sum(output_tokens), {MOST})::bigint AS output_tokens, sum(cost_nusd)::bigint AS cost_nusd,
-    sum(refunded_nusd)::bigint AS refunded_nusd"""
-IS_DROPPED: Final = "EXISTS (SELECT FROM usage_archive x WHERE x.dropped_at IS NOT NULL AND x.month = date_trunc('month', {day}::timestamp))"
-EDGE: Final = "(SELECT coalesce(max(day) + 1, date '1970-01-01') AS day FROM rollup_day)"
-"""The first day whose calls are not in usage_day yet."""
+"""What a column can hold."""
+IS_DROPPED: Final = (
+    "EXISTS (SELECT FROM usage_archive x WHERE x.dropped_at IS NOT NULL AND {day} >= x.month AND {day} < "
+    + end_of("x")
+    + ")"
+)

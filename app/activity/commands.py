@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from app.activity.archive import LEAST_AGE, drop, export, months
-from app.activity.calendar import read_month
+from app.activity.calendar import Span, read_day, read_month
 from app.activity.rollup import rebuild, roll_up
 from app.kernel.db import Database
 from app.kernel.money import usd_text
@@ -27,19 +27,25 @@ class Answer:
 
 def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Declare the verbs; `add(verb, help)` makes a parser that has --json already."""
-    add("months", "the months of calls, with rows and bytes")
+    add("months", "the months of calls, and days where calls are kept by day, with rows and bytes")
     save = add(
         "export",
-        "write a month's calls to a gzipped CSV file; a cell that begins like a formula has an apostrophe before it",
+        "write a month's or a day's calls to a gzipped CSV file; a cell that begins like a formula has an apostrophe before it",
     )
-    save.add_argument("--month", required=True, metavar="YYYY-MM")
+    _add_span(save)
     save.add_argument("--out", required=True, metavar="FILE.csv.gz")
-    gone = add("drop", "drop an exported month's calls; balances, keys and days stay")
-    gone.add_argument("--month", required=True, metavar="YYYY-MM")
+    gone = add("drop", "drop the calls of an exported month or day; balances, keys and days stay")
+    _add_span(gone)
     gone.add_argument(
         "--force", action="store_true", help=f"also a month that ended less than {LEAST_AGE.days} days ago"
     )
     add("rebuild", "sum every day's calls again")
+
+
+def _add_span(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--month", metavar="YYYY-MM")
+    which.add_argument("--day", metavar="YYYY-MM-DD", help="where calls are kept by day: USAGE_PARTITIONS")
 
 
 async def run(
@@ -50,26 +56,25 @@ async def run(
     if verb == "months":
         return await _months(db)
     if verb == "rebuild":
-        await roll_up(db, now)
+        await roll_up(db)
         changed = await rebuild(db, told)
         return Answer(f"Every day was summed again: {changed} sums changed.", {"changed": changed})
-    month = read_month(args.month)
+    span = Span(read_day(args.day), is_day=True) if args.day else Span(read_month(args.month))
+    named = {"day" if args.day else "month": str(span)}
     if verb == "export":
-        saved = await export(db, month, Path(args.out), now, told, reads)
+        saved = await export(db, span, Path(args.out), now, told, reads)
         text = f"{saved.calls} calls, {usd_text(saved.cost_nusd)} USD, SHA-256 {saved.sha256}"
         data = {"calls": saved.calls, "cost_usd": usd_text(saved.cost_nusd), "sha256": saved.sha256}
-        return Answer(f"Exported {args.month}: {text}", {"month": args.month, **data})
-    await roll_up(db, now)
-    gone = await drop(db, month, now, force=args.force)
+        return Answer(f"Exported {span}: {text}", named | data)
+    await roll_up(db)
+    gone = await drop(db, span, now, force=args.force)
     data = {"calls": gone.calls, "cost_usd": usd_text(gone.cost_nusd), "freed_bytes": gone.freed_bytes}
-    return Answer(
-        f"Dropped {args.month}: {gone.calls} calls, {gone.freed_bytes:,} bytes.", {"month": args.month, **data}
-    )
+    return Answer(f"Dropped {span}: {gone.calls} calls, {gone.freed_bytes:,} bytes.", named | data)
 
 
 async def _months(db: Database) -> Answer:
     found = await months(db)
-    lines = [f"{each['month']:%Y-%m}" if each["month"] else "other  " for each in found]
+    lines = [each["name"].removeprefix("usage_").replace("_", "-").replace("default", "other  ") for each in found]
     texts = [
         f"{name}  {each['calls']:>12,} calls  {each['bytes']:>15,} bytes  {_state(each)}".rstrip()
         for name, each in zip(lines, found, strict=True)

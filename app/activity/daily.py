@@ -1,4 +1,4 @@
-"""What was called per day, key and model: from the days that are summed, and from the calls of the days that are not."""
+"""What was called per day, key and model: from the calls that are summed, and from those that are not yet."""
 
 import uuid
 from collections import defaultdict
@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.activity.calendar import CALL, DAY, EDGE, EPOCH, SUMS, day_of, first_id, first_id_of, midnight
+from app.activity.calendar import EPOCH
+from app.activity.summed import SUMS, lines
 from app.kernel.db import Row, rows
 
 _FIRST: Final = EPOCH.date()
@@ -26,12 +27,8 @@ class Days:
     model: str | None = None
 
     def params(self) -> dict[str, Any]:
-        """Also as ids, so that of the calls only those days are looked at."""
         first, last = max(self.first or _FIRST, _FIRST), min(self.last or _LAST, _LAST)
-        return {
-            "first": first, "last": last, "key_id": self.key_id, "model": self.model,
-            "first_id": first_id(midnight(first)), "end_id": first_id(midnight(last) + DAY),
-        }  # fmt: skip
+        return {"first": first, "last": last, "key_id": self.key_id, "model": self.model}
 
 
 Position = tuple[date, uuid.UUID, str]
@@ -69,15 +66,6 @@ async def spent_by_key(
     return spent
 
 
-_IS_WANTED: Final = """
-    (CAST(:key_id AS uuid) IS NULL OR key_id = :key_id) AND (CAST(:model AS text) IS NULL OR model = :model)"""
-_LINES: Final = f"""
-    SELECT d.day, key_id, model, requests, input_tokens, output_tokens, cost_nusd, refunded_nusd
-    FROM usage_day d, {EDGE} edge
-    WHERE account_id = :account_id AND d.day >= :first AND d.day <= :last AND d.day < edge.day AND {_IS_WANTED}
-    UNION ALL
-    SELECT day, key_id, model, {SUMS}
-    FROM (SELECT {day_of("u.id")} AS day, {CALL}
-          WHERE u.account_id = :account_id AND u.id >= :first_id AND u.id < :end_id
-            AND u.id >= (SELECT {first_id_of("edge.day")} FROM {EDGE} edge)) calls
-    WHERE {_IS_WANTED} GROUP BY 1, 2, 3"""
+_IS_WANTED: Final = """day >= :first AND day <= :last
+    AND (CAST(:key_id AS uuid) IS NULL OR key_id = :key_id) AND (CAST(:model AS text) IS NULL OR model = :model)"""
+_LINES: Final = f"SELECT day, key_id, model, {SUMS} FROM ({lines(_IS_WANTED)}) calls GROUP BY day, key_id, model"

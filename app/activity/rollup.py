@@ -1,164 +1,191 @@
-"""Days of calls summed into usage_day: when they are over, and again when something came late.
+"""Calls summed into usage_day, by a job that is always close behind them; and summed again from the beginning.
 
-A day is summed whole, in one statement and so on one snapshot, which makes it safe to repeat. It is first summed an hour
-after it ended: by then every call of it is committed, since no charge takes that long. What comes later all the same
-(a refund, a call from a machine whose clock was wrong) is found by summing again. Whoever sums a day holds its row of
-rollup_day, so of several processes one does it; and who reads takes usage_day up to the last summed day and the calls
-themselves after that, on one snapshot too, so that nothing is counted twice or left out.
+Whoever sums an account's calls holds its row of usage_summed, so of several processes one does it; the account itself is locked by
+nobody, and no call waits. What is summed is what the account's next entries tell (summed.py), calls and refunds alike: nothing
+comes late. Who reads adds the entries that are behind the mark, on the same snapshot, and is never wrong, however long the job
+was away.
 """
 
 import functools
 import uuid
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.activity.calendar import CALL, DAY, IS_DROPPED, SUMS, day_of, first_id, is_call_id, midnight
-from app.kernel.db import Database, row, rows
+from app.activity.calendar import IS_DROPPED
+from app.activity.summed import FIGURES, KEY, SUMMED, SUMS, told_by
+from app.kernel.db import Database, Row, row, rows
 from app.kernel.progress import Told, nobody
 
-GRACE: Final = timedelta(hours=1)
-RECOUNTED_DAYS: Final = 3
-_DAYS_AT_ONCE: Final = 31
+_ENTRIES_AT_ONCE: Final = 20_000
+_ACCOUNTS_AT_ONCE: Final = 200
+_NOBODY: Final = uuid.UUID(int=0)
 
 
-async def roll_up(db: Database, now: datetime) -> int:
-    """Sum every day that is over and not summed yet, and again what refunds changed since. Returns how many days."""
-    total = 0
-    while count := await db.transaction(lambda session: _close_days(session, now)):
-        total += count
-    await db.transaction(_take_refunds)
-    return total
+async def keep_up(db: Database) -> int:
+    """Sum the calls of the accounts that called in the last seconds. Returns how many entries that were.
+
+    Whom this misses, after a stop, a refund or a transaction that took longer, `roll_up` finds.
+    """
+    return await _sum_due(db, _DUE_LATELY)
 
 
-async def recount(db: Database) -> int:
-    """Sum the last few days again, for calls that came late. Returns how many sums changed."""
-    return await db.transaction(_recount)
+async def roll_up(db: Database) -> int:
+    """Sum the calls of every account that are not summed yet. Returns how many entries that were."""
+    return await _sum_due(db, _DUE)
 
 
 async def rebuild(db: Database, told: Told = nobody) -> int:
-    """Sum every day again whose calls are still there, also one from before we began. Returns how many sums changed."""
-    await db.transaction(lambda session: rows(session, _FILL_GAPS))
-    found = await db.transaction(lambda session: rows(session, "SELECT day FROM rollup_day ORDER BY day"))
-    days = [each["day"] for each in found]
+    """Sum again, of every account, what usage_day tells. Returns how many sums changed; those of dropped months stay as they are."""
+    found = await db.transaction(lambda session: rows(session, "SELECT account_id FROM usage_summed ORDER BY 1"))
+    accounts = [each["account_id"] for each in found]
     changed = 0
-    for start in range(0, len(days), _DAYS_AT_ONCE):
-        told(start, len(days))
-        some = days[start : start + _DAYS_AT_ONCE]
-        changed += await db.transaction(functools.partial(_again, days=some))
-    told(len(days), len(days))
+    for start in range(0, len(accounts), _ACCOUNTS_AT_ONCE):
+        told(start, len(accounts))
+        some = accounts[start : start + _ACCOUNTS_AT_ONCE]
+        changed += await db.transaction(functools.partial(_again, account_ids=some))
+    told(len(accounts), len(accounts))
     return changed
 
 
-async def _close_days(session: AsyncSession, now: datetime) -> int:
-    last = (now - GRACE).date() - DAY
-    found = await row(
-        session,
-        f"""SELECT coalesce((SELECT max(day) + 1 FROM rollup_day), (SELECT {day_of("id")} FROM usage ORDER BY id LIMIT 1), :last) AS day""",
-        last=last,
-    )
-    assert found is not None
-    first: date = found["day"]
-    if first > last:
-        return 0
-    # Another process that closes them at the same time is waited for here, and leaves nothing to do.
-    claimed = await rows(
-        session,
-        """INSERT INTO rollup_day (day) SELECT CAST(:first AS date) + n FROM generate_series(0, :more) n
-           ON CONFLICT DO NOTHING RETURNING day""",
-        first=first, more=min((last - first).days, _DAYS_AT_ONCE - 1),
-    )  # fmt: skip
-    await sum_days(session, [each["day"] for each in claimed])
-    return len(claimed)
+async def sum_all(session: AsyncSession) -> None:
+    """The same as `roll_up` for who may not let go between: waits for others who sum, and holds every account's mark after it."""
+    due = await rows(session, "SELECT id FROM account WHERE entry_count > 0")
+    account_ids = [each["id"] for each in due]
+    await _begin(session, account_ids)
+    await rows(session, _HOLD, account_ids=account_ids)
+    await _sum(session, account_ids, None)
 
 
-async def _take_refunds(session: AsyncSession) -> None:
-    stale = await rows(session, _STALE_BY_REFUNDS)
-    for each in stale:
-        await _again(session, [each["day"]], each["account_id"])
+async def _sum_due(db: Database, due: str) -> int:
+    """Portion by portion, account by account: a portion is as many entries as a transaction is short with."""
+    total, after = 0, _NOBODY
+    while True:
+        some = await db.transaction(functools.partial(_next, due=due, after=after))
+        if not some:
+            return total
+        account_ids = [each["account_id"] for each in some]
+        summed = await db.transaction(functools.partial(_sum_some, account_ids=account_ids))
+        total += summed
+        has_more = some[-1]["entries"] > _ENTRIES_AT_ONCE and summed > 0
+        after = _before(account_ids[-1]) if has_more else account_ids[-1]
 
 
-async def _recount(session: AsyncSession) -> int:
-    found = await rows(session, "SELECT day FROM rollup_day ORDER BY day DESC LIMIT :count", count=RECOUNTED_DAYS)
-    return await _again(session, [each["day"] for each in found])
+async def _next(session: AsyncSession, due: str, after: uuid.UUID) -> list[Row]:
+    """The next accounts that have something to sum, so many that they have not too many entries together, or one alone."""
+    await row(session, "SET LOCAL enable_seqscan = off")
+    found = await rows(session, due, after=after, at_once=_ACCOUNTS_AT_ONCE)
+    some: list[Row] = []
+    for each in found:
+        if some and sum(one["entries"] for one in some) + each["entries"] > _ENTRIES_AT_ONCE:
+            break
+        some.append(each)
+    return some
 
 
-async def _again(session: AsyncSession, days: Sequence[date], account_id: uuid.UUID | None = None) -> int:
-    """Sum these days again, but for those that somebody else is summing now."""
-    held = await rows(
-        session,
-        "SELECT day FROM rollup_day WHERE day = ANY (:days) ORDER BY day FOR UPDATE SKIP LOCKED",
-        days=list(days),
-    )
-    return await sum_days(session, [each["day"] for each in held], account_id)
+def _before(account_id: uuid.UUID) -> uuid.UUID:
+    return uuid.UUID(int=max(account_id.int - 1, 0))
 
 
-async def sum_days(session: AsyncSession, days: Sequence[date], account_id: uuid.UUID | None = None) -> int:
-    """Make usage_day what the calls of these days say, for one account or all. Returns how many sums changed.
+async def _sum_some(session: AsyncSession, account_ids: Sequence[uuid.UUID]) -> int:
+    """Of these accounts, but for those that somebody else is summing now. Returns how many entries were looked at."""
+    await _begin(session, account_ids)
+    held = await rows(session, f"{_HOLD} SKIP LOCKED", account_ids=list(account_ids))
+    return await _sum(session, [each["account_id"] for each in held], _ENTRIES_AT_ONCE)
 
-    The days' rows of rollup_day must be held. A dropped month's days stay as they are: their calls are gone.
-    """
-    if not days:
-        return 0
+
+async def _begin(session: AsyncSession, account_ids: Sequence[uuid.UUID]) -> None:
+    """A mark for each account that has none."""
     await row(session, "SET LOCAL statement_timeout = 0")
-    bounds: dict[str, Any] = {"first_id": first_id(midnight(min(days))), "end_id": first_id(midnight(max(days)) + DAY)}
-    found = await row(session, _SUM_DAYS, days=list(days), account_id=account_id, **bounds)
+    await rows(
+        session,
+        """INSERT INTO usage_summed (account_id) SELECT u.id FROM unnest(CAST(:account_ids AS uuid[])) u (id)
+           WHERE NOT EXISTS (SELECT FROM usage_summed s WHERE s.account_id = u.id) ORDER BY 1 ON CONFLICT DO NOTHING""",
+        account_ids=list(account_ids),
+    )
+
+
+async def _sum(session: AsyncSession, account_ids: Sequence[uuid.UUID], at_once: int | None) -> int:
+    """Take the next entries, `at_once` of each account at most, into the days that they tell of. The marks must be held."""
+    if not account_ids:
+        return 0
+    found = await row(session, _SUM, account_ids=list(account_ids), at_once=at_once)
+    assert found is not None
+    return int(found["entries"])
+
+
+async def _again(session: AsyncSession, account_ids: Sequence[uuid.UUID]) -> int:
+    await row(session, "SET LOCAL statement_timeout = 0")
+    held = await rows(session, _HOLD, account_ids=list(account_ids))
+    found = await row(session, _AGAIN, account_ids=[each["account_id"] for each in held])
     assert found is not None
     return int(found["changed"])
 
 
-_FIGURES: Final = "requests, input_tokens, output_tokens, cost_nusd, refunded_nusd"
-_SUM_DAYS: Final = f"""
-WITH days AS MATERIALIZED (
-    SELECT day FROM unnest(CAST(:days AS date[])) d (day) WHERE NOT {IS_DROPPED.format(day="d.day")}
+_HOLD: Final = (
+    "SELECT account_id FROM usage_summed WHERE account_id = ANY (:account_ids) ORDER BY account_id FOR UPDATE"
+)
+_LATELY: Final = "interval '5 seconds'"
+# A call that is over closes its hold, and holds are known by when they were closed.
+_DUE_LATELY: Final = f"""
+    WITH called AS MATERIALIZED (SELECT DISTINCT account_id FROM hold WHERE closed_at > now() - {_LATELY})
+    SELECT a.id AS account_id, a.entry_count - coalesce(s.entries, 0) AS entries
+    FROM called c JOIN account a ON a.id = c.account_id LEFT JOIN usage_summed s ON s.account_id = a.id
+    WHERE a.id > :after AND a.entry_count > coalesce(s.entries, 0) ORDER BY a.id LIMIT :at_once"""
+_DUE: Final = """
+    SELECT a.id AS account_id, a.entry_count - coalesce(s.entries, 0) AS entries
+    FROM account a LEFT JOIN usage_summed s ON s.account_id = a.id
+    WHERE a.id > :after AND a.entry_count > coalesce(s.entries, 0) ORDER BY a.id LIMIT :at_once"""
+
+
+def _named(names: Sequence[str], table: str) -> str:
+    return ", ".join(f"{table}.{name}" for name in names)
+
+
+def _fresh(calls: str) -> str:
+    """What calls add up to; the days of a dropped month stay as they are."""
+    key = ", ".join(KEY)
+    return f"SELECT * FROM (SELECT {key}, {SUMS} FROM ({calls}) calls GROUP BY {key}) f WHERE NOT {IS_DROPPED.format(day='f.day')}"
+
+
+_COLUMNS: Final = ", ".join((*KEY, *FIGURES))
+_SAME: Final = f"({_named(KEY, 'd')}) = ({_named(KEY, 'f')})"
+_MORE: Final = ", ".join(
+    f"least(d.{name}::numeric + f.{name}, {2**63 - 1})::bigint" if name.endswith("_tokens") else f"d.{name} + f.{name}"
+    for name in FIGURES
+)
+_NEXT: Final = """
+    SELECT a.id AS account_id, s.entries AS after, least(a.entry_count, s.entries + CAST(:at_once AS bigint)) AS until
+    FROM account a JOIN usage_summed s ON s.account_id = a.id WHERE a.id = ANY (:account_ids)"""
+_SUM: Final = f"""
+WITH next AS MATERIALIZED ({_NEXT}),
+fresh AS MATERIALIZED ({_fresh(told_by("SELECT * FROM next", few=True))}),
+grown AS (
+    UPDATE usage_day d SET ({", ".join(FIGURES)}) = ROW ({_MORE}) FROM fresh f WHERE {_SAME}
 ),
-fresh AS MATERIALIZED (
-    SELECT account_id, day, key_id, model, {SUMS}
-    FROM (SELECT {day_of("u.id")} AS day, {CALL}
-          WHERE u.id >= :first_id AND u.id < :end_id
-            AND (CAST(:account_id AS uuid) IS NULL OR u.account_id = :account_id)) calls
-    JOIN days USING (day) GROUP BY 1, 2, 3, 4
+begun AS (
+    INSERT INTO usage_day ({_COLUMNS}) SELECT {_COLUMNS} FROM fresh f
+    WHERE NOT EXISTS (SELECT FROM usage_day d WHERE {_SAME})
 ),
+marked AS (
+    UPDATE usage_summed s SET entries = n.until FROM next n WHERE s.account_id = n.account_id
+)
+SELECT coalesce(sum(until - after), 0)::bigint AS entries FROM next
+"""
+
+_AGAIN: Final = f"""
+WITH fresh AS MATERIALIZED ({_fresh(told_by(f"{SUMMED} WHERE account_id = ANY (:account_ids)"))}),
 gone AS (
-    DELETE FROM usage_day d USING days
-    WHERE d.day = days.day AND (CAST(:account_id AS uuid) IS NULL OR d.account_id = :account_id)
-      AND NOT EXISTS (SELECT FROM fresh f
-                      WHERE (f.account_id, f.day, f.key_id, f.model) = (d.account_id, d.day, d.key_id, d.model))
+    DELETE FROM usage_day d WHERE d.account_id = ANY (:account_ids) AND NOT {IS_DROPPED.format(day="d.day")}
+      AND NOT EXISTS (SELECT FROM fresh f WHERE {_SAME})
     RETURNING 1
 ),
 summed AS (
-    INSERT INTO usage_day AS d (account_id, day, key_id, model, {_FIGURES})
-    SELECT account_id, day, key_id, model, {_FIGURES} FROM fresh
-    ON CONFLICT (account_id, day, key_id, model) DO UPDATE SET ({_FIGURES}) = ROW (excluded.requests, excluded.input_tokens,
-        excluded.output_tokens, excluded.cost_nusd, excluded.refunded_nusd)
-    WHERE (d.requests, d.input_tokens, d.output_tokens, d.cost_nusd, d.refunded_nusd) IS DISTINCT FROM
-          (excluded.requests, excluded.input_tokens, excluded.output_tokens, excluded.cost_nusd, excluded.refunded_nusd)
+    INSERT INTO usage_day AS d ({_COLUMNS}) SELECT {_COLUMNS} FROM fresh
+    ON CONFLICT ({", ".join(KEY)}) DO UPDATE SET ({", ".join(FIGURES)}) = ROW ({_named(FIGURES, "excluded")})
+    WHERE ({_named(FIGURES, "d")}) IS DISTINCT FROM ({_named(FIGURES, "excluded")})
     RETURNING 1
-),
-stamped AS (
-    UPDATE rollup_day SET rolled_at = now() FROM days WHERE rollup_day.day = days.day
 )
 SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM summed) AS changed
-"""
-
-_FILL_GAPS: Final = f"""
-INSERT INTO rollup_day (day)
-SELECT u.day + n FROM (SELECT {day_of("id")} AS day FROM usage ORDER BY id LIMIT 1) u,
-              LATERAL generate_series(0, (SELECT max(day) FROM rollup_day) - u.day) n
-ON CONFLICT DO NOTHING
-"""
-
-# A refund of more than a week ago was taken long since, or never will be but by `rebuild`.
-_STALE_BY_REFUNDS: Final = f"""
-SELECT account_id, day FROM (
-    SELECT DISTINCT account_id, CASE WHEN {is_call_id("reference")} THEN {day_of("reference")} END AS day
-    FROM entry WHERE kind = 'refund' AND contra = 'revenue:usage' AND created_at > now() - interval '7 days') r
-JOIN rollup_day USING (day)
-WHERE (SELECT coalesce(sum(d.refunded_nusd), 0) FROM usage_day d WHERE d.account_id = r.account_id AND d.day = r.day)
-   <> (SELECT coalesce(sum(e.amount_nusd), 0) FROM entry e
-       WHERE e.account_id = r.account_id AND e.kind = 'refund' AND e.contra = 'revenue:usage'
-         AND CASE WHEN {is_call_id("e.reference")} THEN {day_of("e.reference")} END = r.day)
-ORDER BY day, account_id
 """

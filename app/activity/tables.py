@@ -3,7 +3,7 @@
 import uuid
 from datetime import date, datetime
 
-from sqlalchemy import CheckConstraint, Date, DateTime, Index
+from sqlalchemy import Boolean, CheckConstraint, Date, DateTime, Index, PrimaryKeyConstraint
 from sqlalchemy.dialects.postgresql import UUID
 from sqlmodel import Field, SQLModel
 
@@ -11,13 +11,15 @@ from app.kernel.tables import account_key, money, when, words
 
 
 class UsageDay(SQLModel, table=True):
-    """The calls of one account, UTC day, key and model, summed; `model` is '' where none was named.
+    """The calls of one account, UTC day, key and model, and of the model and provider that answered; '' where none was named.
 
-    A refund counts to the day of its call. The balance answer and the auditor read this table too.
+    A refund counts to the day of its call. `known_requests` are those whose provider told its cost, `known_nusd` what they were
+    charged and `provider_nusd` what they cost it. The balance answer and the auditor read this table too.
     """
 
     __tablename__ = "usage_day"
     __table_args__ = (
+        PrimaryKeyConstraint("account_id", "day", "key_id", "model", "served_model", "provider"),
         CheckConstraint("requests > 0 AND cost_nusd >= refunded_nusd AND refunded_nusd >= 0", name="usage_day_adds_up"),
         Index("usage_day_by_day", "day"),
     )
@@ -31,19 +33,28 @@ class UsageDay(SQLModel, table=True):
     output_tokens: int = money(default=None)
     cost_nusd: int = money(default=None)
     refunded_nusd: int = money(default=None)
+    served_model: str = words(primary_key=True, default="", sa_column_kwargs={"server_default": ""})
+    provider: str = words(primary_key=True, default="", sa_column_kwargs={"server_default": ""})
+    reasoning_tokens: int = money()
+    known_requests: int = money()
+    known_nusd: int = money()
+    provider_nusd: int = money()
 
 
-class RollupDay(SQLModel, table=True):
-    """A UTC day that is over and summed in usage_day. They have no gap: calls of later days are summed when asked for."""
+class UsageSummed(SQLModel, table=True):
+    """How many of an account's entries usage_day tells: the first ones. Who sums more of them holds this row."""
 
-    __tablename__ = "rollup_day"
+    __tablename__ = "usage_summed"
 
-    day: date = Field(sa_type=Date, primary_key=True)
-    rolled_at: datetime = when()
+    account_id: uuid.UUID = account_key()
+    entries: int = money()
 
 
 class UsageDropped(SQLModel, table=True):
-    """What a key's calls of a dropped month cost, by the window they counted to: what key and entries are audited by."""
+    """What a key's calls of a dropped month or day cost, by the window they counted to: what key and entries are audited by.
+
+    `month` is its archive's: the first day of the month, or the day.
+    """
 
     __tablename__ = "usage_dropped"
 
@@ -57,7 +68,7 @@ class UsageDropped(SQLModel, table=True):
 
 
 class UsageArchive(SQLModel, table=True):
-    """A month of calls that was exported, and perhaps dropped; `month` is its first day.
+    """A month of calls, or a day of them, that was exported, and perhaps dropped; `month` is its first day, or that day.
 
     `sha256` is the exported file's; `fingerprint` tells whether the month's rows of usage_day are those of the drop.
     """
@@ -68,6 +79,7 @@ class UsageArchive(SQLModel, table=True):
     )
 
     month: date = Field(sa_type=Date, primary_key=True)
+    is_day: bool = Field(default=False, sa_type=Boolean, sa_column_kwargs={"server_default": "false"})
     calls: int = money(default=None)
     cost_nusd: int = money(default=None)
     sha256: str = words()

@@ -1,11 +1,11 @@
 """What is left of each model's calls: what customers paid, what the providers asked, and the difference."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.activity.calendar import first_id
+from app.activity.summed import lines
 from app.kernel.db import rows
 
 
@@ -31,15 +31,13 @@ class Margin:
         return self.margin_nusd * 1000 // self.known_nusd if self.known_nusd else None
 
 
-async def margins(session: AsyncSession, now: datetime, hours: int = 24) -> list[Margin]:
-    """By model, of the last hours; what brought most first. A proxy tells `provider_cost_usd` with its settle."""
+async def margins(session: AsyncSession, now: datetime) -> list[Margin]:
+    """By model, of today and yesterday, UTC; what brought most first. A proxy tells `provider_cost_usd` with its settle."""
     found = await rows(
         session,
-        """SELECT coalesce(model, '') AS model, count(*) AS calls, sum(cost_nusd)::bigint AS charged_nusd,
-                  count(provider_cost_nusd) AS known_calls,
-                  coalesce(sum(cost_nusd) FILTER (WHERE provider_cost_nusd IS NOT NULL), 0)::bigint AS known_nusd,
-                  coalesce(sum(provider_cost_nusd), 0)::bigint AS provider_nusd
-           FROM usage WHERE id >= :since GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT 200""",
-        since=first_id(now - timedelta(hours=hours)),
+        f"""SELECT model, sum(requests)::bigint AS calls, sum(cost_nusd)::bigint AS charged_nusd, sum(known_requests)::bigint AS known_calls,
+                  sum(known_nusd)::bigint AS known_nusd, sum(provider_nusd)::bigint AS provider_nusd
+           FROM ({lines("day >= :first", of_all=True)}) calls GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT 200""",
+        first=now.astimezone(UTC).date() - timedelta(days=1),
     )
     return [Margin(**each) for each in found]

@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.activity.calendar import DAY, day_of, first_id, midnight
+from app.activity.summed import SUMS, lines
 from app.kernel.db import Row, row, rows
 from app.kernel.errors import InvalidField
 
@@ -35,18 +35,11 @@ def days_asked(first: date | None, last: date | None, now: datetime) -> tuple[da
 
 
 async def stats(session: AsyncSession, first: date, last: date) -> Stats:
-    """On one snapshot. Days that are over and summed are read from their sums, what came after from the calls themselves."""
+    """On one snapshot, from calls that are summed, and from those that are not yet."""
     await row(session, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
     totals = await row(session, _TOTALS)
     assert totals is not None
-    summed = await row(session, "SELECT max(day) AS day FROM rollup_day")
-    assert summed is not None
-    begins = max(first, summed["day"] + DAY) if summed["day"] is not None else first
-    found = await rows(
-        session, _DAYS, first=first, last=last, begins=begins, first_id=first_id(midnight(begins)),
-        end_id=first_id(midnight(last + DAY)),
-    )  # fmt: skip
-    return Stats(totals, found)
+    return Stats(totals, await rows(session, _DAYS, first=first, last=last))
 
 
 # What was earned needs no look at the calls, of which there may be millions: balances are all that came in less that.
@@ -66,9 +59,8 @@ _TOTALS: Final = """
 
 _DAYS: Final = f"""
     SELECT d.day::date AS day, coalesce(e.received_nusd, 0) AS received_nusd, coalesce(e.bonus_nusd, 0) AS bonus_nusd,
-           coalesce(e.adjusted_nusd, 0) AS adjusted_nusd, coalesce(s.requests, 0) + coalesce(u.requests, 0) AS requests,
-           coalesce(s.cost_nusd, 0) + coalesce(u.cost_nusd, 0) AS charged_nusd,
-           coalesce(s.refunded_nusd, 0) + coalesce(u.refunded_nusd, 0) AS refunded_nusd
+           coalesce(e.adjusted_nusd, 0) AS adjusted_nusd, coalesce(s.requests, 0) AS requests,
+           coalesce(s.cost_nusd, 0) AS charged_nusd, coalesce(s.refunded_nusd, 0) AS refunded_nusd
     FROM generate_series(CAST(:first AS date)::timestamp, CAST(:last AS date)::timestamp, interval '1 day') d (day)
     LEFT JOIN (SELECT (created_at AT TIME ZONE 'UTC')::date AS day,
                       sum(amount_nusd) FILTER (WHERE kind = 'topup')::bigint AS received_nusd,
@@ -77,11 +69,5 @@ _DAYS: Final = f"""
                FROM entry WHERE kind IN ('topup', 'bonus', 'adjustment')
                  AND created_at >= CAST(:first AS date)::timestamp AT TIME ZONE 'UTC'
                  AND created_at < (CAST(:last AS date) + 1)::timestamp AT TIME ZONE 'UTC' GROUP BY 1) e ON e.day = d.day::date
-    LEFT JOIN (SELECT day, sum(requests)::bigint AS requests, sum(cost_nusd)::bigint AS cost_nusd,
-                      sum(refunded_nusd)::bigint AS refunded_nusd
-               FROM usage_day WHERE day >= :first AND day <= :last AND day < :begins GROUP BY 1) s ON s.day = d.day::date
-    LEFT JOIN (SELECT {day_of("c.id")} AS day, count(*) AS requests, sum(c.cost_nusd)::bigint AS cost_nusd, sum(r.amount_nusd)::bigint AS refunded_nusd
-               FROM usage c
-               LEFT JOIN entry r ON r.account_id = c.account_id AND r.kind = 'refund' AND r.reference = c.id::text
-               WHERE c.id >= :first_id AND c.id < :end_id GROUP BY 1) u ON u.day = d.day::date
+    LEFT JOIN (SELECT day, {SUMS} FROM ({lines("day >= :first AND day <= :last", of_all=True)}) calls GROUP BY day) s ON s.day = d.day::date
     ORDER BY 1"""

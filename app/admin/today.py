@@ -7,7 +7,6 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.activity.calendar import first_id
 from app.kernel.db import Row, row, rows
 from app.kernel.figures import Figure, kept
 
@@ -35,16 +34,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Lately:
-    """`topups` are rows of method, status and count, of the last days; `calls_per_second` is of the last minute."""
+    """`topups` are rows of method, status and count, of the last days; `calls_per_second` is of the last minute, or of the
+    last few thousand calls where those are less than a minute's."""
 
     topups: Sequence[Row]
     to_review: int
-    calls_last_minute: int
+    calls_per_second: float
     jobs: Sequence[Job]
-
-    @property
-    def calls_per_second(self) -> float:
-        return self.calls_last_minute / 60
 
 
 async def lately(session: AsyncSession, now: datetime) -> Lately:
@@ -56,12 +52,18 @@ async def lately(session: AsyncSession, now: datetime) -> Lately:
         since=now - timedelta(days=RECENT_DAYS),
     )
     waiting = await row(session, "SELECT count(*) AS count FROM topup WHERE review IS NOT NULL")
-    calls = await row(
-        session, "SELECT count(*) AS count FROM usage WHERE id >= :since", since=first_id(now - timedelta(minutes=1))
-    )
+    calls = await row(session, _CALLS, most=_MOST_CALLS)
     assert waiting is not None
     assert calls is not None
-    return Lately(topups, waiting["count"], calls["count"], _jobs(await kept(session), now))
+    return Lately(topups, waiting["count"], calls["per_second"], _jobs(await kept(session), now))
+
+
+_MOST_CALLS: Final = 5000
+# A call that is over closes its hold, and holds are known by when they were closed.
+_CALLS: Final = """
+    SELECT (count(*) FILTER (WHERE state = 'settled')
+            / CASE WHEN count(*) = :most THEN greatest(extract(epoch FROM now() - min(closed_at)), 1) ELSE 60 END)::float8 AS per_second
+    FROM (SELECT state, closed_at FROM hold WHERE closed_at > now() - interval '1 minute' ORDER BY closed_at DESC LIMIT :most) h"""
 
 
 def _jobs(figures: dict[str, Figure], now: datetime) -> list[Job]:

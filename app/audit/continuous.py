@@ -33,7 +33,7 @@ _LEASE_SECONDS: Final = 120
 
 _OF_ACCOUNTS: Final = (
     "entry", "usage", "hold", "api_key", "credential", "topup", "payment", "topup_invoice", "topup_address", "usage_day",
-    "usage_dropped", "nwc_connection", "nwc_attempt", "notice", "notice_address", "credential_event", "nostr_event", "offer", "proof_ref",
+    "usage_summed", "usage_dropped", "nwc_connection", "nwc_attempt", "notice", "notice_address", "credential_event", "nostr_event", "offer", "proof_ref",
 )  # fmt: skip
 _OF_ALL: Final = frozenset({"days_of_dropped_months_stay"})
 """What is true of all accounts together, and so not of a slice of them."""

@@ -5,7 +5,7 @@ from typing import Final
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, PrimaryKeyConstraint, UniqueConstraint
 from sqlmodel import SQLModel
 
-from app.activity.tables import UsageArchive, UsageDay, UsageDropped
+from app.activity.tables import UsageArchive, UsageDay, UsageDropped, UsageSummed
 from app.audit.check import Check, values
 from app.audit.tables import Seal, SealRun
 from app.autotopup.tables import NwcAttempt, NwcConnection
@@ -19,7 +19,7 @@ from app.topups.tables import Payment, Topup, TopupAddress, TopupInvoice
 _BOOKS: Final = tuple(
     SQLModel.metadata.tables[str(model.__tablename__)]
     for model in (
-        Account, Entry, ApiKey, Credential, Hold, Usage, UsageDay, UsageDropped, UsageArchive, Topup, TopupInvoice, TopupAddress, Payment,
+        Account, Entry, ApiKey, Credential, Hold, Usage, UsageDay, UsageSummed, UsageDropped, UsageArchive, Topup, TopupInvoice, TopupAddress, Payment,
         NwcConnection, NwcAttempt, Offer, ProofRef, Seal, SealRun, CredentialEvent, NostrEvent,
     )
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from app.activity.calendar import first_id_of
+from app.activity.calendar import end_of, first_id_of
 from app.audit.check import Check
 from app.pricing.quote import AUSD_PER_NUSD
 
@@ -14,7 +14,7 @@ NET: Final = """
 
 IS_OF_DROPPED_MONTH: Final = f"""
     EXISTS (SELECT FROM usage_archive x WHERE x.dropped_at IS NOT NULL AND {{call}} >= {first_id_of("x.month")}
-                                          AND {{call}} < {first_id_of("(x.month + interval '1 month')::date")})"""
+                                          AND {{call}} < {first_id_of(end_of("x"))})"""
 
 USAGE: Final = (
     Check(

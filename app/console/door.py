@@ -1,5 +1,6 @@
 """The guard of every page: who is signed in is asked first, by the database; and what a refusal looks like here."""
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from app.admin.tokens import ServiceTokens
 from app.console.forms import Form, payer_of, read_form
 from app.console.session import Customer, Operator, Role, Session, SignedOut, end_cookie, read_session
 from app.console.shell import HEADERS, Frame, Page
+from app.console.signed_out import refuse_signed_out
 from app.kernel.db import Database
 from app.kernel.errors import AppError, InvalidApiKey, InvalidCreditId, InvalidToken, MissingScope, NotFound
 from app.kernel.logs import log, where_it_broke
@@ -57,18 +59,26 @@ async def ask_who(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseR
 
     Raises SignedOut, before anything else of the request is looked at.
     """
-    names, (settings, verifier, services) = handler.parsed_fn_signature.parameters, _parts(connection)
+    names, (settings, db, verifier, services) = handler.parsed_fn_signature.parameters, _parts(connection)
     if names.keys() & {"customer", "former"}:
         session = _session(connection, settings, "customer")
-        connection.state.here = Here(session, await customer_of(verifier, session, also_over="former" in names))
+        customer = await still_here(db, verifier, session, also_over="former" in names)
+        connection.state.here = Here(session, customer)
     elif "operator" in names:
         session = _session(connection, settings, "operator")
-        who = await operator_of(services, session)
+        who, _ = await asyncio.gather(operator_of(services, session), refuse_signed_out(db, session))
         admin = replace(who.admin, request_id=connection.scope["state"].get("request_id"))
         connection.state.here = Here(session, replace(who, admin=admin))
     else:
         found = read_session(settings, connection.cookies, "visitor")
         connection.state.here = Here(found or Session.begun("visitor"), is_new=found is None)
+
+
+async def still_here(db: Database, verifier: Verifier, session: Session, *, also_over: bool = False) -> Customer:
+    """Who is signed in, as `customer_of`, with a session that nobody has signed out of. Raises SignedOut."""
+    asked = customer_of(verifier, session, also_over=also_over)
+    customer, _ = await asyncio.gather(asked, refuse_signed_out(db, session))
+    return customer
 
 
 async def customer_of(verifier: Verifier, session: Session, *, also_over: bool = False) -> Customer:
@@ -99,6 +109,13 @@ def require_owner(customer: Customer) -> None:
     refuse_ending(customer.caller)
 
 
+def require_key_manager(customer: Customer) -> None:
+    """For what a key may do to those below it, where it was given the scope of that. Raises MissingScope."""
+    if not customer.manages_keys:
+        raise MissingScope("This needs the credit id, or a key that may make keys: sign out, and in with it.")
+    refuse_ending(customer.caller)
+
+
 def _session(connection: ASGIConnection[Any, Any, Any, Any], settings: Settings, role: Role) -> Session:
     found = read_session(settings, connection.cookies, role)
     if found is None:
@@ -106,9 +123,9 @@ def _session(connection: ASGIConnection[Any, Any, Any, Any], settings: Settings,
     return found
 
 
-def _parts(connection: ASGIConnection[Any, Any, Any, Any]) -> tuple[Settings, Verifier, ServiceTokens]:
+def _parts(connection: ASGIConnection[Any, Any, Any, Any]) -> tuple[Settings, Database, Verifier, ServiceTokens]:
     state = connection.app.state
-    return state.settings, state.verifier, state.services
+    return state.settings, state.db, state.verifier, state.services
 
 
 def _who(request: Request[Any, Any, Any]) -> Any:

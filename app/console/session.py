@@ -20,6 +20,7 @@ from litestar.datastructures import Cookie
 from app.kernel.db import new_id
 from app.kernel.security import Admin, Caller, UnsealError, equal
 from app.kernel.settings import Settings
+from app.keys.verify import MANAGES_KEYS
 
 Role: TypeAlias = Literal["customer", "operator", "visitor"]
 SESSION_SECONDS: Final = 12 * 3600
@@ -50,6 +51,11 @@ class Customer:
     def is_owner(self) -> bool:
         """Whether this is the credit id, which may do everything on its account."""
         return self.caller.key_id is None
+
+    @property
+    def manages_keys(self) -> bool:
+        """Whether this is the credit id, or a key that was given the scope of it: it has what it was not told of, but this."""
+        return self.is_owner or (self.caller.scopes is not None and MANAGES_KEYS in self.caller.scopes)
 
     def may(self, scope: str) -> bool:
         return self.caller.scopes is None or scope in self.caller.scopes

@@ -16,8 +16,9 @@ from app.accounts.recovery import first_code, no_way_back, recover
 from app.admin.tokens import ServiceTokens
 from app.console.door import customer_of, operator_of
 from app.console.forms import Form
-from app.console.session import Customer, Operator, Session, SignedOut, end_cookie, set_cookie
+from app.console.session import Customer, Operator, Session, SignedOut, end_cookie, read_session, set_cookie
 from app.console.shell import SAID, Frame, Page, card, labelled, problem
+from app.console.signed_out import sign_out
 from app.kernel.db import Database
 from app.kernel.errors import InvalidCreditId, InvalidToken
 from app.kernel.ratelimit import count_or_refuse, shares_of
@@ -47,8 +48,8 @@ def sign_in_page(frame: NamedDependency[Frame]) -> Page:
 
 @post("/console/sign-in")
 async def sign_in(
-    form: NamedDependency[Form], frame: NamedDependency[Frame], settings: NamedDependency[Settings],
-    verifier: NamedDependency[Verifier],
+    request: Request[Any, Any, Any], form: NamedDependency[Form], frame: NamedDependency[Frame], db: NamedDependency[Database],
+    settings: NamedDependency[Settings], verifier: NamedDependency[Verifier],
 ) -> Page:  # fmt: skip
     """With a credit id, or an API key, which then sees what its scopes allow."""
     session = Session.begun("customer", _spelled(form.text("credential")))
@@ -57,12 +58,16 @@ async def sign_in(
     except SignedOut:
         error = InvalidCreditId("No account has this credit id, and no live key is this one. Was it pasted whole?")
         return frame.answer("Sign in", _sign_in(frame, problem(error)), _newcomer(frame), status=401)
-    frame.cookies.append(set_cookie(settings, session))
+    await _begin(request, frame, db, settings, session)
     return frame.see("/console")
 
 
 @post("/console/sign-out")
-async def sign_out(customer: NamedDependency[Customer], form: NamedDependency[Form], frame: NamedDependency[Frame], settings: NamedDependency[Settings]) -> Page:  # fmt: skip
+async def leave(
+    customer: NamedDependency[Customer], form: NamedDependency[Form], frame: NamedDependency[Frame], db: NamedDependency[Database],
+    settings: NamedDependency[Settings],
+) -> Page:  # fmt: skip
+    await sign_out(db, customer.session)
     frame.cookies.append(end_cookie(settings, "customer"))
     return frame.see("/console/sign-in", "signed-out")
 
@@ -86,7 +91,7 @@ async def open_one(
         return Opened(made.credit_id, made.api_key, await first_code(session, keyring, made.account_id))
 
     opened = await form.once.do(Opened, effect, admit=admit)
-    frame.cookies.append(set_cookie(settings, Session.begun("customer", opened.credit_id)))
+    await _begin(request, frame, db, settings, Session.begun("customer", opened.credit_id))
     return frame.answer("Keep this", _kept(opened))
 
 
@@ -126,8 +131,18 @@ async def recover_one(
     except InvalidToken:
         error = InvalidToken("This code recovers no account: was it typed whole, and is it the newest one?")
         return frame.answer("Recover an account", _recover(frame, problem(error)), status=401)
-    frame.cookies.append(set_cookie(settings, Session.begun("customer", found.credit_id)))
+    await _begin(request, frame, db, settings, Session.begun("customer", found.credit_id))
     return frame.answer("Keep this", _kept(found))
+
+
+async def _begin(
+    request: Request[Any, Any, Any], frame: Frame, db: Database, settings: Settings, session: Session
+) -> None:
+    """Begin a session; the one of this role that the browser had until now is over."""
+    before = read_session(settings, request.cookies, session.role)
+    if before is not None:
+        await sign_out(db, before)
+    frame.cookies.append(set_cookie(settings, session))
 
 
 def _recover(frame: Frame, refusal: Element | None = None) -> Element:
@@ -214,20 +229,24 @@ def operator_sign_in_page(frame: NamedDependency[Frame]) -> Page:
 
 @post("/operator/sign-in")
 async def operator_sign_in(
-    form: NamedDependency[Form], frame: NamedDependency[Frame], settings: NamedDependency[Settings],
-    services: NamedDependency[ServiceTokens],
+    request: Request[Any, Any, Any], form: NamedDependency[Form], frame: NamedDependency[Frame], db: NamedDependency[Database],
+    settings: NamedDependency[Settings], services: NamedDependency[ServiceTokens],
 ) -> Page:  # fmt: skip
     session = Session.begun("operator", form.text("token"))
     try:
         await operator_of(services, session)
     except SignedOut:
         return frame.answer("Operator", _operator_sign_in(frame, problem(InvalidToken("No live admin token is this one."))), status=401)  # fmt: skip
-    frame.cookies.append(set_cookie(settings, session))
+    await _begin(request, frame, db, settings, session)
     return frame.see("/operator")
 
 
 @post("/operator/sign-out")
-async def operator_sign_out(operator: NamedDependency[Operator], form: NamedDependency[Form], frame: NamedDependency[Frame], settings: NamedDependency[Settings]) -> Page:  # fmt: skip
+async def operator_leave(
+    operator: NamedDependency[Operator], form: NamedDependency[Form], frame: NamedDependency[Frame], db: NamedDependency[Database],
+    settings: NamedDependency[Settings],
+) -> Page:  # fmt: skip
+    await sign_out(db, operator.session)
     frame.cookies.append(end_cookie(settings, "operator"))
     return frame.see("/operator/sign-in", "signed-out")
 
@@ -248,5 +267,5 @@ def _operator_sign_in(frame: Frame, refusal: Element | None = None) -> Element:
 
 
 handlers: Final = (
-    sign_in_page, sign_in, sign_out, open_one, recover_page, recover_one, operator_sign_in_page, operator_sign_in, operator_sign_out
+    sign_in_page, sign_in, leave, open_one, recover_page, recover_one, operator_sign_in_page, operator_sign_in, operator_leave
 )  # fmt: skip

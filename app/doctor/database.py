@@ -16,6 +16,7 @@ from app.wiring import House
 
 FAR_MS: Final = 20
 CLOCK_SECONDS: Final = 2
+LATE_SECONDS: Final = 30
 _CLOCK_FAULT_SECONDS: Final = 30
 _ASKED: Final = 5
 _KEPT_BESIDE: Final = 10
@@ -52,6 +53,7 @@ async def look(house: House, url: str) -> list[Line]:
             _places(facts, house),
             await _distance(conn),
             await _clock(conn),
+            *await _standby(conn, house),
         ]
 
 
@@ -135,3 +137,58 @@ def clock_line(apart_seconds: float) -> Line:
     if apart_seconds > CLOCK_SECONDS:
         return warning("database.clock", found, "run NTP on both (timedatectl set-ntp true)")
     return ok("database.clock", found)
+
+
+# --- the standby that reads are done on ---------------------------------------------------------------
+
+_WRITTEN: Final = """SELECT (SELECT system_identifier FROM pg_control_system()) AS cluster,
+                            CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_flush_lsn()::text END AS written"""
+_REPLAYED: Final = """
+    SELECT pg_is_in_recovery() AS is_standby, (SELECT system_identifier FROM pg_control_system()) AS cluster,
+           CASE WHEN pg_last_wal_replay_lsn() >= %s::pg_lsn THEN 0
+                ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END::float8 AS late_seconds"""
+_LOOKS: Final = 10
+_BETWEEN_LOOKS_SECONDS: Final = 0.2
+"""What comes within two seconds is not late: the newest of the journal may have no time of its own to tell how old it is."""
+_ELSEWHERE: Final = "reads are done on the primary meanwhile"
+
+
+async def _standby(conn: psycopg.AsyncConnection[dict[str, Any]], house: House) -> list[Line]:
+    """Whether DATABASE_READ_URL leads to a standby of ours, and how late that is: it lacks something that was written before it was asked."""
+    url = house.settings.database_read_url
+    if url is None:
+        return []
+    primary = await _one(conn, _WRITTEN)
+    try:
+        async with await psycopg.AsyncConnection.connect(
+            url, autocommit=True, connect_timeout=5, row_factory=dict_row
+        ) as standby:
+            found = await _replayed(standby, primary["written"])
+    except psycopg.Error as error:
+        return [
+            warning("database.standby", f"DATABASE_READ_URL cannot be asked ({type(error).__name__})", f"start it, or correct the setting; {_ELSEWHERE}")
+        ]  # fmt: skip
+    return [standby_line(found["is_standby"], found["cluster"] == primary["cluster"], found["late_seconds"])]
+
+
+async def _replayed(standby: psycopg.AsyncConnection[dict[str, Any]], written: str | None) -> dict[str, Any]:
+    for left in reversed(range(_LOOKS)):
+        found = await (await standby.execute(_REPLAYED.encode(), [written])).fetchone()
+        assert found is not None
+        if found["late_seconds"] == 0 or not left:
+            break
+        await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
+    return found
+
+
+def standby_line(is_standby: bool, is_ours: bool, late_seconds: float | None) -> Line:
+    """`late_seconds` is None where it has replayed nothing yet."""
+    about = "database.standby"
+    if not is_ours:
+        return fault(about, "DATABASE_READ_URL leads to another database, which is never asked", f"point it at a standby of DATABASE_URL's; {_ELSEWHERE}")  # fmt: skip
+    if not is_standby:
+        return warning(about, "DATABASE_READ_URL leads to no standby but to a server that takes writes", "reports and audits take its time from calls; point it at the standby")  # fmt: skip
+    if late_seconds is None or late_seconds > LATE_SECONDS:
+        late = "has replayed nothing yet" if late_seconds is None else f"is {duration(late_seconds)} late"
+        return warning(about, f"the standby {late}", "see its log, and pg_stat_replication on the primary; X-Data-As-Of tells callers")  # fmt: skip
+    return ok(about, f"a standby of this database, {duration(late_seconds)} late" if late_seconds else "a standby of this database, nothing behind")  # fmt: skip

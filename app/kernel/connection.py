@@ -15,8 +15,9 @@ _SESSION: Final[Mapping[str, str]] = {
     "statement_timeout": "15s",
     "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "30s",
+    "jit": "off",
 }
-"""What every connection of ours is like, as PostgreSQL shows it."""
+"""What every connection of ours is like, as PostgreSQL shows it. Compiling a question takes longer than answering any of ours."""
 POOLERS: Final = ("none", "session", "transaction")
 """What may stand in front of PostgreSQL. `session` is proved to be one, and then as good as none."""
 

@@ -98,6 +98,7 @@ class Settings:
     notice_allow_private: bool
     lightning_network: str
     meter_batch: str
+    usage_partitions: str
     strict_provider: bool
     hold_sync_commit: bool
     ext_authz_hold_usd: str
@@ -236,6 +237,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         notice_allow_private=read.switch("NOTICE_ALLOW_PRIVATE", False),
         lightning_network=read.choice("LIGHTNING_NETWORK", _network(read, methods), ("bc", "tb", "tbs", "bcrt")),
         meter_batch=read.choice("METER_BATCH", "on", ("on", "off", "account")),
+        usage_partitions=read.choice("USAGE_PARTITIONS", "month", ("month", "day")),
         strict_provider=read.switch("STRICT_PROVIDER", False),
         hold_sync_commit=read.switch("HOLD_SYNC_COMMIT", True),
         ext_authz_hold_usd=_positive_usd(read.text("EXT_AUTHZ_HOLD_USD", "0.01"), "EXT_AUTHZ_HOLD_USD"),

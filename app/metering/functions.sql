@@ -748,32 +748,81 @@ BEGIN
 END $$;
 
 
--- Makes the months' partitions of `usage` that are not there yet, and returns how many it made. The runtime role may own no
--- table, so it makes them as their owner does, and only these. What stood in the default partition moves to where it
--- belongs: a month whose partition came too late loses nothing.
-CREATE OR REPLACE FUNCTION make_usage_partitions(p_months_ahead int) RETURNS int
+-- Makes the partitions of `usage` that are not there yet, and returns how many it made: of this month and p_ahead more, or by day
+-- of today and p_ahead more. The runtime role may own no table, so it makes them as their owner does, and only these.
+-- What stood in the default partition moves to where it belongs: a call whose partition came too late is not lost.
+-- A month that has a partition stays whole, and one of which a day has its own goes on by days: so either may follow the other at
+-- any moment. By day, months to come that nothing is in yet give way. Nobody is kept waiting for long: what cannot be locked within
+-- half a second is left for the next time.
+CREATE OR REPLACE FUNCTION make_usage_partitions(p_ahead int, p_by_day boolean DEFAULT false, p_now timestamptz DEFAULT now()) RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
     made int := 0;
-    name text;
-    first_id uuid;
-    end_id uuid;
-    month timestamptz;
+    v_last timestamptz := date_trunc('day', p_now) + make_interval(days => p_ahead);
+    v_empty text;
+    v_is_used boolean;
+    v_is_locked boolean := false;
+    v_name text;
+    v_day timestamptz;
+    v_first timestamptz;
+    v_step interval;
+    v_first_id uuid;
+    v_end_id uuid;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('make_usage_partitions'));
-    FOR month IN
-        SELECT m FROM (SELECT date_trunc('month', now()) + make_interval(months => n) AS m FROM generate_series(0, p_months_ahead) n
-                       UNION SELECT DISTINCT date_trunc('month', to_timestamp(('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint / 1000.0))
-                             FROM usage_default WHERE substr(id::text, 15, 1) = '7') months ORDER BY m
+    PERFORM set_config('lock_timeout', '500ms', true);
+
+    IF NOT p_by_day THEN
+        v_last := date_trunc('month', p_now) + make_interval(months => p_ahead + 1) - interval '1 day';
+    END IF;
+    FOR v_empty IN
+        SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE p_by_day AND i.inhparent = 'usage'::regclass AND c.relname ~ '^usage_[0-9]{4}_[0-9]{2}$' AND to_date(right(c.relname, 7), 'YYYY_MM') > p_now
     LOOP
-        name := 'usage_' || to_char(month, 'YYYY_MM');
-        CONTINUE WHEN to_regclass('public.' || name) IS NOT NULL;
-        first_id := rpad(lpad(to_hex((extract(epoch FROM month) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
-        end_id := rpad(lpad(to_hex((extract(epoch FROM month + interval '1 month') * 1000)::bigint), 12, '0'), 32, '0')::uuid;
-        EXECUTE format('CREATE TABLE %I (LIKE usage INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
+        EXECUTE format('SELECT EXISTS (SELECT FROM %I)', v_empty) INTO v_is_used;
+        CONTINUE WHEN v_is_used;
+        BEGIN
+            LOCK TABLE ONLY usage IN ACCESS EXCLUSIVE MODE;
+            EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', v_empty);
+            EXECUTE format('SELECT EXISTS (SELECT FROM %I)', v_empty) INTO v_is_used;
+            IF NOT v_is_used THEN
+                EXECUTE format('DROP TABLE %I', v_empty);
+            END IF;
+            v_is_locked := true;
+        EXCEPTION WHEN lock_not_available THEN
+            EXIT;
+        END;
+    END LOOP;
+
+    FOR v_day IN
+        SELECT generate_series(date_trunc('day', p_now), v_last, interval '1 day') AS day
+        UNION SELECT DISTINCT date_trunc('day', to_timestamp(('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint / 1000.0))
+              FROM usage_default WHERE substr(id::text, 15, 1) = '7'
+        ORDER BY day
+    LOOP
+        v_name := 'usage_' || to_char(v_day, 'YYYY_MM');
+        v_first := date_trunc('month', v_day);
+        v_step := '1 month';
+        CONTINUE WHEN to_regclass('public.' || v_name) IS NOT NULL;
+        IF p_by_day OR EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                               WHERE i.inhparent = 'usage'::regclass AND starts_with(c.relname, v_name || '_')) THEN
+            v_name := 'usage_' || to_char(v_day, 'YYYY_MM_DD');
+            v_first := v_day;
+            v_step := '1 day';
+            CONTINUE WHEN to_regclass('public.' || v_name) IS NOT NULL;
+        END IF;
+        v_first_id := rpad(lpad(to_hex((extract(epoch FROM v_first) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
+        v_end_id := rpad(lpad(to_hex((extract(epoch FROM v_first + v_step) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
+        IF NOT v_is_locked AND v_first + v_step > p_now THEN
+            SELECT EXISTS (SELECT FROM usage_default WHERE id >= v_first_id AND id < v_end_id) INTO v_is_locked;
+            IF v_is_locked THEN  -- calls of now come in there: they wait at the door, and find the new partition behind it
+                LOCK TABLE ONLY usage IN ACCESS EXCLUSIVE MODE;
+            END IF;
+        END IF;
+        EXECUTE format('CREATE TABLE %I (LIKE usage INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', v_name);
         EXECUTE format('WITH moved AS (DELETE FROM usage_default WHERE id >= %L AND id < %L RETURNING *) INSERT INTO %I SELECT * FROM moved',
-                       first_id, end_id, name);
-        EXECUTE format('ALTER TABLE usage ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, first_id, end_id);
+                       v_first_id, v_end_id, v_name);
+        EXECUTE format('ALTER TABLE usage ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', v_name, v_first_id, v_end_id);
         made := made + 1;
     END LOOP;
     RETURN made;

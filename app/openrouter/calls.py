@@ -10,24 +10,21 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.activity.calendar import MOST, first_id_of
+from app.activity.summed import SUMS, lines
 from app.kernel.db import Row, row, rows
 from app.kernel.errors import NotFound
 from app.kernel.reading import uuid_in
 from app.ledger.charge import ChargeId
 
 DAYS_TOLD: Final = 30
-"""Before today. The calls of as many are there: months are dropped later than that."""
+"""Before today."""
 
 
 async def activity(
     session: AsyncSession, account_id: uuid.UUID, first: date, last: date, key_id: uuid.UUID | None = None
 ) -> Sequence[Row]:
-    """Newest day first: day, model, served_model, provider, requests, tokens, cost_nusd less refunds; both ends included."""
-    return await rows(
-        session, _ACTIVITY,
-        account_id=account_id, first=first, more=(last - first).days, key_id=key_id,
-    )  # fmt: skip
+    """Newest day first: day, model, served_model, provider, requests, tokens, cost_nusd, refunded_nusd; both ends included."""
+    return await rows(session, _ACTIVITY, account_id=account_id, first=first, last=last, key_id=key_id)
 
 
 async def generation(session: AsyncSession, account_id: uuid.UUID, text: str) -> Row:
@@ -71,20 +68,7 @@ _CALL: Final = f"""
     FROM usage u {_REFUND}"""
 
 
-def _tokens(name: str) -> str:
-    return f"least(sum(coalesce((u.units->>'{name}')::bigint, 0)), {MOST})::bigint AS {name}"
-
-
-# A day at a time: what one day has is sorted in memory, and no call's day is read from its id. Of 600,000 calls in 28 days,
-# with 60 sums a day, it takes 0.8 seconds, and all days at once three.
+_WANTED: Final = "day >= :first AND day <= :last AND (CAST(:key_id AS uuid) IS NULL OR key_id = :key_id)"
 _ACTIVITY: Final = f"""
-    SELECT days.day, sums.* FROM (SELECT CAST(:first AS date) + n AS day FROM generate_series(0, :more) n) days, LATERAL (
-        SELECT coalesce(u.model, u.served_model, '') AS model, coalesce(u.served_model, u.model, '') AS served_model,
-               coalesce(u.provider, u.lines->>'provider', '') AS provider, count(*) AS requests,
-               {_tokens("input_tokens")}, {_tokens("output_tokens")}, {_tokens("reasoning_tokens")},
-               (sum(u.cost_nusd) - coalesce(sum(r.amount_nusd), 0))::bigint AS cost_nusd
-        FROM usage u {_REFUND}
-        WHERE u.account_id = :account_id AND u.id >= {first_id_of("days.day")} AND u.id < {first_id_of("(days.day + 1)")}
-          AND (CAST(:key_id AS uuid) IS NULL OR u.key_id = :key_id)
-        GROUP BY 1, 2, 3) sums
-    ORDER BY days.day DESC, model, served_model, provider"""
+    SELECT day, model, served_model, provider, {SUMS}
+    FROM ({lines(_WANTED)}) calls GROUP BY day, model, served_model, provider ORDER BY day DESC, model, served_model, provider"""

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from app.activity.archive import Dropped, drop, export
-from app.activity.rollup import GRACE, roll_up
+from app.activity.rollup import roll_up
 from app.kernel.db import Database
 from tests.past import move_back_and_sort
 from tests.rig import Customer, Rig, exact
@@ -31,9 +31,8 @@ class Past:
     async def back(self, days: int) -> None:
         await move_back_and_sort(self.rig.house.db, self.conn, days)
 
-    async def roll_up(self, now: datetime | None = None) -> int:
-        """As at this hour: without `now`, every day before today."""
-        return await roll_up(self.rig.house.db, now or datetime.now(UTC) + GRACE)
+    async def roll_up(self) -> int:
+        return await roll_up(self.rig.house.db)
 
     async def export(self, month: date) -> Path:
         path = self.folder / f"{month:%Y-%m}-{len(list(self.folder.iterdir()))}.csv.gz"
@@ -77,7 +76,10 @@ class Past:
         )
 
     def kept(self) -> list[tuple[Any, ...]]:
-        return self.rig.sql("SELECT * FROM usage_day ORDER BY 1, 2, 3, 4")
+        return self.rig.sql(
+            """SELECT account_id, day, key_id, model, sum(requests), sum(input_tokens), sum(output_tokens), sum(cost_nusd), sum(refunded_nusd)
+               FROM usage_day GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4"""
+        )
 
 
 @pytest.fixture

@@ -2,13 +2,19 @@
 
 import asyncio
 import random
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import psycopg
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from app.activity.archive import make_partitions
-from app.activity.rollup import rebuild, recount, roll_up
+from app.activity.calendar import first_id
+from app.activity.rollup import keep_up, rebuild, roll_up
+from app.activity.summed import SUMS, lines
 from app.audit import audit
+from app.kernel.db import Row, rows
 from app.ledger.charge import ChargeId
 from tests.activity.conftest import Past
 from tests.rig import Customer
@@ -49,7 +55,7 @@ async def test_today_is_in_the_answer_without_any_job(past: Past) -> None:
     assert past.kept() == []
 
 
-async def test_days_that_are_over_are_summed_and_the_answer_stays_the_same(past: Past) -> None:
+async def test_calls_are_summed_and_the_answer_stays_the_same(past: Past) -> None:
     customer = await past.rig.customer("10")
     other = await past.rig.new_key(customer)
     for days in (40, 2, 1, 0):
@@ -59,71 +65,117 @@ async def test_days_that_are_over_are_summed_and_the_answer_stays_the_same(past:
             await past.back({40: 38, 2: 1, 1: 1}[days])
     answers = await past.ask("/activity", customer)
     assert [line["day"] for line in answers["data"]] == [days_ago(n) for n in (0, 0, 1, 1, 2, 2, 40, 40)]
-    assert await past.roll_up() > 38
+    assert await past.roll_up() > 12
     assert await past.ask("/activity", customer) == answers
-    assert len(past.kept()) == 6
-    assert past.kept() == [line for line in past.fresh() if line[1] < TODAY()]
+    assert len(past.kept()) == 8
+    assert past.kept() == past.fresh()
     assert await past.roll_up() == 0
 
 
-async def test_a_day_is_summed_an_hour_after_it_ended_and_not_before(past: Past) -> None:
-    customer = await past.rig.customer("10")
+async def test_what_was_called_just_now_is_summed_without_a_look_at_other_accounts(past: Past) -> None:
+    customer, other = await past.rig.customer("10"), await past.rig.customer("10")
+    await past.charge(other, "0.25", model="c")
+    await past.back(1)
     await some_calls(past, customer)
-    tomorrow = datetime.combine(TODAY() + timedelta(days=1), datetime.min.time(), UTC)
-    assert await past.roll_up(tomorrow + timedelta(minutes=59)) <= 1
-    assert past.kept() == []
-    assert await past.roll_up(tomorrow + timedelta(minutes=60)) == 1
+    assert await keep_up(past.rig.house.db) >= 3
+    assert await keep_up(past.rig.house.db) == 0
+    assert sum(line[4] for line in past.kept()) == 3
+    assert in_all(await past.ask("/activity", other))["requests"] == 1
+    assert await past.roll_up() >= 1
     assert past.kept() == past.fresh()
 
 
-async def test_days_are_exact_while_charges_race_them_in_several_processes(past: Past) -> None:
-    """The day is closed in the middle of its traffic, by many at once: the worst a wrong clock could do."""
-    customers = [await past.rig.customer("100") for _ in range(3)]
-    tomorrow = datetime.combine(
-        datetime.now(UTC).date() + timedelta(days=1), time(2), UTC
-    )  # today is over, and no other day
-    dice = random.Random(5)
+async def test_days_are_the_sum_of_usage_in_every_snapshot_whatever_was_summed_when(past: Past) -> None:
+    """Calls and refunds, some of them uncommitted while others are summed, some with ids of other days; jobs of several processes,
+    rebuilds; and readers who compare all the while."""
+    seed = random.SystemRandom().randrange(10**9)
+    dice, customers = random.Random(seed), [await past.rig.customer("100") for _ in range(3)]
+    db, made, compared = past.rig.house.db, asyncio.Event(), 0
 
     async def call(number: int) -> None:
-        await asyncio.sleep(dice.random() / 5)
-        customer = customers[number % 3]
-        await past.charge(
-            customer, f"0.{dice.randrange(1, 999):06}", request_id=f"race-{number}", model=f"m{number % 4}",
-            usage={"input_tokens": number},
+        await asyncio.sleep(dice.random())
+        told = await past.charge(
+            customers[number % 3], f"0.{dice.randrange(1, 999):06}", request_id=f"race-{number}", model=f"m{number % 4}",
+            provider=f"p{number % 2}", usage={"input_tokens": number, "reasoning_tokens": number % 5},
         )  # fmt: skip
+        if number % 5 == 0:
+            await asyncio.sleep(dice.random() / 3)
+            assert (await past.rig.meter("refund", charge_id=told["charge_id"])).status_code == 200
 
-    async def roll() -> None:
-        await asyncio.sleep(dice.random() / 5)
-        await asyncio.gather(roll_up(past.rig.house.db, tomorrow), recount(past.rig.house.db))
+    async def slow_call(number: int) -> None:
+        """In a transaction that is open for a while, with an id of some other day."""
+        await asyncio.sleep(dice.random())
+        async with await psycopg.AsyncConnection.connect(past.rig.database_url) as conn:
+            day = datetime.now(UTC) + timedelta(days=dice.choice((-40, -1, 0, 1)))
+            await conn.execute(ONE_CALL, [f"slow-{number}", first_id(day).hex[:12]])
+            await asyncio.sleep(dice.random() / 2)
+            await (conn.rollback() if number % 4 == 0 else conn.commit())
+
+    async def sum_up() -> None:
+        while not made.is_set():
+            await dice.choice((keep_up, roll_up, roll_up, rebuild))(db)
+            await asyncio.sleep(dice.random() / 20)
 
     async def look() -> None:
-        await asyncio.sleep(dice.random() / 5)
-        assert (await audit(past.rig.house.db)).findings == ()
+        nonlocal compared
+        while not made.is_set():
+            assert await db.transaction(differences) == [], f"seed {seed}"
+            compared += 1
+            await asyncio.sleep(dice.random() / 20)
 
-    await asyncio.gather(*(call(n) for n in range(90)), *(roll() for _ in range(8)), *(look() for _ in range(3)))
-    await asyncio.gather(*(recount(past.rig.house.db) for _ in range(3)))
-    assert sum(line[4] for line in past.kept()) == 90
+    async def act() -> None:
+        await asyncio.gather(*(call(n) for n in range(60)), *(slow_call(n) for n in range(12)))
+        made.set()
+
+    await asyncio.gather(act(), sum_up(), sum_up(), look(), look())
+    assert compared > 2
+    await roll_up(db)
+    assert await db.transaction(differences) == []
     assert past.kept() == past.fresh()
+    assert sum(line[4] for line in past.kept()) == 60 + 9
+    assert (await audit(db)).findings == ()
 
 
-async def test_a_call_that_comes_late_is_found_by_counting_again(past: Past) -> None:
+ONE_CALL = """
+    SELECT c.* FROM account a JOIN LATERAL (SELECT * FROM api_key WHERE account_id = a.id LIMIT 1) k ON true,
+    meter_charge(ARRAY[a.id], true, ARRAY[a.id], ARRAY[k.id], ARRAY[gen_random_uuid()], ARRAY['proxy'], ARRAY[%s], NULL, NULL, NULL, NULL,
+                 ARRAY[(%s || right(translate(gen_random_uuid()::text, '-', ''), 20))::uuid], ARRAY[1000]::bigint[], NULL,
+                 ARRAY['completed'], ARRAY['m'], NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, ARRAY['']) c
+    WHERE a.id = (SELECT id FROM account ORDER BY random() LIMIT 1)"""
+
+
+async def differences(session: AsyncSession) -> list[Row]:
+    """What readers are told of all accounts' calls, and what the plainest of words say, where they differ; in one snapshot."""
+    await rows(session, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    return await rows(
+        session,
+        f"""SELECT * FROM (SELECT account_id, day, key_id, model, served_model, provider, {SUMS} FROM ({lines(of_all=True)}) x
+                           GROUP BY 1, 2, 3, 4, 5, 6) told
+            FULL JOIN (
+                SELECT u.account_id, (to_timestamp(('x' || translate(left(u.id::text, 13), '-', ''))::bit(48)::bigint / 1000.0) AT TIME ZONE 'UTC')::date AS day,
+                       u.key_id, coalesce(u.model, '') AS model, coalesce(u.served_model, u.model, '') AS served_model,
+                       coalesce(u.provider, '') AS provider, count(*) AS requests, sum(u.cost_nusd) AS cost_nusd,
+                       sum(coalesce((u.units->>'reasoning_tokens')::bigint, 0)) AS reasoning_tokens,
+                       sum(coalesce((SELECT amount_nusd FROM entry e WHERE e.kind = 'refund' AND e.reference = u.id::text), 0)) AS refunded_nusd
+                FROM usage u GROUP BY 1, 2, 3, 4, 5, 6) plain USING (account_id, day, key_id, model, served_model, provider)
+            WHERE (told.requests, told.cost_nusd, told.reasoning_tokens, told.refunded_nusd)
+                  IS DISTINCT FROM (plain.requests, plain.cost_nusd, plain.reasoning_tokens, plain.refunded_nusd)""",
+    )
+
+
+async def test_a_call_with_the_id_of_a_day_that_is_summed_counts_to_it_at_once(past: Past) -> None:
     customer = await past.rig.customer("10")
     await some_calls(past, customer)
     await past.back(1)
     await past.roll_up()
-    await past.charge(customer, "0.5", model="late")
-    past.rig.sql(
-        """UPDATE usage SET id = rpad(lpad(to_hex(('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint - 86400000), 12, '0')
-                  || right(translate(id::text, '-', ''), 20), 32, '0')::uuid WHERE model = 'late'"""
-    )
-    past.rig.sql("UPDATE entry e SET usage_id = u.id FROM usage u WHERE e.reference = u.hold_id::text")
-    assert in_all(await past.ask("/activity", customer))["requests"] == 3
-    assert (await audit(past.rig.house.db)).is_clean
-    assert await recount(past.rig.house.db) == 1
-    assert in_all(await past.ask("/activity", customer)) == {
-        "requests": 4, "input_tokens": 22, "output_tokens": 3, "cost_usd": D("0.5120003")
+    yesterday = first_id(datetime.now(UTC) - timedelta(days=1)).hex[:12]
+    past.rig.sql(ONE_CALL, "late", yesterday)
+    assert in_all(await past.ask("/activity", customer, to=days_ago(1))) == {
+        "requests": 4, "input_tokens": 22, "output_tokens": 3, "cost_usd": D("0.0120013")
     }  # fmt: skip
+    await past.roll_up()
     assert past.kept() == past.fresh()
+    assert (await audit(past.rig.house.db)).is_clean
 
 
 async def test_a_refund_counts_to_the_day_of_its_call_however_late(past: Past) -> None:
@@ -139,6 +191,7 @@ async def test_a_refund_counts_to_the_day_of_its_call_however_late(past: Past) -
     assert second["charge_id"] != str(ChargeId(account_id, call_id))
     refund = await past.rig.meter("refund", charge_id=str(ChargeId(account_id, call_id)))
     assert refund.status_code == 200
+    assert (await past.ask("/activity", customer))["data"][0]["refunded_usd"] == D("0.35")  # at once
     await asyncio.gather(*(past.roll_up() for _ in range(3)))
     [line] = (await past.ask("/activity", customer))["data"]
     assert (line["day"], line["cost_usd"], line["refunded_usd"]) == (days_ago(9), D("0.75"), D("0.35"))

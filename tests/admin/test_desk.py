@@ -1,10 +1,12 @@
 """The rest of an operator's desk over HTTP: keys, top-ups, prices, audits, the log and the figures."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from app.activity.rollup import roll_up
+from app.admin.today import lately
 from app.pricing.starter import ensure_starter
 from tests.admin.desk import Operator, account_of, code_of, operator
 from tests.rig import Rig, exact
@@ -209,16 +211,28 @@ async def test_the_figures_are_those_of_the_books_in_all_and_by_day(rig: Rig) ->
     }  # fmt: skip
 
 
-async def test_days_that_are_summed_and_days_that_are_not_count_once(rig: Rig) -> None:
+async def test_calls_that_are_summed_and_calls_that_are_not_count_once(rig: Rig) -> None:
     ops, customer = await operator(rig, "read"), await rig.customer("20")
     await rig.meter("charge", request_id="a", api_key=customer.api_key, cost_usd="3")
-    today = datetime.now(UTC).date()
     before = await ops.get("stats")
-    rig.sql("INSERT INTO rollup_day (day) VALUES (%s)", today - timedelta(days=1))
-    assert await ops.get("stats") == before  # nothing was called on the days that are summed now
+    assert await roll_up(rig.house.db) > 0
+    assert await ops.get("stats") == before
+    await rig.meter("charge", request_id="b", api_key=customer.api_key, cost_usd="0.25")
+    today = (await ops.get("stats"))["days"][-1]
+    assert (today["requests"], today["revenue_usd"]) == (2, Decimal("3.25"))
     for query in ("from=2026-01-02&to=2026-01-01", "from=2020-01-01", "from=tomorrow", "to=2026-1-1", "day=2026-01-01"):
         assert (await ops.ask("GET", f"stats?{query}")).status_code == 422, query
-    rig.sql("DELETE FROM rollup_day")
+
+
+async def test_calls_a_second_are_of_the_last_minute_and_of_calls_alone(rig: Rig) -> None:
+    customer = await rig.customer("20")
+    for number in range(3):
+        await rig.meter("charge", request_id=f"c{number}", api_key=customer.api_key, cost_usd="0.01")
+    held = await rig.authorize(customer.api_key, "1")
+    await rig.meter("release", hold_id=held["hold_id"], reason="not needed")
+    rig.sql("UPDATE hold SET closed_at = now() - interval '2 minutes' WHERE request_id = 'c0'")
+    found = await rig.house.db.transaction(lambda session: lately(session, datetime.now(UTC)))
+    assert found.calls_per_second == 2 / 60
 
 
 async def test_an_operators_routes_are_for_no_page_of_others(rig: Rig) -> None:

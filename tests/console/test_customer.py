@@ -59,7 +59,7 @@ async def test_a_key_sees_what_its_scopes_allow_and_no_more(door: Door) -> None:
     assert "sign in with the credit id" in page
 
 
-async def test_a_key_manages_neither_keys_nor_wallets_nor_the_account(door: Door) -> None:
+async def test_a_key_without_the_scope_of_it_manages_neither_keys_nor_wallets_nor_the_account(door: Door) -> None:
     customer = await door.customer()
     visitor = Visitor(door)
     await visitor.sign_in(customer.api_key)
@@ -71,6 +71,58 @@ async def test_a_key_manages_neither_keys_nor_wallets_nor_the_account(door: Door
         assert (await visitor.post(path, token | fields)).status == 403, path
     assert "Default" not in (await visitor.get("/console/keys")).body.decode()
     assert (await door.ask("GET", "/credits/balance", {"x-credit-id": customer.credit_id})).status == 200
+
+
+async def test_a_key_that_may_make_keys_manages_those_below_it_and_no_other(door: Door) -> None:
+    """What it may do on the wire it may do on its pages, with the same answers."""
+    customer = await door.customer()
+    manager = await a_key(door, customer, name="manager", scopes=["keys", "balance"], usage_limit_usd=5)
+    beside, visitor = await a_key(door, customer, name="beside"), Visitor(door)
+    await visitor.sign_in(manager["api_key"])
+    page = (await visitor.get("/console/keys")).body.decode()
+    assert "No key yet" in page
+    assert 'value="balance"' in page
+    assert 'value="spend"' not in page  # what it may not do it cannot give
+    refused = await visitor.submit("/console/keys", "/console/keys", name="dear", limit_total="6", scopes=["balance"])
+    assert (refused.status, 'role="alert"' in refused.body.decode()) == (422, True)
+    refused = await visitor.submit("/console/keys", "/console/keys", name="more", limit_total="2", scopes=["spend"])
+    assert refused.status == 422
+    made = await visitor.submit("/console/keys", "/console/keys", name="child", limit_total="2", scopes=["balance"])
+    (secret,) = set(re.findall(r"sk-\w{49}", made.body.decode()))
+    listed = (await door.ask("GET", "/keys", {"Authorization": f"Bearer {manager['api_key']}"})).json["data"]
+    assert [(key["name"], key["parent_id"], key["scopes"]) for key in listed] == [
+        ("child", manager["_id"], ["balance"])
+    ]
+    page = (await visitor.get("/console/keys")).body.decode()
+    assert "child" in page
+    assert "beside" not in page
+    assert f"/console/keys/{manager['_id']}" not in page
+    child = f"/console/keys/{listed[0]['_id']}"
+    assert secret in (await visitor.submit(child, child, act="reveal")).body.decode()
+    assert (
+        await visitor.submit(child, child, act="change", name="renamed", limit_total="1", scopes=["balance"])
+    ).status == 303
+    token = hidden_of((await visitor.get("/console/keys")).body.decode(), "/console/keys")
+    for other in (beside["_id"], manager["_id"]):
+        assert (await visitor.get(f"/console/keys/{other}")).status == 404
+        for act in ("reveal", "off", "on", "revoke", "change"):
+            assert (await visitor.post(f"/console/keys/{other}", token | {"act": act, "name": "x"})).status == 404, act
+    assert (await visitor.get("/console/account")).status == 200
+    assert (await visitor.post("/console/account/rotate", token)).status == 403
+    await visitor.submit(child, child, act="revoke")
+    assert (await door.ask("GET", "/credits/balance", {"Authorization": f"Bearer {secret}"})).status == 401
+    names = {key["name"] for key in (await door.ask("GET", "/keys", {"x-credit-id": customer.credit_id})).json["data"]}
+    assert names == {"Default", "manager", "beside"}
+
+
+async def test_what_a_key_may_do_stays_ticked_on_its_page(door: Door) -> None:
+    customer, visitor = await signed_in(door)
+    for scopes, ticked in ((None, 4), (["balance", "keys"], 2)):
+        key = await a_key(door, customer, name=f"may {ticked}", scopes=scopes)
+        page = (await visitor.get(f"/console/keys/{key['_id']}")).body.decode()
+        assert len(re.findall(r'name="scopes"[^>]*\bchecked', page)) == ticked, scopes
+    refused = await visitor.submit("/console/keys", "/console/keys", name="Default", scopes=["balance", "keys"])
+    assert len(re.findall(r'name="scopes"[^>]*\bchecked', refused.body.decode())) == 2
 
 
 async def test_a_key_is_made_once_however_often_its_form_is_sent(door: Door) -> None:
@@ -184,6 +236,10 @@ async def test_a_charge_is_explained_to_the_nano_dollar_and_activity_adds_up(doo
             answer = await visitor.get(f"/console/activity?metric={metric}&by={by}&period=7")
             assert answer.status == 200
             assert "$0.000045678" in answer.body.decode()
+    await door.rig.meter("charge", request_id="two", api_key=customer.api_key, cost_usd="0.25", model="m")
+    page = (await visitor.get("/console/activity")).body.decode()
+    by_day = page[page.index("Day by day") :]
+    assert re.findall(r"<td[^>]*>([^<]+)</td>", by_day)[1:3] == ["$0.25", "$0.000045678"]
     csv = await visitor.get("/console/activity.csv?period=7")
     assert csv.headers["content-type"].startswith("text/csv")
     assert "0.000045678" in csv.body.decode()

@@ -1,20 +1,23 @@
 """The pages' frame: who is let in, what a form must bear, which policy holds, and what a first visit loads."""
 
+import asyncio
 import gzip
 import hashlib
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from app.console import static
 from app.console.colours import contrast, theme_text
 from app.console.session import Session, csrf_token, read_session, set_cookie
+from app.console.signed_out import forget_signed_out
 from app.kernel.settings import Settings, SettingsError, load
 from tests.console.street import FORM, Visitor, hidden_of
-from tests.door import Door
+from tests.door import JSON, Door
 from tests.world import tell
 
 POLICY = (
@@ -129,13 +132,123 @@ async def test_a_form_without_its_sessions_token_does_nothing(door: Door) -> Non
     assert opened.status == 403
 
 
-async def test_signing_out_takes_the_cookie_away(door: Door) -> None:
-    customer = await door.customer()
-    visitor = Visitor(door)
-    await visitor.sign_in(customer.credit_id)
-    answer = await visitor.submit("/console", "/console/sign-out")
-    assert (answer.status, answer.headers["location"]) == (303, "/console/sign-in?said=signed-out")
-    assert (await visitor.get("/console")).status == 303
+SIGNED_IN: Final = ("customer", "key", "operator")
+"""Who has a session: with a credit id, with a key, with an admin token."""
+
+
+async def sessions_of(door: Door, who: str, count: int) -> tuple[list[Visitor], str, str]:
+    """As many sessions with one credential, each in a browser of its own; with the page they see and the credential."""
+    customer = await door.customer("10")
+    operator = (await door.admin())["Authorization"].split()[1]
+    secret = {"customer": customer.credit_id, "key": customer.api_key, "operator": operator}[who]
+    visitors = [Visitor(door) for _ in range(count)]
+    for each in visitors:
+        await (each.sign_in_as_operator(secret) if who == "operator" else each.sign_in(secret))
+    return visitors, "/operator" if who == "operator" else "/console", secret
+
+
+@pytest.mark.parametrize("who", SIGNED_IN)
+async def test_signing_out_ends_the_session_for_a_copy_of_its_cookie_too_and_no_other(door: Door, who: str) -> None:
+    (visitor, other), page, _ = await sessions_of(door, who, 2)
+    copy = Visitor(door, dict(visitor.cookies))
+    fields = hidden_of((await visitor.get(page)).body.decode(), f"{page}/sign-out")
+    assert (await copy.get(page)).status == 200
+    answer = await visitor.post(f"{page}/sign-out", fields)
+    assert (answer.status, answer.headers["location"]) == (303, f"{page}/sign-in?said=signed-out")
+    assert not [name for name in visitor.cookies if name.endswith(("customer", "operator"))]
+    stolen = dict(copy.cookies)
+    other_page = f"{page}/audit" if who == "operator" else f"{page}/topup"
+    for refused in (
+        await Visitor(door, dict(stolen)).get(page),
+        await Visitor(door, dict(stolen)).get(other_page),
+        await Visitor(door, dict(stolen)).post(f"{page}/sign-out", fields),
+    ):
+        assert (refused.status, refused.headers["location"]) == (303, f"{page}/sign-in?said=session-over")
+    assert (await other.get(page)).status == 200
+
+
+@pytest.mark.parametrize("who", SIGNED_IN)
+async def test_who_signs_in_anew_is_done_with_the_session_of_before(door: Door, who: str) -> None:
+    (visitor,), page, secret = await sessions_of(door, who, 1)
+    copy = Visitor(door, dict(visitor.cookies))
+    await (visitor.sign_in_as_operator(secret) if who == "operator" else visitor.sign_in(secret))
+    assert (await copy.get(page)).headers["location"].endswith("?said=session-over")
+    assert (await visitor.get(page)).status == 200
+
+
+async def test_opening_another_account_ends_the_session_that_the_browser_had(door: Door) -> None:
+    (visitor,), page, _ = await sessions_of(door, "customer", 1)
+    copy = Visitor(door, dict(visitor.cookies))
+    assert (await visitor.submit("/console/sign-in", "/console/open")).status == 200
+    assert (await copy.get(page)).status == 303
+    assert (await visitor.get(page)).status == 200
+
+
+ENDS: Final = {
+    "a key is revoked": "key", "a key is switched off": "key", "a parent is revoked": "child", "a credit id is rotated": "customer",
+    "an account is recovered": "customer", "an account is closed": "customer", "a token is revoked": "operator",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_what_ends_a_credential_ends_its_sessions(door: Door, how: str) -> None:
+    customer, admin = await door.customer(), await door.admin()
+    owner = {"x-credit-id": customer.credit_id} | JSON
+    parent = (await door.ask("POST", "/keys", owner, b'{"name": "parent", "scopes": ["keys", "balance"]}')).json["data"]
+    bearer = {"Authorization": f"Bearer {parent['api_key']}"} | JSON
+    child = (await door.ask("POST", "/keys", bearer, b'{"name": "child", "scopes": ["balance"]}')).json["data"]
+    visitor, code = Visitor(door), ""
+    if ENDS[how] == "operator":
+        await visitor.sign_in_as_operator(admin["Authorization"].split()[1])
+    else:
+        await visitor.sign_in(
+            {"key": parent, "child": child}.get(ENDS[how], {"api_key": customer.credit_id})["api_key"]
+        )
+    page = "/operator" if ENDS[how] == "operator" else "/console"
+    if how == "an account is recovered":
+        shown = (await visitor.submit("/console/account", "/console/account/recovery")).body.decode()
+        (code,) = re.findall(r"<code>([^<]+)</code>", shown)
+    assert (await visitor.get(page)).status == 200
+
+    match how:
+        case "a key is revoked" | "a parent is revoked":
+            done = await door.ask("DELETE", f"/keys/{parent['_id']}", owner)
+        case "a key is switched off":
+            done = await door.ask("PATCH", f"/keys/{parent['_id']}", owner, b'{"disabled": true}')
+        case "a credit id is rotated":
+            done = await door.ask("POST", "/accounts/rotate", owner, b"{}")
+        case "an account is recovered":
+            done = await Visitor(door).submit("/console/recover", "/console/recover", recovery_code=code)
+        case "an account is closed":
+            done = await door.ask("DELETE", "/accounts", owner)
+        case _:
+            (token_id,) = door.rig.sql("SELECT id FROM admin_token WHERE name = 'operator'")[0]
+            done = await door.ask("DELETE", f"/admin/tokens/{token_id}", admin | JSON, b'{"reason": "lost"}')
+    assert done.status in (200, 201), done.body
+    refused = await visitor.get(page)
+    assert (refused.status, refused.headers["location"]) == (303, f"{page}/sign-in?said=session-over")
+
+
+async def test_who_signed_out_is_remembered_as_long_as_the_cookie_would_have_lasted(door: Door) -> None:
+    (visitor,), page, _ = await sessions_of(door, "customer", 1)
+    await visitor.submit(page, f"{page}/sign-out")
+    db = door.rig.house.db
+    assert await forget_signed_out(db) == 0
+    door.rig.sql("UPDATE session_over SET over_at = now() - interval '13 hours 1 minute'")
+    assert await forget_signed_out(db) == 1
+
+
+async def test_a_live_page_stops_telling_when_its_session_is_signed_out(door: Door) -> None:
+    (visitor,), page, _ = await sessions_of(door, "customer", 1)
+    made = await visitor.submit("/console/topup", "/console/topup", pick="USD:5")
+    jar = {"Cookie": "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())}
+    telling = asyncio.create_task(door.rig.client.get(f"{made.headers['location']}/live", headers=jar))
+    assert (
+        await visitor.get(page)
+    ).status == 200  # and meanwhile that was let in, which an unpaid top-up would keep open
+    await visitor.submit(page, f"{page}/sign-out")
+    told = await asyncio.wait_for(telling, 20)
+    assert b"event: over" not in told.content
 
 
 async def test_an_account_is_opened_once_however_often_the_form_is_sent(door: Door) -> None:

@@ -24,7 +24,7 @@ from app.admin.tokens import create_token
 from app.client.spool import Owed, SpoolFile
 from app.doctor import Line, examine, exit_code
 from app.doctor.backends import hook_line, permissions_line, rate_line
-from app.doctor.database import _is_elsewhere, clock_line, latency_line
+from app.doctor.database import _is_elsewhere, clock_line, latency_line, standby_line
 from app.doctor.lines import Level, duration
 from app.doctor.machine import days_left, disk_line, sealing_line, token_line
 from app.doctor.traffic import proxy_line
@@ -335,6 +335,20 @@ def test_a_clock_that_is_off_and_a_database_that_is_far_are_found() -> None:
     assert [latency_line(ms).level for ms in (0.4, 45)] == [OK, WARNING]
     assert _is_elsewhere("postgresql://u@db.internal/s")
     assert not _is_elsewhere("postgresql://u@/s?host=/run/postgresql")
+
+
+def test_a_standby_that_is_none_of_ours_or_late_is_found() -> None:
+    lines = [standby_line(*each) for each in ((True, True, 0), (True, True, 4.2), (True, True, 7200), (True, True, None), (False, True, 0), (True, False, 0))]  # fmt: skip
+    assert [line.level for line in lines] == [OK, OK, WARNING, WARNING, WARNING, FAULT]
+    assert "2 hours late" in lines[2].found
+
+
+async def test_a_read_url_that_leads_nowhere_or_to_the_primary_is_found(clinic: Clinic) -> None:
+    gone = await clinic.says(database_read_url="postgresql://nobody@127.0.0.1:9/none")
+    assert "cannot be asked (OperationalError)" in gone["database.standby"].found
+    same = await clinic.says(database_read_url=clinic.url)
+    assert "leads to no standby" in same["database.standby"].found
+    assert "database.standby" not in await clinic.says()
 
 
 # --- the way out, and in ------------------------------------------------------------------------------

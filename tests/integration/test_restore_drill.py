@@ -31,7 +31,7 @@ from app.migrations import check, migrate
 from app.topups.credit import check_due
 from app.topups.sweep import CATCH_UP, sweep
 from app.wiring import House, build
-from tests.program import eventually, ordinary_user
+from tests.program import eventually, nobody
 from tests.wallets import FakeLightning, FakeWallets
 from tests.world import SECRET, Backend, Wire, running
 
@@ -126,7 +126,7 @@ def _has_backends(folder: Path) -> bool:
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="satmeter-drill-"))
-    user = ordinary_user() if os.geteuid() == 0 else None
+    user = nobody() if os.geteuid() == 0 else None
     archive = folder / "archive"
     archive.mkdir()
     if user is not None:

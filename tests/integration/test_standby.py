@@ -12,6 +12,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.audit import audit
+from app.doctor.database import look
+from app.doctor.lines import Level, Line
 from app.kernel.db import row
 from app.kernel.settings import Settings
 from app.kernel.standby import Standby
@@ -170,3 +172,19 @@ async def test_a_dead_standby_is_done_without(door: Door, servers: Servers) -> N
             break
         await asyncio.sleep(0.2)
     assert await is_back()
+
+
+async def test_the_doctor_says_whether_the_standby_is_there_and_how_late(door: Door, servers: Servers) -> None:
+    async def said() -> Line:
+        (line,) = [each for each in await look(door.rig.house, servers.url) if each.about == "database.standby"]
+        return line
+
+    servers.standby.catch_up()
+    assert (await said()).level is Level.OK
+    servers.standby.stop()
+    try:
+        gone = await said()
+        assert gone.level is Level.WARNING
+        assert "cannot be asked" in gone.found
+    finally:
+        servers.standby.start()

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
-from htpy import Element, a, button, div, p, table, tbody, td, tfoot, th, thead, tr
+from htpy import Element, a, button, details, div, p, summary, table, tbody, td, tfoot, th, thead, tr
 from htpy import form as form_
 from htpy import input as input_
 from litestar import Response, get
@@ -182,13 +182,36 @@ def _asking(question: Question, names: Mapping[str, str]) -> Element:
 def plot_card(lines: Sequence[Row], days: Sequence[date], question: Question, names: Mapping[str, str]) -> Element:
     if not lines:
         return card(empty("No call in these days. What is called shows here within a moment.", a(href="/console/keys")["Make a key"]))  # fmt: skip
+    plotted, called = plot_of(lines, days, question, names), {line["day"] for line in lines}
     return card(
         div(
-            class_="plot", data_plot=msgspec.json.encode(plot_of(lines, days, question, names)).decode(), role="img",
+            class_="plot", data_plot=msgspec.json.encode(plotted).decode(), role="img",
             aria_label=f"{METRICS[question.metric]} a day by {GROUPS[question.group].lower()}; the table below has the sums",
         ),
         p(class_="quiet")["Days are UTC days. A refund counts to the day of its call."],
+        day_table(plotted, [number for number, day in enumerate(days) if day in called]),
     )  # fmt: skip
+
+
+def day_table(plotted: Mapping[str, Any], called: Sequence[int]) -> Element:
+    """What the plot shows where the mouse is, for whoever has none: the days that had calls, by number, the newest first."""
+    series, unit = plotted["series"], plotted["unit"]
+    return details[
+        summary["Day by day"],
+        div(class_="table", tabindex="0", role="region", aria_label="Day by day")[
+            table[
+                thead[tr[th["Day"], (th(class_="n")[each["name"]] for each in series)]],
+                tbody[
+                    (tr[td[plotted["labels"][number]], (td(class_="n")[_figure(each["values"][number], unit)] for each in series)]
+                     for number in reversed(called))
+                ],
+            ]
+        ],
+    ]  # fmt: skip
+
+
+def _figure(value: Any, unit: str) -> str:
+    return f"{unit}{bytes(value).decode()}" if isinstance(value, msgspec.Raw) else f"{value:,}"
 
 
 def plot_of(lines: Sequence[Row], days: Sequence[date], question: Question, names: Mapping[str, str]) -> dict[str, Any]:

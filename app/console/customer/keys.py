@@ -39,7 +39,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.activity.calendar import moment_of
 from app.activity.history import Calls, calls
-from app.console.door import require_owner
+from app.console.door import require_key_manager
 from app.console.forms import Form
 from app.console.session import Customer
 from app.console.shell import SAID, Frame, Page, card, empty, labelled, problem
@@ -86,10 +86,11 @@ async def keys(
     customer: NamedDependency[Customer], frame: NamedDependency[Frame], db: NamedDependency[Database],
     cursor: FromQuery[str | None] = None, revoked: FromQuery[bool] = False,
 ) -> Page:  # fmt: skip
-    if not customer.is_owner:
+    if not customer.manages_keys:
         return frame.answer("Keys", _needs_the_credit_id())
-    found, last_used, following = await _listed(db, customer.caller.account_id, cursor, revoked=revoked)
-    return frame.answer("Keys", list_page(found, last_used, revoked=revoked, cursor=following), _create_card(frame))
+    found, last_used, following = await _listed(db, customer, cursor, revoked=revoked)
+    shown = list_page(found, last_used, revoked=revoked, cursor=following)
+    return frame.answer("Keys", _with_a_key(customer), shown, _create_card(frame, customer))
 
 
 @post("/console/keys")
@@ -97,8 +98,8 @@ async def create(
     customer: NamedDependency[Customer], form: NamedDependency[Form], frame: NamedDependency[Frame],
     keyring: NamedDependency[Keyring],
 ) -> Page:  # fmt: skip
-    """Make a key and show it. Sent twice it is one."""
-    require_owner(customer)
+    """Make a key and show it; below the key that was signed in with. Sent twice it is one."""
+    require_key_manager(customer)
 
     async def effect(session: AsyncSession) -> Issued:
         await hold_still(session, customer.caller)
@@ -106,10 +107,10 @@ async def create(
         return Issued(made["id"], made["name"], shown)
 
     try:
-        new = new_key(asked(form))
+        new = new_key(asked(form), customer.caller.key_id)
         issued = await form.once.do(Issued, effect)
     except AppError as error:
-        return frame.answer("Keys", problem(error), _create_card(frame, form), status=error.status)
+        return frame.answer("Keys", problem(error), _create_card(frame, customer, form), status=error.status)
     return frame.answer("Your new key", _issued(issued, keyring))
 
 
@@ -118,8 +119,9 @@ async def key(
     customer: NamedDependency[Customer], frame: NamedDependency[Frame], db: NamedDependency[Database],
     keyring: NamedDependency[Keyring], key_id: FromPath[str],
 ) -> Page:  # fmt: skip
-    found = await db.transaction(lambda session: read(session, _owners(customer), _id(key_id)))
-    return frame.answer(found["name"], *key_page(frame, found, keyring))
+    account_id, under = _managed(customer)
+    found = await db.transaction(lambda session: read(session, account_id, _id(key_id), under))
+    return frame.answer(found["name"], *key_page(frame, customer, found, keyring))
 
 
 @post("/console/keys/{key_id:str}")
@@ -128,38 +130,39 @@ async def act(
     db: NamedDependency[Database], keyring: NamedDependency[Keyring], key_id: FromPath[str],
 ) -> Page:  # fmt: skip
     """Reveal, change, switch off or on, revoke: what the button says."""
-    account_id, wanted = _owners(customer), _id(key_id)
-
-    require_owner(customer)
+    (account_id, under), wanted = _managed(customer), _id(key_id)
+    require_key_manager(customer)
 
     async def changed(changes: dict[str, Any]) -> Row:
-        return await db.transaction(lambda session: change(session, keyring, account_id, wanted, changes))
+        return await db.transaction(lambda session: change(session, keyring, account_id, wanted, changes, under))
 
     match form.text("act"):
         case "reveal":
             found = await db.transaction(lambda session: _read_to_show(session, keyring, customer, wanted))
-            return frame.answer(found["name"], _revealed(found, keyring, account_id), *key_page(frame, found, keyring))
+            return frame.answer(
+                found["name"], _revealed(found, keyring, account_id), *key_page(frame, customer, found, keyring)
+            )
         case "off" | "on" as act:
             await changed({"is_disabled": act == "off"})
             return frame.see(f"/console/keys/{wanted}", f"key-{act}")
         case "revoke":
-            await db.transaction(lambda session: revoke(session, keyring, account_id, wanted))
+            await db.transaction(lambda session: revoke(session, keyring, account_id, wanted, under))
             return frame.see("/console/keys", "key-revoked")
         case _:
             try:
                 await changed(wanted_changes(asked(form)))
             except AppError as error:
-                found = await db.transaction(lambda session: read(session, account_id, wanted))
+                found = await db.transaction(lambda session: read(session, account_id, wanted, under))
                 return frame.answer(
-                    found["name"], problem(error), *key_page(frame, found, keyring), status=error.status
+                    found["name"], problem(error), *key_page(frame, customer, found, keyring), status=error.status
                 )
             return frame.see(f"/console/keys/{wanted}", "key-changed")
 
 
 async def _read_to_show(session: AsyncSession, keyring: Keyring, customer: Customer, key_id: UUID) -> Row:
     """Before a kept secret is shown again, its owner's log tells of it."""
-    account_id = customer.caller.account_id
-    found = await read(session, account_id, key_id)
+    account_id, under = _managed(customer)
+    found = await read(session, account_id, key_id, under)
     if keyring.reveal and found["sealed_secret"] is not None:
         await keyring.note(session, account_id, "key_revealed", customer.caller.kind.value, str(key_id))
     return found
@@ -188,16 +191,19 @@ def asked(form: Form) -> KeyRequest:
 
 
 async def _listed(
-    db: Database, account_id: UUID, cursor: str | None, *, revoked: bool
+    db: Database, customer: Customer, cursor: str | None, *, revoked: bool
 ) -> tuple[list[Row], dict[UUID, datetime], str | None]:
-    after = from_cursor(cursor, tuple[UUID])
+    """When a key was used last is told to who may see activity."""
+    (account_id, under), after = _managed(customer), from_cursor(cursor, tuple[UUID])
 
     async def work(session: AsyncSession) -> tuple[list[Row], dict[UUID, datetime]]:
-        found = await list_keys(session, account_id, _PAGE + 1, after[0] if after else None, include_disabled=revoked)
+        found = await list_keys(
+            session, account_id, _PAGE + 1, after[0] if after else None, include_disabled=revoked, under=under
+        )
         last = [
             await calls(session, account_id, Calls(key_id=each["id"]), limit=1)
             for each in found[:_PAGE]
-            if each["lifetime_nusd"]
+            if each["lifetime_nusd"] and customer.may("activity")
         ]
         return found, {each[0]["key_id"]: moment_of(each[0]["id"]) for each in last if each}
 
@@ -205,11 +211,11 @@ async def _listed(
     return found[:_PAGE], last_used, to_cursor(found[_PAGE - 1]["id"]) if len(found) > _PAGE else None
 
 
-def _owners(customer: Customer) -> UUID:
-    """The account whose keys may be managed. Raises KeyNotFound for who signed in with a key."""
-    if not customer.is_owner:
-        raise KeyNotFound("Keys are managed with the credit id: sign in with it.")
-    return customer.caller.account_id
+def _managed(customer: Customer) -> tuple[UUID, UUID | None]:
+    """The account whose keys may be managed, and the key that they stand below where a key manages them. Raises KeyNotFound."""
+    if not customer.manages_keys:
+        raise KeyNotFound("Keys are managed with the credit id, or with a key that may make keys: sign in with it.")
+    return customer.caller.account_id, customer.caller.key_id
 
 
 def _id(text: str) -> UUID:
@@ -277,22 +283,22 @@ def _window_bar(period: str | None, limit: int, used: int, reset_at: datetime | 
     ]
 
 
-def key_page(frame: Frame, found: Row, keyring: Keyring) -> tuple[Element, ...]:
+def key_page(frame: Frame, customer: Customer, found: Row, keyring: Keyring) -> tuple[Element, ...]:
     told = card(
         dl(class_="facts")[
             dt["Key"], dd[code[found["preview"]], " ", state(found)],
             dt["Made"], dd[moment(found["created_at"])],
             dt["Spent in all"], dd[dollars(found["lifetime_nusd"])],
             dt["Held now"], dd[dollars(found["held_nusd"])],
-            dt["May"], dd[", ".join(_SCOPE_WORDS.get(each, each) for each in found["scopes"] or SCOPES)],
+            dt["May"], dd[", ".join(_SCOPE_WORDS.get(each, each) for each in _scopes(found)) or "nothing"],
             dt["Models"], dd[", ".join(found["allowed_models"] or ()) or "all"],
         ],
         limit_bar(found),
-        p[a(href=f"/console/activity?key_id={found['id']}")["Its activity"]],
+        customer.is_owner and p[a(href=f"/console/activity?key_id={found['id']}")["Its activity"]],
     )  # fmt: skip
     if found["deleted_at"] is not None:
         return (told,)
-    return told, _change_card(frame, found), _acts_card(frame, found, keyring)
+    return told, _change_card(frame, customer, found), _acts_card(frame, found, keyring)
 
 
 def _acts_card(frame: Frame, found: Row, keyring: Keyring) -> Element:
@@ -312,21 +318,26 @@ def _acts_card(frame: Frame, found: Row, keyring: Keyring) -> Element:
     )  # fmt: skip
 
 
-def _change_card(frame: Frame, found: Row) -> Element:
+def _scopes(found: Row) -> Sequence[str]:
+    """What a key may do; it was given all but one where it was told nothing."""
+    return SCOPES if found["scopes"] is None else found["scopes"]
+
+
+def _change_card(frame: Frame, customer: Customer, found: Row) -> Element:
     return card(
         details[
             summary["Change it"],
             form_(method="post", action=f"/console/keys/{found['id']}")[
-                frame.guard(), input_(type="hidden", name="act", value="change"), *_fields(_as_filled(found)), button["Save"]
+                frame.guard(), input_(type="hidden", name="act", value="change"), *_fields(customer, _as_filled(found)), button["Save"]
             ],
         ]
     )  # fmt: skip
 
 
-def _create_card(frame: Frame, form: Form | None = None) -> Element:
-    filled = {name: form.text(name) for name in form.fields} if form is not None else {}
+def _create_card(frame: Frame, customer: Customer, form: Form | None = None) -> Element:
+    filled = {name: " ".join(form.texts(name)) for name in form.fields} if form is not None else {}
     return card(
-        form_(method="post", action="/console/keys")[frame.guard(), *_fields(filled), button["Make a key"]],
+        form_(method="post", action="/console/keys")[frame.guard(), *_fields(customer, filled), button["Make a key"]],
         title="A new key",
     )
 
@@ -339,7 +350,7 @@ def _as_filled(found: Row) -> dict[str, str]:
         "max_usd_per_call": _plain(found["call_limit_nusd"]),
         "requests_per_minute": str(found["requests_per_minute"] or ""),
         "allowed_models": " ".join(found["allowed_models"] or ()),
-        "scopes": " ".join(found["scopes"] or ()),
+        "scopes": " ".join(_scopes(found)),
     }
 
 
@@ -347,11 +358,14 @@ def _plain(amount_nusd: int | None) -> str:
     return "" if amount_nusd is None else dollars(amount_nusd).removeprefix("$").replace(",", "")
 
 
-def _fields(filled: dict[str, str]) -> tuple[Element, ...]:
+def _fields(customer: Customer, filled: dict[str, str]) -> tuple[Element, ...]:
+    """What a key may be; of what it may do, what may be given."""
+    given = [scope for scope in _MAY if customer.is_owner or customer.may(scope)]
+
     def text(name: str, **more: Any) -> Node:
         return input_(name=name, value=filled.get(name, ""), autocomplete="off", **more)
 
-    allowed = filled.get("scopes", "").split() or SCOPES
+    allowed = filled["scopes"].split() if "scopes" in filled else SCOPES
     return (
         labelled("Name", text("name", required=True, maxlength="60"), "1 to 25 characters, no other live key's"),
         div(class_="row")[
@@ -369,7 +383,7 @@ def _fields(filled: dict[str, str]) -> tuple[Element, ...]:
             div(class_="acts", role="group", aria_label="It may")[
                 (
                     labelled(_SCOPE_WORDS[scope], input_(type="checkbox", name="scopes", value=scope, checked=scope in allowed))
-                    for scope in _MAY
+                    for scope in given
                 )
             ],
         ],
@@ -397,8 +411,16 @@ def _revealed(found: Row, keyring: Keyring, account_id: UUID) -> Element:
     return card(secret(found["name"], shown))
 
 
+def _with_a_key(customer: Customer) -> Element | None:
+    if customer.is_owner:
+        return None
+    return card(p["You are signed in with a key. Here are the keys below it: they may do no more than it may, what they spend counts to it, and without it they stop."])  # fmt: skip
+
+
 def _needs_the_credit_id() -> Element:
-    return card(empty("You are signed in with a key. Keys are managed with the credit id: sign out, and in with it."))
+    return card(
+        empty("You are signed in with a key. Keys are managed with the credit id, or with a key that may make keys: sign out, and in with it.")
+    )  # fmt: skip
 
 
 handlers: Final = (keys, create, key, act)

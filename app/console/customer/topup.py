@@ -41,14 +41,14 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.console.door import customer_of
+from app.console.door import still_here
 from app.console.forms import Form
 from app.console.payment import facts, is_over, is_payable, pill, qr_svg, story, to_pay
 from app.console.session import Customer, SignedOut
 from app.console.shell import HEADERS, SAID, Frame, Page, card, choices, empty, labelled, problem
 from app.console.words import amount, dollars, moment
 from app.kernel.db import Database, Row, new_id
-from app.kernel.errors import AppError, InvoiceNotFound
+from app.kernel.errors import AppError, InvoiceNotFound, MissingScope
 from app.kernel.money import CURRENCIES, parse_amount
 from app.kernel.pages import from_cursor, to_cursor
 from app.kernel.ratelimit import count_or_refuse
@@ -283,8 +283,8 @@ async def live(
             if departure.is_near():
                 return
             try:
-                await customer_of(verifier, customer.session)
-            except SignedOut:
+                require_scope((await still_here(db, verifier, customer.session)).caller, "topup")
+            except (SignedOut, MissingScope):
                 return
             receipt = await _own_receipt(db, customer, topup_id)
 

@@ -229,15 +229,22 @@ def _said(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
+def _span(exported: Row) -> str:
+    first = exported["month"]
+    return f"{first.day} {first:%B %Y}" if exported["is_day"] else f"{first:%B %Y}"
+
+
 def _months(exported_months: Sequence[Row]) -> Node:
     rows: list[Node] = [
         line(
-            f"{each['month']:%B %Y}", f"{each['calls']:,}", dollars(each["cost_nusd"]), moment(each["exported_at"]),
+            _span(each), f"{each['calls']:,}", dollars(each["cost_nusd"]), moment(each["exported_at"]),
             "kept" if each["dropped_at"] is None else moment(each["dropped_at"]), code[each["sha256"][:16]], numbers="1 2",
         )
         for each in exported_months
     ]  # fmt: skip
-    none = "No month was exported yet. `satmeter activity export MONTH FILE` writes a month's calls to a file."
+    none = (
+        "No month was exported yet. `satmeter usage export --month MONTH --out FILE` writes a month's calls to a file."
+    )
     return sheet("Month|#Calls|#Cost|Exported|Dropped|SHA-256 of the file", rows, none)
 
 

@@ -205,7 +205,7 @@ def prices_page(frame: Frame, operator: Operator, sold: Sold, error: AppError | 
         error is not None and problem(error),
         card(_versions(sold), title="Sheets"),
         may(operator, IMPORT) and card(_importing(frame), title="Import a sheet"),
-        card(_margins(sold.margins), title="Margins by model, last 24 hours"),
+        card(_margins(sold.margins), title="Margins by model, yesterday and today, UTC"),
         card(_rules(frame, operator, sold.rules), title="Markups, prices of your own and fees"),
         may(operator, MARKUP) and card(_marking(frame), title="Put a markup"),
         card(_prices(sold), title="Sold now"),

@@ -52,8 +52,12 @@
     setTimeout(() => { delete form.dataset.sent; }, 5000);
   });
 
+  /* Who goes through choices by keys has not chosen yet: for them there is the form's button. */
+  let byKeys = false;
+  document.addEventListener("keydown", () => { byKeys = true; }, true);
+  document.addEventListener("pointerdown", () => { byKeys = false; }, true);
   document.addEventListener("change", (event) => {
-    if (event.target.matches("form[data-submits] *")) event.target.form.requestSubmit();
+    if (!byKeys && event.target.matches("form[data-submits] *")) event.target.form.requestSubmit();
   });
 
   const colours = ["#3b6cf6", "#0c9a6c", "#d9822b", "#a855c7", "#d6455d", "#0e94a8", "#8b8f1f", "#7a7a88"];
