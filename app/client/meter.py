@@ -239,7 +239,8 @@ class Meter:
         max_cost_usd: Decimal | None = None,
         request_id: str | None = None,
     ) -> Charged | Denied:
-        """Authorize and settle in one, for work already done. `request_id` is the caller's own name for this work where it
+        """Authorize and settle in one, for work already done, of an API key: a JWT may be over by the time that it is told of
+        the work, so its calls are authorized first. `request_id` is the caller's own name for this work where it
         has one that is never used twice: then it may be charged again after a crash, and is charged once.
 
         Unavailable where Satmeter gave no answer in time: it is told all the same, as soon as it can be.
