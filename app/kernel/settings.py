@@ -108,6 +108,7 @@ class Settings:
     requests_per_minute_per_credit_id: int
     requests_per_minute_per_key: int
     requests_per_minute_per_service: int
+    requests_per_minute_per_admin: int
     reap_empty_days: int
     topups_waiting: int
     topups_per_hour: int
@@ -251,6 +252,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         requests_per_minute_per_credit_id=a_minute("CREDIT_ID", 600),
         requests_per_minute_per_key=a_minute("KEY", 1200),
         requests_per_minute_per_service=a_minute("SERVICE", 1_000_000),
+        requests_per_minute_per_admin=a_minute("ADMIN", 600),
         reap_empty_days=read.number("REAP_EMPTY_DAYS", 90, 0, 36_500),
         topups_waiting=read.number("TOPUPS_WAITING", 10, 1, 10**6),
         topups_per_hour=read.number("TOPUPS_PER_HOUR", 30, 1, 10**6),
