@@ -350,7 +350,7 @@ def _operate(settings: Settings, args: argparse.Namespace) -> int:
         args.what = sys.stdin.readline().strip()
 
     def work(house: House) -> Awaitable[operators.Answer]:
-        desk = operators.Desk(house.db, settings.pepper, house.keyring, house.gateways, _who())
+        desk = operators.Desk(house.db, settings.pepper, house.keyring, house.gateways, _who(), settings.jwt_issuer)
         return operators.run(desk, args.group, args)
 
     answer: operators.Answer = _in_house(settings, work)

@@ -7,9 +7,12 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from app.accounts.nostr import Nostr
+from app.accounts.subjects import Issuer, TokenSubjects
 from app.adapters.addresses import resolve_for_notices
 from app.adapters.btcpay import BtcpayGateway
 from app.adapters.direct_messages import NostrMessages
+from app.adapters.issuer import JwtIssuer
+from app.adapters.jwks import Keys
 from app.adapters.lnbits import LnbitsGateway, RateSource
 from app.adapters.nip47 import NwcWallets
 from app.adapters.nip98 import SignedRequests
@@ -59,6 +62,8 @@ class House:
     meter: Meter
     services: ServiceTokens
     nostr: Nostr
+    issuer: Issuer | None
+    """Whose JWTs stand for keys, if anybody's do."""
     catalogues: Catalogues
     read_catalogues: Catalogues
     """What `reads` has of them: calls are never priced by what a standby knows."""
@@ -82,6 +87,8 @@ class House:
         await self.courier.close()
         await self.limits_reached.idle()
         await self.audits.close()
+        if self.issuer is not None:
+            await self.issuer.close()
         await self.services.uses.written()
         for gateway in self.gateways:
             await gateway.close()
@@ -133,6 +140,7 @@ def build(
         ),
         services=ServiceTokens(db, settings.pepper),
         nostr=SignedRequests(),
+        issuer=jwt_issuer(settings),
         catalogues=catalogues,
         read_catalogues=catalogues if reads is db else Catalogues(),
         pricer=Pricer(db, catalogues, is_strict=settings.strict_provider),
@@ -150,6 +158,8 @@ def build(
         limits_reached=LimitsReached(db),
     )
     house.verifier.proofs = proofs
+    if house.issuer is not None:
+        house.verifier.subjects = TokenSubjects(db, keyring, house.issuer, settings.jwt_scopes)
     house.meter.on_low = house.watcher.notice
     house.meter.on_limit = house.limits_reached.notice
     return house
@@ -182,6 +192,15 @@ def nostr_messages(settings: Settings) -> Messages:
     relays = (settings.sandbox_relay_url,) if settings.uses_sandbox else settings.notice_relays
     dialler = Dialler(allow_private=allow_private, resolve=resolve_for_notices)
     return NostrMessages(dialler, settings.pepper.derived_key(b"nostr").hex(), relays)
+
+
+def jwt_issuer(settings: Settings) -> Issuer | None:
+    """Who signs the JWTs that stand for keys. Its address is the operator's choice, as BTCPay's is: it may be within."""
+    if not settings.jwt_issuer:
+        return None
+    return JwtIssuer(
+        settings.jwt_issuer, settings.jwt_audience, Keys(settings.jwt_jwks), subject_claim=settings.jwt_claim
+    )
 
 
 async def name_operators_address(house: House) -> None:

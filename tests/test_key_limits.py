@@ -138,6 +138,26 @@ async def test_the_short_form_is_of_the_shortest_window(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wanted", "shown_as"),
+    [
+        ({"usage_limit_usd": 2, "limits": None}, [("total", 2)]),
+        ({"usage_limit_usd": 2, "reset_period": "daily", "limits": None}, [("daily", 2)]),
+        ({"usage_limit_usd": 2, "reset_period": None, "limits": None}, [("total", 2)]),
+        ({"usage_limit_usd": None, "reset_period": None, "limits": [{"usd": 3, "period": "weekly"}]}, [("weekly", 3)]),
+        ({"usage_limit_usd": 3, "reset_period": None, "limits": [{"usd": 3, "period": "weekly"}]}, [("weekly", 3)]),
+        ({"usage_limit_usd": None, "reset_period": None, "limits": None}, []),
+    ],
+)
+async def test_a_null_beside_a_limit_says_nothing(rig: Rig, wanted: Any, shown_as: list[tuple[str, int]]) -> None:
+    """Clients that send every field send null for what they mean nothing by: when a key is made, and when it is changed."""
+    customer = await rig.customer()
+    made = await rig.new_key(customer, **wanted)
+    changed = exact(await patched(rig, customer, await rig.new_key(customer), **wanted))["data"]
+    for key in (made, changed):
+        assert [(each["period"], each["usd"]) for each in key["limits"]] == shown_as
+
+
+@pytest.mark.parametrize(
     ("wanted", "param"),
     [
         ({"limits": [THREE[0], {"usd": 2, "period": "daily"}]}, "limits"),

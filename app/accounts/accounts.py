@@ -31,11 +31,18 @@ async def open_account(session: AsyncSession, keyring: Keyring) -> OpenedAccount
 
     The credit id is kept as a hash only: nobody can be told it again.
     """
-    account_id, credit_id = new_id(), new_credit_id()
-    await row(session, "INSERT INTO account (id) VALUES (:id)", id=account_id)
-    await keyring.register(session, credit_id, Kind.CREDIT_ID, account_id, None)
+    account_id = new_id()
+    credit_id = await write_new(session, keyring, account_id)
     _, api_key = await issue(session, keyring, account_id, NewKey("Default"))
     return OpenedAccount(account_id, credit_id, api_key)
+
+
+async def write_new(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID) -> str:
+    """An account without any key; returns its credit id."""
+    credit_id = new_credit_id()
+    await row(session, "INSERT INTO account (id) VALUES (:id)", id=account_id)
+    await keyring.register(session, credit_id, Kind.CREDIT_ID, account_id, None)
+    return credit_id
 
 
 async def lock(session: AsyncSession, account_id: uuid.UUID) -> Row:

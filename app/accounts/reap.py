@@ -18,8 +18,9 @@ _UNTOUCHED: Final = """
     AND a.floor_nusd = 0 AND a.entry_count = 0
     AND 1 >= (SELECT count(*) FROM api_key k WHERE k.account_id = a.id)
     AND NOT EXISTS (SELECT FROM api_key k WHERE k.account_id = a.id
-                    AND (k.lifetime_nusd <> 0 OR k.held_nusd <> 0 OR k.deleted_at IS NOT NULL OR k.updated_at <> k.created_at))"""
-"""With the one key it was opened with, as it was then."""
+                    AND (k.lifetime_nusd <> 0 OR k.held_nusd <> 0 OR k.deleted_at IS NOT NULL OR k.updated_at <> k.created_at
+                         OR starts_with(k.preview, 'jwt-')))"""
+"""With the one key it was opened with, as it was then. That of a JWT's subject is kept: nobody can open another for them."""
 
 
 async def reap_empty(db: Database, keyring: Keyring, days: int, at_once: int = 1000) -> int:

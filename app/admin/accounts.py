@@ -15,7 +15,7 @@ from app.kernel.db import Row, row, rows
 from app.kernel.errors import InsufficientBalance, InvalidField, NotFound
 from app.kernel.money import usd, usd_text
 from app.kernel.reading import uuid_in
-from app.kernel.security import Admin, Pepper, canonical_credit_id, is_wellformed
+from app.kernel.security import Admin, Pepper, canonical_credit_id, is_wellformed, subject_hash
 from app.keys.issue import Keyring, newest_keys
 from app.ledger.post import post
 from app.ledger.statement import statement
@@ -26,7 +26,8 @@ from app.topups.create import list_topups
 _MOST_FOUND: Final = 100
 _SHOWN: Final = 20
 _MAX_NUSD: Final = 2**63 - 1
-_PREVIEW: Final = re.compile(r"(sk-\w{3})(?:…|\.{3})(\w{4})", re.ASCII)
+_PREVIEW: Final = re.compile(r"(sk-\w{3}|jwt-[0-9a-f]{4})(?:…|\.{3})(\w{4})", re.ASCII)
+_OF_CREDENTIAL: Final = "SELECT account_id FROM credential WHERE secret_hash = :hash AND kind = :kind AND (ends_at IS NULL OR ends_at > now())"
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _Question = tuple[str, str, dict[str, Any]]
 """What is looked for, the statement that finds whose it is, and its parameters."""
@@ -52,14 +53,18 @@ async def list_accounts(
     )  # fmt: skip
 
 
-async def search(session: AsyncSession, pepper: Pepper, asked: str) -> list[Row]:
+async def search(session: AsyncSession, pepper: Pepper, asked: str, issuer: str = "") -> list[Row]:
     """Whose is this? Accounts, newest first, each with what it was found by (`matched`).
 
     By account id, credit id, API key, its masked form, its SHA-256 or its id, by a top-up's id, invoice or address, and by
-    a payment's hash or transaction.
+    a payment's hash or transaction. By the subject of `issuer`'s JWTs, where there is one.
     """
     matched: dict[uuid.UUID, list[str]] = {}
-    for what, statement_, params in _questions(pepper, asked.strip()):
+    questions = _questions(pepper, asked.strip())
+    if issuer:
+        subject = pepper.lookup_subject(subject_hash(issuer, asked.strip()))
+        questions.append(("jwt_subject", _OF_CREDENTIAL, {"hash": subject, "kind": "api_key"}))
+    for what, statement_, params in questions:
         for found in await rows(session, f"{statement_} LIMIT {_MOST_FOUND}", **params):
             names = matched.setdefault(found["account_id"], [])
             names += [what] * (what not in names)
@@ -71,13 +76,12 @@ async def search(session: AsyncSession, pepper: Pepper, asked: str) -> list[Row]
 
 def _questions(pepper: Pepper, asked: str) -> list[_Question]:
     """What to look for, by what it looks like: each with the statement that finds it in an index."""
-    credential = "SELECT account_id FROM credential WHERE secret_hash = :hash AND kind = :kind AND (ends_at IS NULL OR ends_at > now())"
     if (as_id := uuid_in(asked)) is not None:
         by_id: dict[str, Any] = {"id": as_id}
         hashed: dict[str, Any] = {"hash": pepper.lookup(canonical_credit_id(asked) or ""), "kind": "credit_id"}
         return [
             ("account_id", "SELECT id AS account_id FROM account WHERE id = :id", by_id),
-            ("credit_id", credential, hashed),
+            ("credit_id", _OF_CREDENTIAL, hashed),
             ("key_id", "SELECT account_id FROM api_key WHERE id = :id", by_id),
             ("topup_id", "SELECT account_id FROM topup WHERE id = :id", by_id),
         ]
@@ -85,11 +89,11 @@ def _questions(pepper: Pepper, asked: str) -> list[_Question]:
         shown = f"{preview[1]}…{preview[2]}"
         return [("key_preview", "SELECT account_id FROM api_key WHERE preview = :preview", {"preview": shown})]
     if is_wellformed(asked, "sk"):
-        return [("api_key", credential, {"hash": pepper.lookup(asked), "kind": "api_key"})]
+        return [("api_key", _OF_CREDENTIAL, {"hash": pepper.lookup(asked), "kind": "api_key"})]
     questions: list[_Question] = []
     if _SHA256.fullmatch(asked):
         hashed = {"hash": pepper.lookup_hashed(bytes.fromhex(asked)), "kind": "api_key"}
-        questions.append(("api_key_hash", credential, hashed))
+        questions.append(("api_key_hash", _OF_CREDENTIAL, hashed))
     return [*questions, *_of_payments(asked)]
 
 

@@ -65,6 +65,8 @@ class Desk:
     keyring: Keyring
     gateways: Gateways
     admin: Admin
+    issuer: str = ""
+    """Whose JWTs stand for keys, if anybody's do."""
 
 
 Add: TypeAlias = Callable[[str, str], argparse.ArgumentParser]
@@ -219,7 +221,9 @@ async def _list_accounts(desk: Desk, args: argparse.Namespace) -> Answer:
 
 
 async def _search(desk: Desk, args: argparse.Namespace) -> Answer:
-    return _accounts(await desk.db.transaction(lambda session: accounts.search(session, desk.pepper, args.what)))
+    return _accounts(
+        await desk.db.transaction(lambda session: accounts.search(session, desk.pepper, args.what, desk.issuer))
+    )
 
 
 def _accounts(found: Sequence[Row]) -> Answer:

@@ -16,7 +16,20 @@ import msgspec
 from app.client.retry import Asking, Away
 from app.client.shown import Shown
 from app.client.shown import key_hash as key_hash
-from app.client.spool import Begun, Captured, Known, Owed, Spool, SpoolFile, outcomes, settling, unfinished
+from app.client.spool import (
+    Asked,
+    Begun,
+    Captured,
+    Known,
+    Owed,
+    Spool,
+    SpoolFile,
+    Told,
+    giving_back,
+    outcomes,
+    settling,
+    unfinished,
+)
 from app.client.telling import Outcome, Telling, error_of
 from app.client.transport import Answer, HttpxTransport, Transport
 from app.client.wire import (
@@ -149,19 +162,26 @@ class Meter:
             max_cost_usd=max_cost_usd, features=list(features), mode=mode, min_output_tokens=min_output_tokens,
             max_hold_usd=max_hold_usd, ttl_seconds=ttl_seconds, on_expiry=on_expiry,
         )  # fmt: skip
+        if key is not None:
+            self._spool.append(Asked(request_id, key))
         try:
             answer = await self._asking.within("/v1/meter/authorize", asked, self._ask_seconds)
         except Away as away:
             if away.may_have_happened:
                 self._give_back(request_id, key)
+            else:
+                self._spool.append(Told(request_id))
             return self._away(away)
         except asyncio.CancelledError:
             self._give_back(request_id, key)
             raise
         sent = estimate.sent() if estimate is not None else None
-        return self._verdict(answer, lambda read: msgspec.convert(
+        verdict = self._verdict(answer, lambda read: msgspec.convert(
             read | {"request_id": request_id, "sent": msgspec.to_builtins(sent)}, Allowed, strict=False
         ))  # fmt: skip
+        if isinstance(verdict, Denied):
+            self._spool.append(Told(request_id))
+        return verdict
 
     async def verify(self, api_key: Shown | str | None, *, model: str | None = None) -> Verified | Denied:
         """Whose key is this, and may it spend? Nothing is held: what is allowed now may be refused then."""
@@ -239,7 +259,8 @@ class Meter:
         max_cost_usd: Decimal | None = None,
         request_id: str | None = None,
     ) -> Charged | Denied:
-        """Authorize and settle in one, for work already done. `request_id` is the caller's own name for this work where it
+        """Authorize and settle in one, for work already done, of an API key: a JWT may be over by the time that it is told of
+        the work, so its calls are authorized first. `request_id` is the caller's own name for this work where it
         has one that is never used twice: then it may be charged again after a crash, and is charged once.
 
         Unavailable where Satmeter gave no answer in time: it is told all the same, as soon as it can be.
@@ -290,8 +311,7 @@ class Meter:
         """What an authorize without an answer may have held, or may yet hold: it may still be on its way."""
         if key is None:
             return
-        body = _said(request_id=request_id, api_key_hash=key, reason="the answer was lost")
-        self._owe(Owed(request_id, "release", msgspec.Raw(body)), looks=1)
+        self._owe(giving_back(request_id, key, "the answer was lost"), looks=1)
 
     def _verdict(self, answer: Answer, allowed: Callable[[dict[str, Any]], _T]) -> _T | Denied:
         """What the answer says. One that is no verdict is about us: our token, or our question."""
@@ -324,8 +344,8 @@ class Meter:
             owed = outcomes(file)
             log.warning("satmeter.spool_taken_over file=%s owed=%d", file.path, len(owed))
             self._adopted.append(file)
-            for each in owed:
-                self._telling.add(each, file)
+            for each in owed:  # what was asked a moment before the end may still be on its way
+                self._telling.add(each, file, looks=each.verb == "release")
 
     async def _keep_books(self) -> None:
         """Capture what streams have produced; look for what the gone left behind; let go of what is told."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+_DOTS_OF_A_JWT: Final = 2
 _PROOFS: Final = ("l402", "lsat", "payment")
 
 
@@ -27,14 +28,28 @@ class Shown(msgspec.Struct, frozen=True):
         return bool(self.api_key or self.proof)
 
     def asked(self) -> dict[str, Any]:
-        """As a question to Satmeter says it; no copy of a key leaves the proxy."""
-        key = key_hash(self.api_key) if self.api_key else None
-        return {"api_key_hash": key, "payment_proof": self.proof, "topup_offer": self.topup_offer}
+        """As a question to Satmeter says it: no copy of a key leaves the proxy. A JWT is judged by what it says, so it is told whole."""
+        key = (
+            {"api_key": self.api_key}
+            if self.is_jwt
+            else {"api_key_hash": key_hash(self.api_key) if self.api_key else None}
+        )
+        return key | {"payment_proof": self.proof, "topup_offer": self.topup_offer}
 
     @property
     def sha256(self) -> str | None:
         """By which a call that was admitted is found again: of the key, or of the preimage, which an invoice shows; no secret."""
         return key_hash(self.api_key) if self.api_key else _payment_hash(self.proof or "")
+
+    @property
+    def is_jwt(self) -> bool:
+        """Whether it has the shape of one: a JSON object in base64, and two parts more."""
+        return self.api_key is not None and self.api_key.startswith("eyJ") and self.api_key.count(".") == _DOTS_OF_A_JWT
+
+    @property
+    def whose(self) -> str | None:
+        """The same for whatever this caller shows: their next JWT is another text. Of a caller that was refused it proves nothing."""
+        return _subject_hash(self.api_key or "") if self.is_jwt else self.sha256
 
 
 def proof_in(headers: Mapping[str, str]) -> str | None:
@@ -50,6 +65,15 @@ def offer_in(headers: Mapping[str, str]) -> str | None:
 def key_hash(api_key: str) -> str:
     """What is sent in place of a key, so that no copy of it leaves the proxy."""
     return hashlib.sha256(api_key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _subject_hash(token: str) -> str | None:
+    payload = token.split(".")[1]
+    try:
+        told = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return key_hash(msgspec.json.encode([told["iss"], told["sub"]]).decode())
+    except (ValueError, KeyError, TypeError, binascii.Error, msgspec.DecodeError, RecursionError):
+        return None
 
 
 def _payment_hash(proof: str) -> str | None:

@@ -1,9 +1,9 @@
-"""What must survive our end: calls that were forwarded, what they used so far, and what Satmeter is yet to be told.
+"""What must survive our end: calls that were asked about or forwarded, what they used so far, and what Satmeter is yet to be told.
 
 A folder, and in it one append-only file of JSON lines for each process, locked while that lives. A line is written to the
 system at once, so that a killed process loses nothing, and fsync'd in groups (`sync_seconds`), so that a machine without
 power loses no more than that. Whoever finds the file of a process that is gone takes it over: what had an outcome is told,
-what had none is settled at its last capture. Lines that cannot be read (the last one of a crash) are passed by and counted.
+what had none is settled at its last capture, and what was never forwarded is given back. Lines that cannot be read (the last one of a crash) are passed by and counted.
 """
 
 import asyncio
@@ -26,6 +26,13 @@ Verb = Literal["settle", "release", "charge", "refund"]
 REFUSED_FILE: Final = "refused.jsonl"
 _SUFFIX: Final = ".spool"
 _REWRITTEN_FROM_BYTES: Final = 1024 * 1024
+
+
+class Asked(msgspec.Struct, frozen=True, tag="asked", omit_defaults=True):
+    """Satmeter is asked whether a call may be made, by the key that has this SHA-256: something may be held for it."""
+
+    id: str
+    key: str | None = None
 
 
 class Begun(msgspec.Struct, frozen=True, tag="begun", omit_defaults=True):
@@ -76,7 +83,7 @@ class Kept(msgspec.Struct, frozen=True):
     error: msgspec.Raw
 
 
-Line = Begun | Captured | Known | Owed | Told
+Line = Asked | Begun | Captured | Known | Owed | Told
 _LINES: Final = msgspec.json.Decoder(Line)
 
 
@@ -297,7 +304,7 @@ class Spool:
 
 def outcomes(file: SpoolFile) -> list[Owed]:
     """What a process that is gone had not told. A call without an outcome costs what was captured of it last, or what was
-    sent; where not even that is known, what is held for it."""
+    sent; where not even that is known, what is held for it. One that was only asked about never ran."""
     return [_outcome({kind: _LINES.decode(line) for kind, line in lines.items()}) for lines in file.live.values()]
 
 
@@ -305,7 +312,9 @@ def _outcome(lines: Mapping[type[Line], Line]) -> Owed:
     owed, captured, known, begun = (lines.get(kind) for kind in (Owed, Captured, Known, Begun))
     if isinstance(owed, Owed):
         return owed
-    last = captured or begun or known
+    last = captured or begun or known or lines[Asked]
+    if isinstance(last, Asked):
+        return giving_back(last.id, last.key, "whoever asked is gone")
     assert isinstance(last, Captured | Begun | Known), "there are no other kinds"
     used = None if isinstance(last, Known) else last.used
     return settling(Hold(last.id, last.hold_id), unfinished(used, known.done if isinstance(known, Known) else Done()))
@@ -314,6 +323,12 @@ def _outcome(lines: Mapping[type[Line], Line]) -> Owed:
 def unfinished(used: Usage | None, known: Done) -> Done:
     """What is told of a call whose end nobody saw."""
     return msgspec.structs.replace(known, usage=used, outcome="partial", usage_estimated=True)
+
+
+def giving_back(request_id: str, key: str | None, reason: str) -> Owed:
+    """By the id that was asked with, since no answer told of a hold."""
+    body = {"request_id": request_id, "api_key_hash": key, "reason": reason}
+    return Owed(request_id, "release", msgspec.Raw(msgspec.json.encode(body)))
 
 
 def settling(call: Hold, done: Done) -> Owed:

@@ -54,7 +54,8 @@ CREDENTIALS: Final[dict[str, tuple[str, str, Json]]] = {
         {"type": "apiKey", "in": "header", "name": "x-credit-id"},
     ),
     "apiKey": (
-        "API key", "Spends from an account, as far as its limits and scopes go. `sk-…`; `Authorization: Token` works too.",
+        "API key", "Spends from an account, as far as its limits and scopes go. `sk-…`; `Authorization: Token` works too. Where the operator takes"
+        " JWTs of an issuer, one stands for its subject's key (RS256 or ES256, with `exp`).",
         {"type": "http", "scheme": "bearer", "bearerFormat": "sk-…"},
     ),
     "xApiKey": ("API key", "An API key, as some clients send it.", {"type": "apiKey", "in": "header", "name": "x-api-key"}),
@@ -77,18 +78,21 @@ CREDENTIALS: Final[dict[str, tuple[str, str, Json]]] = {
     ),
 }  # fmt: skip
 _ACCOUNT: Final[tuple[Json, ...]] = ({"apiKey": []}, {"xApiKey": []}, {"plainApiKey": []}, {"creditId": []})
-_NO_ACCOUNT: Final = (e.InvalidApiKey, e.InvalidCreditId, e.MissingScope)
+_NO_ACCOUNT: Final = (e.InvalidApiKey, e.InvalidCreditId, e.MissingScope, e.IssuerUnavailable)
 CALLERS: Final[dict[str, tuple[tuple[Json, ...], tuple[type[AppError], ...]]]] = {
     "service": (({"serviceToken": []},), (e.InvalidToken,)),
     "gateway": (
         tuple({"gatewayToken": [], key: []} for key in ("apiKey", "xApiKey", "plainApiKey")),
-        (e.InvalidToken, e.InvalidApiKey),
+        (e.InvalidToken, e.InvalidApiKey, e.IssuerUnavailable),
     ),
     "admin": (({"adminToken": []},), (e.InvalidToken, e.MissingScope)),
     "owner": (({"creditId": []},), (e.InvalidCreditId, e.MissingScope)),
     "rotating": (({"creditId": []},), (e.InvalidCreditId, e.MissingScope)),
     "manager": (({"creditId": []}, *_ACCOUNT[:3]), _NO_ACCOUNT),
-    "key": (({"apiKey": []}, {"xApiKey": []}, {"plainApiKey": []}), (e.InvalidApiKey, e.MissingScope)),
+    "key": (
+        ({"apiKey": []}, {"xApiKey": []}, {"plainApiKey": []}),
+        (e.InvalidApiKey, e.MissingScope, e.IssuerUnavailable),
+    ),
     "caller": (_ACCOUNT, _NO_ACCOUNT),
     "nostr": (({"nostrEvent": []}, {}), (e.InvalidToken,)),
     "verifier": ((*_ACCOUNT, {}), _NO_ACCOUNT),
@@ -178,10 +182,11 @@ REFUSALS: Final[dict[str, tuple[type[AppError], ...]]] = {
     "notice_id": (e.NotFound, e.RateLimitExceeded),
     "claimPayment": (e.InvoiceNotFound, e.RateLimitExceeded, e.PaymentBackendUnavailable),
     "receiveWebhook": (e.InvalidSignature, e.BodyTooLarge),
-    "authorizeCall": (e.RequestIdReuse, e.HoldClosed),
-    "chargeCall": (e.RequestIdReuse,),
-    "settleCall": (e.InvalidApiKey,),
-    "releaseCall": (e.HoldClosed, e.HoldCaptured, e.InvalidApiKey),
+    "authorizeCall": (e.RequestIdReuse, e.HoldClosed, e.IssuerUnavailable),
+    "chargeCall": (e.RequestIdReuse, e.IssuerUnavailable),
+    "verifyCall": (e.IssuerUnavailable,),
+    "settleCall": (e.InvalidApiKey, e.IssuerUnavailable),
+    "releaseCall": (e.HoldClosed, e.HoldCaptured, e.InvalidApiKey, e.IssuerUnavailable),
     "extendCall": (e.HoldClosed,),
     "refundCall": (e.AlreadyRefunded, e.NotFound),
     "reportEvents": (e.HoldNotFound, e.InvalidApiKey, e.ModelNotPriced, e.RequestIdReuse),

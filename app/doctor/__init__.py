@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from app.doctor import backends, database, machine, relays, traffic
+from app.doctor import backends, database, issuer, machine, relays, traffic
 from app.doctor.lines import Line, exit_code, fault
 from app.kernel.logs import log, where_it_broke
 from app.wiring import House
@@ -17,6 +17,7 @@ _SECONDS: Final = 45
 _SUBJECTS: Final[dict[str, Look]] = {
     "backend": backends.look,
     "relays": relays.look,
+    "jwt": issuer.look,
     "public_url": machine.look_from_outside,
     "machine": machine.look,
     "traffic": traffic.look,

@@ -10,7 +10,7 @@ from app.gateway.answering import Wire
 from app.gateway.call import Ask, Gateway
 from app.gateway.errors import InvalidField
 from app.gateway.exchange import Body, Exchange
-from app.gateway.fields import number_of, text_of
+from app.gateway.fields import must_have_messages, number_of, text_of
 from app.gateway.inference import (
     counting,
     estimate_of,
@@ -22,6 +22,7 @@ from app.gateway.inference import (
     texts_of,
     word_of,
 )
+from app.gateway.models import refuse_incomplete
 from app.gateway.upstreams import Target
 from app.gateway.websearch import (
     FEATURE,
@@ -46,6 +47,7 @@ async def chat(gateway: Gateway, exchange: Exchange) -> None:
     """POST /chat/completions."""
     body = await exchange.json()
     ask = await with_search(gateway, body)
+    await refuse_incomplete(gateway, ask.model, lambda: must_have_messages(body))
     await infer(gateway, exchange, ask, Wire.OPENAI, shows_usage=wants_usage(body))
 
 

@@ -6,7 +6,7 @@ from app.gateway.answering import Wire
 from app.gateway.call import Ask, Gateway
 from app.gateway.chat import stream_options, wants_usage
 from app.gateway.exchange import Body, Exchange
-from app.gateway.fields import number_of, text_of
+from app.gateway.fields import must_have, number_of, text_of
 from app.gateway.inference import (
     counting,
     estimate_of,
@@ -17,6 +17,7 @@ from app.gateway.inference import (
     texts_of,
     word_of,
 )
+from app.gateway.models import refuse_incomplete
 from app.gateway.upstreams import Target
 
 DEFAULT_MAX_TOKENS: Final = 1024
@@ -27,7 +28,9 @@ _MOST_PROMPTS: Final = 128
 async def completions(gateway: Gateway, exchange: Exchange) -> None:
     """POST /completions."""
     body = await exchange.json()
-    await infer(gateway, exchange, _ask(body), Wire.OPENAI, shows_usage=wants_usage(body))
+    ask = _ask(body)
+    await refuse_incomplete(gateway, ask.model, lambda: must_have(body, "prompt"))
+    await infer(gateway, exchange, ask, Wire.OPENAI, shows_usage=wants_usage(body))
 
 
 def _ask(body: Body) -> Ask:

@@ -8,7 +8,7 @@ from app.gateway.call import Ask, Gateway
 from app.gateway.count import most_tokens
 from app.gateway.errors import InvalidField
 from app.gateway.exchange import Exchange
-from app.gateway.fields import text_of
+from app.gateway.fields import must_have, text_of
 from app.gateway.inference import counting, infer, sent_on, texts_of, word_of
 from app.gateway.upstreams import Target
 
@@ -21,8 +21,7 @@ async def embeddings(gateway: Gateway, exchange: Exchange) -> None:
     model, form = text_of(body, "model"), word_of(body, "encoding_format")
     if form not in (None, "float", "base64"):
         raise InvalidField("encoding_format is float or base64", param="encoding_format")
-    if bytes(body.get("input", b"null")) in (b"null", b'""', b"[]"):
-        raise InvalidField("input is missing", param="input")
+    must_have(body, "input")
 
     def sent(target: Target, granted: int | None) -> bytes:
         return sent_on(body, model=target.upstream_model)

@@ -36,6 +36,22 @@ def number_of(body: Body, name: str, default: int, least: int, most: int) -> int
     return int(text)
 
 
+def must_have_messages(body: Body) -> None:
+    """One at least; what is in it the upstream judges. Raises InvalidField."""
+    must_have(body, "messages")
+    try:
+        msgspec.json.decode(body["messages"], type=list[dict[str, msgspec.Raw]])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidField("messages is a list of messages", param="messages") from None
+
+
+def must_have(body: Body, name: str) -> None:
+    """Something that is not empty. Raises InvalidField."""
+    said = bytes(body.get(name, b"null")).translate(None, b" \t\r\n")
+    if said in (b"null", b'""', b"[]"):
+        raise InvalidField(f"{name} is missing" if said == b"null" else f"{name} is empty", param=name)
+
+
 def _read(body: Body, name: str, kind: type[T] | object, default: T | None) -> T | None:
     raw = body.get(name)
     if raw is None or bytes(raw) == b"null":

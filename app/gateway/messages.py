@@ -11,8 +11,9 @@ from app.gateway.asking import NotSent, Silent, refusal_of
 from app.gateway.call import Ask, Gateway, unknown
 from app.gateway.errors import InvalidField, PluginUnavailable, Refusal, Told
 from app.gateway.exchange import Body, Exchange
-from app.gateway.fields import text_of
+from app.gateway.fields import must_have, must_have_messages, text_of
 from app.gateway.inference import counting, estimate_of, flag_of, infer, limit_of, limited, sent_on, word_of
+from app.gateway.models import refuse_incomplete
 from app.gateway.paths import EMPTY_BALANCE
 from app.gateway.upstreams import Target
 from app.gateway.websearch import own_searches, paying_for_own, results_asked
@@ -28,6 +29,8 @@ async def messages(gateway: Gateway, exchange: Exchange) -> None:
     body = _with_own_search(gateway, await exchange.json())
     model, most = text_of(body, "model"), limit_of(body, _LIMITS)
     flag_of(body, "stream")
+    await refuse_incomplete(gateway, model, lambda: must_have_messages(body))
+    await refuse_incomplete(gateway, model, lambda: must_have(body, "max_tokens"))
 
     def sent(target: Target, granted: int | None) -> bytes:
         changed: dict[str, Any] = limited(body, _LIMITS, granted, "max_tokens")
@@ -62,6 +65,7 @@ async def count_tokens(gateway: Gateway, exchange: Exchange) -> None:
     """POST /v1/messages/count_tokens: free, for a key with money behind it."""
     body = await exchange.json()
     model = text_of(body, "model")
+    await refuse_incomplete(gateway, model, lambda: must_have_messages(body))
     verdict = await gateway.meter.verify(exchange.shown(), model=model)
     if isinstance(verdict, Denied):
         raise Told(verdict, gateway.settings.low_balance_status)

@@ -1,12 +1,13 @@
 """The models that can be had here, with their prices: row 14. They are Satmeter's, narrowed to what some upstream serves."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from app.gateway.call import Gateway, unknown
 from app.gateway.catalogue import CatalogueAway
-from app.gateway.errors import Unpriced
+from app.gateway.errors import InvalidField, Unpriced
 from app.gateway.exchange import Exchange
 
 
@@ -25,6 +26,24 @@ async def model(gateway: Gateway, exchange: Exchange) -> None:
     if not found["data"]:
         raise unknown(name)
     await exchange.answer(200, msgspec.json.encode(found["data"][0]))
+
+
+async def refuse_incomplete(gateway: Gateway, model: str, check: Callable[[], None]) -> None:
+    """Raises what `check` raises, but first of all, of a model that is not sold, that."""
+    try:
+        check()
+    except InvalidField:
+        if not await is_sold(gateway, model):
+            raise unknown(model) from None
+        raise
+
+
+async def is_sold(gateway: Gateway, name: str) -> bool:
+    """Whether a model has a price, also where nobody can tell just now."""
+    try:
+        return bool((await _listed(gateway, "/v1/models", {"model": name, "type": "all"}))["data"])
+    except Unpriced:
+        return True
 
 
 async def _listed(gateway: Gateway, path: str, query: dict[str, str]) -> dict[str, Any]:

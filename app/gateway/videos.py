@@ -140,7 +140,7 @@ def _new_job(exchange: Exchange, wish: Wish, paid: Paid) -> Job:
     allowed: Allowed = paid.allowed
     now = time.time()
     return Job(
-        id=new_generation(), model=wish.model, account_id=allowed.account_id, key_sha256=(exchange.shown().sha256 or ""),
+        id=new_generation(), model=wish.model, account_id=allowed.account_id, key_sha256=(exchange.shown().whose or ""),
         request_id=allowed.request_id, hold_id=allowed.hold_id, held_until=now,
         estimated_cost_usd=usd_text(int(paid.estimated_usd * _NUSD)), created=int(now), upstream=paid.target.upstream.name,
         upstream_model=paid.target.upstream_model, provider=paid.target.upstream.provider, seconds=wish.seconds,
@@ -228,7 +228,7 @@ async def show(gateway: Gateway, filming: "Filming", exchange: Exchange, id: str
     """GET /v1/videos/{id}: 202 while it is made, 200 once it is over. Raises NothingThere, Told."""
     verdict = await gateway.meter.verify(exchange.shown())
     job = filming.jobs.find(id)
-    is_key = job is not None and job.key_sha256 == (exchange.shown().sha256 or "")
+    is_key = job is not None and job.key_sha256 == (exchange.shown().whose or "")
     if isinstance(verdict, Denied):
         if not (is_key and verdict.status in (402, 429, 503)):  # who has spent all may still see what it was spent on
             raise Told(verdict, gateway.settings.low_balance_status)

@@ -12,7 +12,8 @@
     ├─ InvalidField, AmountOutOfRange, UnsupportedCurrency,
     │  UnknownMethod, ModelNotPriced, WalletSilent, WalletNotUsable     422
     ├─ RateLimitExceeded, FundsHeld                                     429
-    └─ PaymentBackendUnavailable, PaymentPending, DatabaseUnavailable   503
+    └─ PaymentBackendUnavailable, PaymentPending, IssuerUnavailable,
+       DatabaseUnavailable                                              503
 
 Verbs raise them; only the HTTP doors render them. A message tells what was asked, what was found and
 what would help; a secret never reaches it.
@@ -271,6 +272,12 @@ class PaymentBackendUnavailable(AppError):
 
 class PaymentPending(PaymentBackendUnavailable):
     """The payment was made and is not credited yet; send the same proof again shortly, and do not pay again."""
+
+
+class IssuerUnavailable(AppError):
+    """The issuer of JWTs cannot be asked for its keys, so nobody can tell whether this one is good; ask again shortly."""
+
+    status, code, type = 503, "issuer_unavailable", "server_error"
 
 
 class DatabaseUnavailable(AppError):

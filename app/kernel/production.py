@@ -98,9 +98,12 @@ def _overheard(text: Text) -> Iterator[str]:
         "BTCPAY_URL": "a man in the middle could say that somebody paid",
         "LNBITS_URL": "a man in the middle could say that somebody paid",
         "RATE_URL": "a man in the middle could say what a coin is worth",
+        "JWT_JWKS": "a man in the middle could sign for every customer",
     }
+    found = {name: text(name) for name in reasons}
+    found["JWT_JWKS"] = found["JWT_JWKS"] or text("JWT_ISSUER")
     for name, reason in reasons.items():
-        if text(name).lower().startswith("http:"):
+        if found[name].lower().startswith("http:"):
             yield f"{name} is plain http ({reason}); use https"
 
 

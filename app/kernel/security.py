@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET_TEXT = re.compile(r"(sk|svc|adm)-([0-9A-Za-z]{43})([0-9A-Za-z]{6})", re.ASCII)
+_JWT_TEXT = re.compile(r"eyJ[0-9A-Za-z_-]+\.[0-9A-Za-z_-]+\.[0-9A-Za-z_-]+", re.ASCII)
+MOST_JWT_CHARS = 8192
 _CREDIT_ID_TEXT = re.compile(
     r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}", re.ASCII
 )
@@ -90,6 +92,17 @@ def is_wellformed(secret: str, prefix: str) -> bool:
     """Whether the checksum fits: rejects typos without asking the database; proves nothing else."""
     match = _SECRET_TEXT.fullmatch(secret)
     return match is not None and match[1] == prefix and match[3] == _checksum(match[1], match[2])
+
+
+def is_jwt(secret: str) -> bool:
+    """Whether it has the shape of a signed JWT in compact form, which begins with a JSON object; proves nothing else."""
+    return secret.startswith("eyJ") and len(secret) <= MOST_JWT_CHARS and _JWT_TEXT.fullmatch(secret) is not None
+
+
+def subject_hash(issuer: str, subject: str) -> bytes:
+    """What stands for a JWT's subject where a key has its SHA-256. It is no secret, and opens nothing: see `lookup_subject`."""
+    named = [text.encode() for text in ("jwt", issuer, subject)]
+    return hashlib.sha256(b"".join([len(part).to_bytes(4) + part for part in named])).digest()
 
 
 def new_credit_id() -> str:
@@ -164,6 +177,10 @@ class Pepper:
     def lookup_hashed(self, sha256: bytes) -> bytes:
         """The same for a proxy that only kept the key's SHA-256."""
         return self._hmac(b"lookup\x00" + sha256)
+
+    def lookup_subject(self, subject: bytes) -> bytes:
+        """The same for the subject of a JWT, which anybody may know: so no hash that a proxy tells leads to one."""
+        return self._hmac(b"subject\x00" + subject)
 
     def tag(self, purpose: bytes, *parts: bytes) -> bytes:
         """A 16-byte MAC over length-framed parts, one key per purpose."""

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from app.kernel.connection import POOLERS
@@ -39,6 +39,7 @@ _OURS = (
     "gateway",
 )
 """What may lie in DATA_DIR."""
+_JWT_SCOPES = ("spend", "balance", "topup", "activity", "keys")
 _COIN = re.compile("BTC|LTC|LBTC|XMR")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
@@ -108,6 +109,7 @@ class Settings:
     requests_per_minute_per_credit_id: int
     requests_per_minute_per_key: int
     requests_per_minute_per_service: int
+    requests_per_minute_per_admin: int
     reap_empty_days: int
     topups_waiting: int
     topups_per_hour: int
@@ -116,6 +118,11 @@ class Settings:
     offer_token_days: int
     offer_min_usd: str
     keyless_offer_usd: str
+    jwt_issuer: str
+    jwt_audience: tuple[str, ...]
+    jwt_jwks: str
+    jwt_claim: str
+    jwt_scopes: tuple[str, ...]
     keys_per_account: int
     cors_origins: tuple[str, ...]
     trusted_proxies: str
@@ -247,6 +254,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         requests_per_minute_per_credit_id=a_minute("CREDIT_ID", 600),
         requests_per_minute_per_key=a_minute("KEY", 1200),
         requests_per_minute_per_service=a_minute("SERVICE", 1_000_000),
+        requests_per_minute_per_admin=a_minute("ADMIN", 600),
         reap_empty_days=read.number("REAP_EMPTY_DAYS", 90, 0, 36_500),
         topups_waiting=read.number("TOPUPS_WAITING", 10, 1, 10**6),
         topups_per_hour=read.number("TOPUPS_PER_HOUR", 30, 1, 10**6),
@@ -255,6 +263,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         offer_token_days=read.number("OFFER_TOKEN_DAYS", 30, 1, 36_500),
         offer_min_usd=_offer_usd(read.text("OFFER_MIN_USD", "1"), "OFFER_MIN_USD"),
         keyless_offer_usd=_offer_usd(read.text("KEYLESS_OFFER_USD", ""), "KEYLESS_OFFER_USD"),
+        **_jwt(read),
         keys_per_account=read.number("KEYS_PER_ACCOUNT", 1000, 1, 10**6),
         cors_origins=_origins(read.text("CORS_ORIGINS", "*")),
         trusted_proxies=_networks(read.text("TRUSTED_PROXIES", ""), "TRUSTED_PROXIES"),
@@ -296,6 +305,37 @@ def _notice_secret(read: "_Reader") -> str:
     except ValueError:
         raise SettingsError("NOTICE_WEBHOOK_SECRET is not whsec_ and 24 to 64 random bytes in base64") from None
     return secret
+
+
+def _jwt(read: "_Reader") -> dict[str, Any]:
+    """Whose JWTs stand for keys; nobody's where JWT_ISSUER is not set. Raises SettingsError."""
+    issuer, audience = read.text("JWT_ISSUER", ""), _words(read.text("JWT_AUDIENCE", ""))
+    scopes = _words(read.text("JWT_SCOPES", "spend"))
+    if bool(issuer) != bool(audience) or (read.text("JWT_JWKS", "") and not issuer):
+        raise SettingsError(
+            "JWT_ISSUER and JWT_AUDIENCE are set together, or neither (then JWT_JWKS is for nothing); see deploy/.env.example"
+        )
+    if not scopes or set(scopes) - set(_JWT_SCOPES):
+        raise SettingsError(f"JWT_SCOPES is a list of {', '.join(_JWT_SCOPES)} with commas between them")
+    return {
+        "jwt_issuer": issuer, "jwt_audience": audience, "jwt_claim": read.text("JWT_CLAIM", "sub"), "jwt_scopes": scopes,
+        "jwt_jwks": _jwks(read.text("JWT_JWKS", f"{issuer.rstrip('/')}/.well-known/jwks.json")) if issuer else "",
+    }  # fmt: skip
+
+
+def _jwks(source: str) -> str:
+    """A file that can be read, or an address."""
+    if source.startswith(("http://", "https://")):
+        parts = urlsplit(source)
+        if not parts.hostname or parts.username or parts.fragment:
+            raise SettingsError("JWT_JWKS must be an http(s) URL without user and fragment, or the path of a file")
+    elif not Path(source).is_file():
+        raise SettingsError(f"JWT_JWKS={source!r} is no file that is there, and no http(s) URL")
+    return source
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def _relays(text: str) -> tuple[str, ...]:

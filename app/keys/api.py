@@ -333,13 +333,15 @@ def wanted_changes(data: KeyRequest) -> dict[str, Any]:
         changes["call_limit_nusd"] = _limit_of_a_call(data.max_usd_per_call)
     if data.requests_per_minute is not msgspec.UNSET:
         changes["requests_per_minute"] = data.requests_per_minute
-    if data.limits is not msgspec.UNSET:
+    is_short = any(changes.get(name) is not None for name in ("limit_nusd", "reset_period"))
+    if data.limits is not msgspec.UNSET and not (data.limits is None and is_short):
         changes["windows"] = _windows(data.limits or (), changes)
     return changes
 
 
 def _windows(limits: Sequence[LimitRequest], short: dict[str, Any]) -> list[Window]:
-    """Raises InvalidField, also where the short form was sent too and says something else."""
+    """Raises InvalidField, also where the short form was sent too and says something else. A null there says nothing beside them,
+    and nor does a null in their place beside it: there are clients that send every field."""
     windows = sorted(Window(_LIMIT_PERIODS[each.period], _limit(each.usd, "limits")) for each in limits)
     periods = [each.period for each in windows]
     twice = next((period for period in periods if periods.count(period) > 1), "")
@@ -350,7 +352,7 @@ def _windows(limits: Sequence[LimitRequest], short: dict[str, Any]) -> list[Wind
         "reset_period": windows[0].period if windows else None,
     }
     for name, param in (("limit_nusd", "usage_limit_usd"), ("reset_period", "reset_period")):
-        if short.pop(name, first[name]) != first[name]:
+        if short.pop(name, None) not in (None, first[name]):
             raise InvalidField(f"{param} and limits say different things; send one of them", param=param)
     return windows
 

@@ -98,6 +98,21 @@ class Keyring:
         }
         await self.write(session, known | {"ends_at": None, "label": label})
 
+    async def claim(
+        self, session: AsyncSession, subject: bytes, account_id: uuid.UUID, key_id: uuid.UUID
+    ) -> tuple[uuid.UUID, uuid.UUID]:
+        """Let a JWT's subject have this account and key, or learn which it has already; waits for who claims it just now."""
+        known: Row = {
+            "secret_hash": self._pepper.lookup_subject(subject), "kind": Kind.API_KEY.value, "account_id": account_id,
+            "key_id": key_id, "ends_at": None, "label": None,
+        }  # fmt: skip
+        await self.write(session, known, unless_there=True)
+        found = await row(
+            session, "SELECT account_id, key_id FROM credential WHERE secret_hash = :hash", hash=known["secret_hash"]
+        )
+        assert found is not None, "credentials of keys are never deleted"
+        return found["account_id"], found["key_id"]
+
     async def end(self, session: AsyncSession, known: Row, ends_at: datetime) -> None:
         """Let a credential hold until `ends_at` and no longer: it is written anew, with its proof, as it is never changed."""
         await row(session, "DELETE FROM credential WHERE secret_hash = :hash", hash=known["secret_hash"])
@@ -107,13 +122,14 @@ class Keyring:
         """The hash that a secret is known by."""
         return self._pepper.lookup(secret)
 
-    async def write(self, session: AsyncSession, known: Row) -> None:
+    async def write(self, session: AsyncSession, known: Row, *, unless_there: bool = False) -> None:
         """Write a credential as `known` has it, with its proof."""
         said = {name: known[name] for name in ("secret_hash", "kind", "account_id", "key_id", "ends_at", "label")}
         await row(
             session,
-            """INSERT INTO credential (secret_hash, kind, account_id, key_id, ends_at, label, proof)
-               VALUES (:secret_hash, :kind, :account_id, :key_id, :ends_at, :label, :proof)""",
+            f"""INSERT INTO credential (secret_hash, kind, account_id, key_id, ends_at, label, proof)
+                VALUES (:secret_hash, :kind, :account_id, :key_id, :ends_at, :label, :proof)
+                {"ON CONFLICT (secret_hash) DO NOTHING" if unless_there else ""}""",
             **said, proof=proof_of_credential(self._pepper, said),
         )  # fmt: skip
 
@@ -166,7 +182,11 @@ class Keyring:
 
     def masked(self, secret: str, key_id: uuid.UUID) -> bytes:
         """The SHA-256 of a key as it is kept: to the meter that is a credential, so the database alone may not tell it."""
-        return self._pepper.masked(hashlib.sha256(secret.encode()).digest(), b"api_key.hash", key_id.bytes)
+        return self.masked_subject(hashlib.sha256(secret.encode()).digest(), key_id)
+
+    def masked_subject(self, subject: bytes, key_id: uuid.UUID) -> bytes:
+        """The same of what a JWT's subject has in its place."""
+        return self._pepper.masked(subject, b"api_key.hash", key_id.bytes)
 
     def unmasked(self, kept: bytes | None, key_id: uuid.UUID) -> bytes | None:
         """The SHA-256 again, by which OpenRouter's clients name a key."""
@@ -202,6 +222,42 @@ async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, 
     them. Raises NameTaken when a live key of the account has that name, InvalidApiKey for a parent that works no more, InvalidField
     past what an account, a key or its parent may have.
     """
+    key_id, secret = new_id(), new_secret("sk")
+    kept = _Kept(preview(secret), keyring.seal(secret, account_id, key_id), keyring.masked(secret, key_id))
+    await _write_new(session, keyring, account_id, key_id, new, kept)
+    await keyring.register(session, secret, Kind.API_KEY, account_id, key_id)
+    await keyring.prove(session, account_id, key_id)
+    return await read(session, account_id, key_id), secret
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What a key's row has of its secret."""
+
+    preview: str
+    sealed: str | None
+    masked_hash: bytes
+
+
+async def issue_to_subject(
+    session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, key_id: uuid.UUID, subject: bytes, new: NewKey
+) -> None:
+    """Make the key that a subject's JWTs stand for, and nothing else does, once `Keyring.claim` gave it to the subject."""
+    kept = _Kept(subject_preview(subject), None, keyring.masked_subject(subject, key_id))
+    await _write_new(session, keyring, account_id, key_id, new, kept)
+    await keyring.prove(session, account_id, key_id)
+
+
+def subject_preview(subject: bytes) -> str:
+    """What is shown of a subject's key: it tells a subject from another, and not who it is."""
+    shown = subject.hex()
+    return f"jwt-{shown[:4]}…{shown[-4:]}"
+
+
+async def _write_new(
+    session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, key_id: uuid.UUID, new: NewKey, kept: _Kept
+) -> None:
+    """The key's row; nothing leads to it yet."""
     await _refuse_too_many(session, account_id, keyring.keys_per_account)
     above = await read_above(session, account_id, new.parent_id)
     scopes = new.scopes
@@ -215,7 +271,6 @@ async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, 
             requests_per_minute=new.requests_per_minute,
         )  # fmt: skip
     _refuse_too_large(new.name, scopes, new.allowed_models)
-    key_id, secret = new_id(), new_secret("sk")
     first, more = _first_and_more(new.all_windows)
     try:
         await row(
@@ -228,8 +283,7 @@ async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, 
                        :ancestor_ids, now(), CAST(:more_periods AS text[]), CAST(:more_limits_nusd AS bigint[]),
                        CASE WHEN CAST(:more AS int) > 0 THEN array_fill(now(), ARRAY[CAST(:more AS int)]) END,
                        CASE WHEN CAST(:more AS int) > 0 THEN array_fill(CAST(0 AS bigint), ARRAY[CAST(:more AS int)]) END)""",
-            account_id=account_id, id=key_id, name=new.name, preview=preview(secret),
-            sealed=keyring.seal(secret, account_id, key_id), masked_hash=keyring.masked(secret, key_id),
+            account_id=account_id, id=key_id, name=new.name, preview=kept.preview, sealed=kept.sealed, masked_hash=kept.masked_hash,
             limit_nusd=None if first is None else first.limit_nusd, reset_period=None if first is None else first.period,
             expire_at=new.expire_at, scopes=scopes, allowed_models=new.allowed_models, is_disabled=new.is_disabled,
             call_limit_nusd=new.call_limit_nusd, requests_per_minute=new.requests_per_minute, parent_id=new.parent_id,
@@ -238,9 +292,6 @@ async def issue(session: AsyncSession, keyring: Keyring, account_id: uuid.UUID, 
         )  # fmt: skip
     except IntegrityError as error:
         raise _name_taken(error, new.name) from None
-    await keyring.register(session, secret, Kind.API_KEY, account_id, key_id)
-    await keyring.prove(session, account_id, key_id)
-    return await read(session, account_id, key_id), secret
 
 
 def _first_and_more(windows: Sequence[Window]) -> tuple[Window | None, Sequence[Window]]:

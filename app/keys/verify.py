@@ -4,7 +4,7 @@ import hashlib
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.kernel.db import Database, Row, row
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, MalformedHeader, MissingScope
 from app.kernel.logs import log
-from app.kernel.security import Caller, Kind, Pepper, canonical_credit_id, is_wellformed
+from app.kernel.security import Caller, Kind, Pepper, canonical_credit_id, is_jwt, is_wellformed
 
 _CACHE_SIZE = 100_000
 PROOF_SCHEMES = ("l402", "lsat", "payment")
@@ -42,16 +42,28 @@ class Spending(Protocol):
         """The key that an invoice was made for. Its hash proves nothing."""
 
 
+class Subjects(Protocol):
+    """Knows JWTs, each of which stands for the key of its subject."""
+
+    async def subject(self, token: str) -> bytes:
+        """Whose it is, as `subject_hash` has it. Raises InvalidApiKey, IssuerUnavailable."""
+
+    async def opened(self, subject: bytes) -> KeyOwner:
+        """The key of a subject: made with an account of its own the first time, once, and never again."""
+
+
 class Verifier:
     """Looks credentials up. What a key may do now is never cached: that is decided by its row.
 
-    `proofs` knows proofs of payment, where there are any.
+    `proofs` knows proofs of payment, `subjects` JWTs, where there are any.
     """
 
     def __init__(self, db: Database, pepper: Pepper) -> None:
         self._db, self._pepper = db, pepper
         self.proofs: Spending | None = None
+        self.subjects: Subjects | None = None
         self._owners: OrderedDict[bytes, KeyOwner] = OrderedDict()
+        self._told: OrderedDict[bytes, KeyOwner] = OrderedDict()
 
     async def credit_id(self, text: str, *, also_over: bool = False) -> Caller:
         """Raises InvalidCreditId, alike for a malformed, an unknown and a rotated one; that is let by if `also_over`.
@@ -81,6 +93,8 @@ class Verifier:
 
     async def api_key(self, secret: str) -> Caller:
         """A live key as a caller. Raises InvalidApiKey, alike for unknown, revoked, disabled and expired ones."""
+        if self.takes_jwt(secret):
+            return await self._of_subject(secret)
         lookup = self._pepper.lookup(secret) if is_wellformed(secret, "sk") else self._pepper.lookup("")
         found = await self._db.one(_LIVE_KEY, {"hash": lookup})
         if found is None:
@@ -98,18 +112,43 @@ class Verifier:
         owner = await self.proofs.spent(proof, shown)
         if beside is not None and owner == shown:
             return beside
+        return await self._live(owner)
+
+    async def _of_subject(self, token: str) -> Caller:
+        """`lookup` is the subject's, as every token of theirs is the same caller's."""
+        assert self.subjects is not None
+        subject = await self.subjects.subject(token)
+        return replace(await self._live(await self._owner_of_subject(token, subject)), lookup=subject)
+
+    async def _live(self, owner: KeyOwner) -> Caller:
         found = await self._db.one(_LIVE_KEY_BY_ID, {"account_id": owner.account_id, "key_id": owner.key_id})
         if found is None:
             raise InvalidApiKey
         return Caller(Kind.API_KEY, owner.account_id, owner.key_id, _scopes(found))
 
+    def takes_jwt(self, secret: str) -> bool:
+        """Whether this is to be judged as a JWT."""
+        return self.subjects is not None and is_jwt(secret)
+
+    def is_key(self, secret: str) -> bool:
+        """Whether it has the shape of something that stands for a key here."""
+        return is_wellformed(secret, "sk") or self.takes_jwt(secret)
+
     async def asked_of(self, sha256: bytes) -> KeyOwner | None:
-        """The same for a proxy that only kept the SHA-256 of a key or of a payment's preimage: for a call that was admitted."""
-        owner = await self.owner_of(sha256=sha256)
+        """The same for a proxy that only kept the SHA-256 of a key, a JWT or a payment's preimage: for a call that was admitted.
+
+        Of JWTs only those that this process was shown are known so, also when they are over by now.
+        """
+        owner = self._told.get(sha256) or await self.owner_of(sha256=sha256)
         return owner if owner is not None or self.proofs is None else await self.proofs.asked_of(sha256)
 
     async def owner_of(self, *, secret: str | None = None, sha256: bytes | None = None) -> KeyOwner | None:
-        """The account and key a secret (or its SHA-256) was issued for; says nothing of what it may do now."""
+        """The account and key a secret (or its SHA-256) was issued for; says nothing of what it may do now.
+
+        Raises InvalidApiKey and IssuerUnavailable for a JWT.
+        """
+        if secret is not None and self.subjects is not None and is_jwt(secret):
+            return await self._owner_of_subject(secret, await self.subjects.subject(secret))
         if secret is not None:
             sha256 = hashlib.sha256(secret.encode()).digest()
         assert sha256 is not None
@@ -119,20 +158,31 @@ class Verifier:
             return cached
         if secret is not None and not is_wellformed(secret, "sk"):
             return None
-        return await self._look_up(sha256)
+        owner = await self._look_up(self._pepper.lookup_hashed(sha256))
+        return None if owner is None else _kept(self._owners, sha256, owner)
 
-    async def _look_up(self, sha256: bytes) -> KeyOwner | None:
+    async def _owner_of_subject(self, token: str, subject: bytes) -> KeyOwner:
+        assert self.subjects is not None
+        lookup = self._pepper.lookup_subject(subject)  # which no SHA-256 that a proxy tells can be
+        owner = self._owners.get(lookup) or await self._look_up(lookup) or await self.subjects.opened(subject)
+        _kept(self._told, hashlib.sha256(token.encode()).digest(), owner)
+        return _kept(self._owners, lookup, owner)
+
+    async def _look_up(self, lookup: bytes) -> KeyOwner | None:
         found = await self._db.one(
             "SELECT account_id, key_id FROM credential WHERE secret_hash = %(hash)s AND kind = 'api_key'",
-            {"hash": self._pepper.lookup_hashed(sha256)},
+            {"hash": lookup},
         )
-        if found is None:
-            return None
-        owner = KeyOwner(found["account_id"], found["key_id"])
-        self._owners[sha256] = owner
-        if len(self._owners) > _CACHE_SIZE:
-            self._owners.popitem(last=False)
-        return owner
+        return None if found is None else KeyOwner(found["account_id"], found["key_id"])
+
+
+def _kept(known: OrderedDict[bytes, KeyOwner], name: bytes, owner: KeyOwner) -> KeyOwner:
+    """Remembered, in place of what was not asked for the longest."""
+    known[name] = owner
+    known.move_to_end(name)
+    if len(known) > _CACHE_SIZE:
+        known.popitem(last=False)
+    return owner
 
 
 def credential_proof(

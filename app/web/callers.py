@@ -11,7 +11,7 @@ from litestar.handlers import BaseRouteHandler
 from app.admin.scopes import require_scope_of
 from app.admin.tokens import ServiceTokens
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, InvalidToken
-from app.kernel.security import Admin, Caller, Service, canonical_credit_id, is_wellformed
+from app.kernel.security import Admin, Caller, Kind, Service, canonical_credit_id
 from app.keys.verify import MANAGES_KEYS, Shown, Verifier, authenticate, key_of, refuse_ending, require_scope, the_only
 from app.metering.api.ext_authz import GATEWAY_HEADER
 from app.web.refusals import OPENROUTER
@@ -94,7 +94,7 @@ class Callers:
     async def _caller(self, lines: Lines) -> Known:
         """By credit id or API key."""
         shown = Shown.of(lines)
-        return Known(await authenticate(self._verifier, shown), shown.credit_id or shown.api_key or shown.proof or "")
+        return _known(await authenticate(self._verifier, shown), shown.credit_id or shown.api_key or shown.proof or "")
 
     async def _owner(self, lines: Lines) -> Known:
         """By credit id only: what an API key may not do."""
@@ -117,13 +117,13 @@ class Callers:
         shown = Shown.of(lines)
         if shown.credit_id is not None:
             return await self._caller(lines)
-        if shown.api_key is None or not is_wellformed(shown.api_key, "sk"):
+        if shown.api_key is None or not self._verifier.is_key(shown.api_key):
             raise InvalidCreditId(_NEEDS_MANAGER)
         caller = await self._verifier.api_key(shown.api_key)
         if caller.scopes is None:
             raise InvalidCreditId(_NEEDS_MANAGER)
         require_scope(caller, MANAGES_KEYS)
-        return Known(caller, shown.api_key)
+        return _known(caller, shown.api_key)
 
     async def _key(self, lines: Lines) -> Known:
         """By API key only: what is about the key itself."""
@@ -131,7 +131,7 @@ class Callers:
         if shown.api_key is None and shown.proof is None:
             raise InvalidApiKey("This is about the calling API key: send it as 'Authorization: Bearer sk-…'")
         owner = None if shown.credit_id is None else await self._verifier.credit_id(shown.credit_id)
-        return Known(await key_of(self._verifier, shown, owner), shown.api_key or shown.proof or "")
+        return _known(await key_of(self._verifier, shown, owner), shown.api_key or shown.proof or "")
 
     async def _service(self, lines: Lines) -> Known:
         """By service token."""
@@ -169,6 +169,12 @@ class Callers:
         if any(name == "authorization" and value.strip() for name, value in lines):
             raise InvalidApiKey
         return None
+
+
+def _known(caller: Caller, secret: str) -> Known:
+    """Whoever shows a JWT shows another one tomorrow, and is answered as the same."""
+    is_token = caller.kind is Kind.API_KEY and caller.lookup is not None
+    return Known(caller, caller.lookup.hex() if is_token and caller.lookup is not None else secret)
 
 
 def proves_itself(handler: BaseRouteHandler) -> bool:

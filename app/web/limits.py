@@ -1,4 +1,4 @@
-"""How many requests a minute: of a neighbourhood without a credential, of a credit id, of an API key, of a service token.
+"""How many requests a minute: of a neighbourhood without a credential, of a credit id, of a key, of a service or admin token.
 
 A credential that proves nothing is a stranger's. Health, metrics, the pages' files and the backends' webhooks are not counted.
 """
@@ -12,7 +12,7 @@ from litestar.handlers import BaseRouteHandler
 from app.kernel.db import Database
 from app.kernel.errors import InvalidApiKey, InvalidCreditId, InvalidToken
 from app.kernel.ratelimit import Allowances, Policy, blocks_of
-from app.kernel.security import Caller, Kind, Service
+from app.kernel.security import Admin, Caller, Kind, Service
 from app.kernel.settings import Settings
 from app.web.callers import Known
 from app.web.guards import Guard
@@ -29,6 +29,7 @@ class RequestLimits:
         self._per_block = settings.requests_per_minute_per_block
         self._credit_id = Policy("credit-id", settings.requests_per_minute_per_credit_id, _MINUTE_SECONDS)
         self._api_key = Policy("api-key", settings.requests_per_minute_per_key, _MINUTE_SECONDS)
+        self._admin = Policy("admin-token", settings.requests_per_minute_per_admin, _MINUTE_SECONDS)
         self._service = Policy("service-token", settings.requests_per_minute_per_service, _MINUTE_SECONDS)
 
     def asking(self, ask: Guard) -> Guard:
@@ -70,6 +71,8 @@ class RequestLimits:
                     await self._allowances.take(f"requests/key/{key_id}", self._api_key)
             case Service() as service:
                 await self.service(service)
+            case Admin(id=token_id):
+                await self._allowances.take(f"requests/admin/{token_id}", self._admin)
             case None:
                 await self._stranger(connection)
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from app.client import Allowed, Charged, Done, Estimate, Hold, Meter, Unavailable
+from app.client import Allowed, Charged, Denied, Done, Estimate, Hold, Meter, Unavailable
+from app.client.meter import key_hash
 from app.client.report import report
-from app.client.spool import Begun, Captured, Spool, SpoolFile, Told, outcomes, settling
+from app.client.spool import Asked, Begun, Captured, Spool, SpoolFile, Told, outcomes, settling
 from tests.client.houses import (
     ASKED,
     COST_USD,
@@ -270,6 +271,31 @@ async def test_the_spool_is_for_its_owner_alone(rig: Rig, customer: Customer, tm
         await meter.release(call)
 
 
+async def test_what_was_asked_about_and_never_forwarded_is_given_back(
+    rig: Rig, customer: Customer, tmp_path: Path
+) -> None:
+    """Whether its authorize arrived or not. What Satmeter denied, or was not asked, leaves nothing behind."""
+    wire = Wire(rig)
+    async with await a_meter(rig, tmp_path, wire) as meter:
+        assert isinstance(await meter.authorize("sk-unknown", model=MODEL, estimate=ASKED), Denied)
+        wire.is_cut = True
+        assert isinstance(await meter.authorize(customer.api_key, model=MODEL, estimate=ASKED), Unavailable)
+    assert files(tmp_path) == []
+    left = SpoolFile.locked(tmp_path / "gone.spool", is_new=True)
+    assert left is not None
+    for number, has_arrived in enumerate((True, False)):
+        left.append(Asked(f"asked-{number}", key_hash(customer.api_key)))
+        if has_arrived:
+            await rig.authorize(customer.api_key, "0.5", request_id=f"asked-{number}")
+    left.close()
+    wire.is_cut = False
+    async with await a_meter(rig, tmp_path, wire) as meter:
+        await eventually(lambda: open_holds(rig) == 0)
+        await eventually(lambda: meter.owed == 0 and wire.paths().count("/v1/meter/release") == 3, seconds=20)
+    assert files(tmp_path) == []
+    assert set(holds(rig).values()) == {"released"}
+
+
 # --- kill -9 ---
 
 STORY = """
@@ -333,7 +359,8 @@ async def test_kill_9_at_any_moment_of_a_call_charges_it_once(rig: Rig, customer
             assert charged == (0 if cost_usd is None or where == "told" else cost_usd), where
             assert files(tmp_path / where) == []
     assert len(calls(rig)) == 4
-    assert open_holds(rig) == 1, "of the call that was allowed and never made: it expires, and gives its money back"
+    assert open_holds(rig) == 0
+    assert "released" in holds(rig).values(), "the call that was allowed and never made"
 
 
 def _kill(*arguments: str) -> None:

@@ -93,6 +93,10 @@ async def test_money_that_calls_in_flight_hold_is_waited_for(rig: Rig, tmp_path:
         (b'{"model": "gpt-4o-mini", "messages": [], "n": 1000}', 422, "invalid_field", "n"),
         (b'{"model": "gpt-4o-mini", "messages": [], "max_tokens": -5}', 422, "invalid_field", "max_tokens"),
         (b'{"model": "gpt-4o-mini", "messages": [], "fallbacks": "gpt-4o"}', 422, "invalid_field", "fallbacks"),
+        (b'{"model": "gpt-4o-mini"}', 422, "invalid_field", "messages"),
+        (b'{"model": "gpt-4o-mini", "messages": [ ]}', 422, "invalid_field", "messages"),
+        (b'{"model": "gpt-4o-mini", "messages": "Hello"}', 422, "invalid_field", "messages"),
+        (b'{"model": "gpt-4o-mini", "messages": ["Hello"]}', 422, "invalid_field", "messages"),
         (b'{"model": "gpt-99", "messages": []}', 404, "model_not_found", "model"),
     ],
 )
@@ -103,6 +107,41 @@ async def test_what_cannot_be_read_or_is_not_sold(
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
     assert await street.log() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/completions", {"model": "gpt-4o-mini"}, "prompt"), ("/v1/completions", {"model": "gpt-4o-mini", "prompt": []}, "prompt"),
+        ("/v1/embeddings", {"model": "text-embedding-3-small", "input": [ ]}, "input"),
+    ],
+)  # fmt: skip
+async def test_a_call_without_what_it_is_about_is_refused_before_it_is_made(
+    street: Street, path: str, body: Any, param: str
+) -> None:
+    answer = await street.post(path, body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)
+    stranger = await street.post(path, body, authorization="Bearer sk-unknown")
+    assert stranger.status_code == 401
+    assert await street.log() == []
+
+
+@pytest.mark.parametrize("missing", ["messages", "max_tokens"])
+async def test_a_message_to_anthropic_needs_what_anthropic_needs(street: Street, missing: str) -> None:
+    body: Any = {"model": "claude-sonnet-4-6", "max_tokens": 5, "messages": HELLO}
+    answer = await street.post("/v1/messages", body | {missing: None}, x_api_key=street.api_key)
+    told = answer.json()
+    assert (answer.status_code, told["type"], missing in told["error"]["message"]) == (422, "error", True)
+    assert await street.log() == []
+
+
+async def test_nobody_provides_what_is_not_sold(street: Street) -> None:
+    """Also where an upstream would take every name."""
+    for model, status in (("gpt-4o-mini", 200), ("pureai/gemma-3-4b-it", 200), ("nobody-has-this", 404)):
+        answer = await street.http.get(
+            f"{street.url}/v1/providers", params={"model": model}, headers={"x-api-key": street.api_key}
+        )
+        assert answer.status_code == status, model
 
 
 async def test_an_unknown_path_and_another_method(street: Street) -> None:

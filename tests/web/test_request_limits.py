@@ -53,7 +53,7 @@ def within_one_minute() -> float:
 async def test_each_caller_has_a_limit_of_its_own(clean: str, settings: Settings) -> None:
     limits = {
         "requests_per_minute_per_block": 5, "requests_per_minute_per_credit_id": 6, "requests_per_minute_per_key": 7,
-        "requests_per_minute_per_service": 8, "accounts_per_hour_per_block": 100,
+        "requests_per_minute_per_service": 8, "requests_per_minute_per_admin": 9, "accounts_per_hour_per_block": 100,
     }  # fmt: skip
     async with opened(clean, settings, now=within_one_minute, **limits) as door:
         one, other = await door.customer(), await door.customer()
@@ -84,6 +84,11 @@ async def test_each_caller_has_a_limit_of_its_own(clean: str, settings: Settings
         count, refused = await until_refused(verify)
         assert 8 <= count <= 9, "a portion more, in one process"
         is_a_refusal(refused, "service-token", 8)
+
+        operator = await door.admin()
+        count, refused = await until_refused(lambda: door.ask("GET", "/admin/accounts", operator))
+        assert count == 9
+        is_a_refusal(refused, "admin-token", 9)
 
 
 async def test_the_hot_routes_tell_where_a_service_stands_and_stop_it(clean: str, settings: Settings) -> None:

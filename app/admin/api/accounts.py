@@ -211,10 +211,10 @@ class AdminAccountsController(Controller):
         data: JSONBody[SearchRequest],
     ) -> AccountsPage:
         """By account id, credit id, API key, its masked form, SHA-256 or id, by a top-up's id, invoice or address, by a
-        payment's hash or transaction: what stands in a body is in no log of addresses."""
+        payment's hash or transaction, by the subject of a JWT: what stands in a body is in no log of addresses."""
 
         async def effect(session: AsyncSession) -> AccountsPage:
-            found = await accounts.search(session, settings.pepper, data.q)
+            found = await accounts.search(session, settings.pepper, data.q, settings.jwt_issuer)
             return _page(found[:100], 100)
 
         return await once.do(AccountsPage, effect)
@@ -355,7 +355,7 @@ class AdminAccountsController(Controller):
     ) -> AccountsPage:
         if not q.isprintable() or not q.strip() or len(q) > 2000:
             raise InvalidField("q is what to look for, a line of at most 2,000 characters", param="q")
-        found = await db.transaction(lambda session: accounts.search(session, settings.pepper, q))
+        found = await db.transaction(lambda session: accounts.search(session, settings.pepper, q, settings.jwt_issuer))
         wanted = [
             each for each in found
             if (status is None or each["status"] == status) and (before_id is None or each["id"] < before_id)

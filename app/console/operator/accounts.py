@@ -92,7 +92,7 @@ async def search(
     asked = form.text("q")
     if not asked.isprintable() or not 0 < len(asked) <= 2000:
         raise InvalidField("Say what to look for, in a line of at most 2,000 characters.", param="q")
-    found = await db.transaction(lambda session: accounts.search(session, settings.pepper, asked))
+    found = await db.transaction(lambda session: accounts.search(session, settings.pepper, asked, settings.jwt_issuer))
     if len(found) == 1:
         return frame.see(f"/operator/accounts/{found[0]['id']}")
     return frame.answer("Accounts", *found_page(frame, found), wide=True)
