@@ -52,8 +52,9 @@
     setTimeout(() => { delete form.dataset.sent; }, 5000);
   });
 
+  /* By keyboard an arrow key chooses each option that it passes: there Enter or the button sends. */
   document.addEventListener("change", (event) => {
-    if (event.target.matches("form[data-submits] *")) event.target.form.requestSubmit();
+    if (event.target.matches("form[data-submits] :not(:focus-visible)")) event.target.form.requestSubmit();
   });
 
   const colours = ["#3b6cf6", "#0c9a6c", "#d9822b", "#a855c7", "#d6455d", "#0e94a8", "#8b8f1f", "#7a7a88"];
