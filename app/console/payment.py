@@ -183,7 +183,7 @@ def _to_pay(settings: Settings, found: Receipt, place: str) -> Node:
             p[code(class_="where")[topup["destination"]]],
             div(class_="acts")[_copy(topup["destination"], f"Copy the {'invoice' if found.method.is_lightning else 'address'}")],
             (topup["fee_coin_units"] or 0) > 0 and p(class_="quiet")[f"Includes a network fee of {coins(topup['fee_coin_units'], coin)}."],
-            p["Pay before ", moment(topup["expires_at"], counts_down=True), "."],
+            p["Time left: ", moment(topup["expires_at"], counts_down=True)],
             _elsewhere(settings, found),
         ],
     ]  # fmt: skip
