@@ -1,15 +1,16 @@
 """Debian's Chromium and somebody who sits before it: with a mouse, by keyboard alone, without scripts, in the dark, at 390 px."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import WebDriverException
+from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver.common.by import By
 
 from tests.console import axe
@@ -92,12 +93,17 @@ class Person:
         said = f"[normalize-space()='{words}']"
         there = " | ".join(f"//main//{each}{said}" for each in ("button", "a", "summary"))
         around = " | ".join(f"//{each}{said}" for each in ("button", "a"))
-        for xpath in (there, around):
-            seen = [each for each in self.browser.find_elements(By.XPATH, xpath) if each.is_displayed()]
-            if seen:
-                seen[0].click()
-                return self._listen()
-        raise AssertionError(f"nothing to press says {words!r} on {self.browser.current_url}:\n{self.text}")
+
+        def is_pressed() -> bool:
+            for xpath in (there, around):
+                for each in self.browser.find_elements(By.XPATH, xpath):
+                    with contextlib.suppress(StaleElementReferenceException):  # it was of the page before
+                        if each.is_displayed():
+                            each.click()
+                            return True
+            return False
+
+        self._wait(is_pressed, f"nothing to press says {words!r}")
 
     def fill(self, **fields: str) -> None:
         for name, text in fields.items():
@@ -109,17 +115,20 @@ class Person:
     def text(self) -> str:
         return self.browser.find_element(By.TAG_NAME, "body").text
 
-    def sees(self, words: str, seconds: float = WAIT_SECONDS) -> None:
+    def sees(self, words: str) -> None:
         def is_there() -> bool:
             try:
                 return words in self.text
             except WebDriverException:  # the page is being drawn anew
                 return False
 
+        self._wait(is_there, f"{words!r} is not there")
+
+    def _wait(self, is_true: Callable[[], bool], otherwise: str) -> None:
         try:
-            eventually(is_there, seconds)
+            eventually(is_true, WAIT_SECONDS)
         except AssertionError:
-            raise AssertionError(f"{words!r} is not on {self.browser.current_url}:\n{self.text}") from None
+            raise AssertionError(f"{otherwise}, on {self.browser.current_url}:\n{self.text}") from None
         self._listen()
 
     def sign_in(self, credential: str) -> None:

@@ -99,7 +99,7 @@ def test_a_wallet_is_connected_and_refills_the_balance_by_itself(person: Person)
     person.visit("/console/autotopup")
     person.fill(nwc_url="nostr+walletconnect://nobody")
     person.press("Connect")
-    assert person.browser.find_element(By.CSS_SELECTOR, "[role=alert]").is_displayed()
+    eventually(lambda: person.browser.find_elements(By.CSS_SELECTOR, "[role=alert]"), WAIT_SECONDS)
     with httpx.Client(base_url=f"http://127.0.0.1:{program.sandbox_port}", trust_env=False, timeout=15) as sandbox:
         connection = sandbox.get("/sandbox/wallet").json()["uri"]
     person.fill(nwc_url=connection)

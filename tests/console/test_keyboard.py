@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,69 @@ def test_no_page_holds_the_focus_or_hides_it(person: Person) -> None:
     for path in ("/", "/wallet", "/notices"):
         person.visit(f"http://127.0.0.1:{person.program.sandbox_port}{path}")
         assert person.walk() > 2
+
+
+@pytest.fixture
+def scriptless(person: Person) -> Iterator[Person]:
+    """Somebody whose browser runs no scripts."""
+    person.browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    yield person
+    person.browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_a_customer_does_everything_without_scripts(scriptless: Person) -> None:
+    person = scriptless
+    person.visit("/console/sign-in")
+    person.press("Open an account")
+    person.sees("shown now and never again")
+    found = re.search(r"[0-9a-f]{8}-[0-9a-f-]{27}", person.text)
+    assert found is not None
+    person.press("I have kept it: go on")
+    person.press("Top up")
+    person.press("Pay with Bitcoin Lightning")
+    person.sees("Send exactly")
+    assert person.browser.find_elements(By.CSS_SELECTOR, "noscript, meta[http-equiv=refresh]")
+    topup = person.asks("GET", "/topups", {"x-credit-id": found[0]})["data"][0]
+    person.drive(topup["invoice_id"], "pay")
+    person.sees("was added to the balance")  # the page asks again by itself
+    person.press("Keys")
+    person.fill(name="laptop")
+    person.press("Make a key")
+    person.sees("Keep it")
+    person.press("Keys")
+    person.press("laptop")
+    person.press("Revoke this key…")
+    person.press("Revoke it")
+    person.sees("The key is revoked")
+    person.press("Activity")
+    person.browser.find_element(By.CSS_SELECTOR, "input[name=by]:not(:checked) + span").click()
+    person.press("Show")
+    eventually(lambda: "by=" in person.browser.current_url)
+    person.press("Sign out")
+    person.sees("You are signed out")
+
+
+def test_an_operator_does_everything_without_scripts(scriptless: Person) -> None:
+    person = scriptless
+    account = person.account()
+    person.sign_in_as_operator()
+    person.visit("/operator/accounts")
+    person.fill(q=account["credit_id"])
+    person.press("Find")
+    person.sees("Credit or debit")
+    person.fill(amount_usd="2.5", reason="goodwill")
+    person.press("See what it does")
+    person.press("Credit it")
+    person.sees("Done, and written to the log.")
+    person.visit("/operator/prices")
+    person.press("Put a markup")
+    person.fill(factor="1.1")
+    person.press("Put it")
+    person.sees("× 1.1")
+    person.press("End")
+    person.sees("It ends in a few seconds.")
+    made = person.topup(account, "btc", "20")
+    person.visit("/operator/topups?state=open")
+    person.press("Bitcoin")
+    person.press("What does it say now?")
+    person.sees(made["invoice_id"])
