@@ -164,9 +164,9 @@ def _prices(person: Person, folder: Path) -> None:
     person.tab_to(name="feature")
     person.type("web")
     person.tab_to(name="price_usd")
-    person.type("0.02")
+    person.type("0.03")
     person.key("Enter")
-    person.sees("calls that use web")
+    person.sees("$0.03 a call")
 
 
 def test_no_page_holds_the_focus_or_hides_it(person: Person) -> None:
