@@ -41,6 +41,13 @@ return {
   place: [...document.querySelectorAll('*')].indexOf(it),
 };
 """
+_SETTLED: Final = """
+if (matchMedia('(prefers-color-scheme: dark)').matches !== arguments[0]) return false;
+const gliding = document.getAnimations();
+gliding.forEach(each => each.finish());
+return gliding.length === 0;
+"""
+"""Whether the page looks as it will; what is in motion is brought to its end, which may set what hangs on it in motion."""
 _SPECIMENS: Final = """
 for (const group of document.querySelectorAll('section[data-group]'))
   [...group.querySelectorAll(':scope > section.card')].slice(2).forEach(each => each.remove());
@@ -220,6 +227,8 @@ class Person:
             self.looks(dark=dark, size=size)
             self.shoot(f"{name}-{'dark' if dark else 'light'}-{size[0]}")
             self._sized(*size)
+            # Colours glide from light to dark, and one that is on its way is no page's.
+            eventually(lambda dark=dark: self.browser.execute_script(_SETTLED, dark), WAIT_SECONDS)  # type: ignore[misc]
             width = self.browser.execute_script("return document.scrollingElement.scrollWidth")
             found += [f"{path} is {width} px wide at {size[0]}"] * (width > size[0])
             if (dark, size) == (False, WIDE):
