@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,8 +151,7 @@ class Person:
         self.sees("Since midnight, UTC")
 
     def operator_token(self) -> str:
-        name = f"ops-{len(self.program.answer('token', 'list'))}-{id(self) % 10**6}"
-        return str(self.program.answer("token", "create", "--admin", name)["token"])
+        return str(self.program.answer("token", "create", "--admin", f"ops-{secrets.token_hex(8)}")["token"])
 
     # --- by keyboard --------------------------------------------------------------------------------
 
