@@ -344,7 +344,7 @@ async def test_the_pages_load_nothing_from_elsewhere_and_mention_every_path_and_
     assert re.findall(r"@import|url\(", page.text) == []
 
 
-_STEPS = [(guide.id, step) for guide in GUIDES for step in guide.steps]
+_STEPS = [(guide.id, step) for guide in GUIDES for step in guide.steps if step.code.startswith("curl ")]
 
 
 @pytest.mark.parametrize(("guide", "step"), _STEPS, ids=[f"{guide}: {step.title}" for guide, step in _STEPS])
@@ -371,11 +371,35 @@ async def test_every_command_of_a_guide_is_one_that_the_contract_takes(rig: Rig,
         if caller == "service token":
             assert sent & {"authorization", "x-service-token"}
     if callers(operation) != ["no credential"]:
-        assert sent & {"authorization", "x-credit-id"}
+        assert sent & {"authorization", "x-credit-id", "x-api-key"}
     if "-d" in words:
         body = json.loads(words[words.index("-d") + 1])
         assert _faults(contract, operation["requestBody"]["content"]["application/json"]["schema"], body) == []
-    assert ("-d" in words) == ("requestBody" in operation and operation["requestBody"]["required"])
+    assert "-d" in words or not operation.get("requestBody", {}).get("required")
+
+
+async def test_the_guide_for_agents_tells_how_to_pay_a_refusal_and_every_tool_of_the_mcp_server() -> None:
+    pytest.importorskip("mcp")
+    from app.agents.server import make_server
+    from app.agents.wire import Account
+
+    [guide] = [each for each in GUIDES if each.id == "guide-agents"]
+    told = " ".join(step.code + step.after for step in guide.steps)
+    tools = await make_server(Account("http://127.0.0.1", None, "sk-x"), allow_spend=True).list_tools()
+    for words in (
+        "WWW-Authenticate",
+        "L402",
+        "Payment",
+        "metadata.offer",
+        "X-Topup-Offer",
+        "satmeter mcp",
+        *(f"`{one.name}`" for one in tools),
+    ):
+        assert words in told, words
+    [others] = [
+        [step.code for step in each.steps if not step.code.startswith("curl ")] for each in GUIDES if each is guide
+    ]
+    assert others == ['pip install "satmeter[mcp]"\nSATMETER_URL=$BASE SATMETER_API_KEY=$API_KEY satmeter mcp']
 
 
 async def test_the_guides_stand_before_the_reference(rig: Rig) -> None:

@@ -132,6 +132,28 @@ GUIDES: Final = (
                 "  -d '{\"amount\": 5, \"currency\": \"USD\"}'",
                 "`lightning_invoice` is what its wallet pays.",
             ),
+            Step(
+                "Open a funded account with one payment",
+                f"curl -i -X POST $BASE/accounts/create \\\n  {_JSON} \\\n  -d '{{\"amount\": 5000, \"currency\": \"SATS\"}}'",
+                "The answer is a 402 with one Lightning invoice in `error.metadata.lightning_invoice`, and twice in `WWW-Authenticate`: an `L402` and a"
+                " `Payment` challenge. A wallet that speaks either (lnget, Alby's `fetch402`, l402-requests) pays it and asks again with the"
+                " proof; that is answered 201 with the account. The same proof opens the same account for a day.",
+            ),
+            Step(
+                "A call that is refused for want of money can be paid at once",
+                "curl -i $BASE/v1/meter/ext-authz \\\n  -H \"X-Service-Token: $SERVICE_TOKEN\" \\\n  -H \"x-api-key: $API_KEY\"",
+                "A 402 `insufficient_balance` bears such an offer, in `error.metadata.offer`. Send the key as `x-api-key`: payers write over"
+                " `Authorization`. The proof is `L402 <macaroon>:<preimage>`, which stands for the key again and again, or `Payment <b64>`, good"
+                " for one call. A 503 after paying means: send the same proof after `Retry-After`, and never pay twice. `X-Topup-Offer: none`"
+                " asks for no offer.",
+            ),
+            Step(
+                "Its tools over MCP",
+                "pip install \"satmeter[mcp]\"\nSATMETER_URL=$BASE SATMETER_API_KEY=$API_KEY satmeter mcp",
+                "A server over stdio; `--http PORT` serves streamable HTTP on loopback. It reads: `balance`, `activity`, `explain_charge`,"
+                " `topup_status`. With `--allow-spend` it commits money and rights too: `create_topup`, `create_child_key` and, where"
+                " `SATMETER_CREDIT_ID` is set, `connect_wallet`.",
+            ),
         ),
     ),
     Guide(

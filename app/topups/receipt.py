@@ -170,9 +170,11 @@ class Receipt:
     @property
     def is_watched(self) -> bool:
         """Whether something may still happen to it: somebody looks on."""
-        return self.stage in (Stage.PREPARED, Stage.OPEN, Stage.PARTLY, Stage.CONFIRMING) or (
-            self.topup["watch_until"] > self.at and self.stage in (Stage.EXPIRED, Stage.PARTLY_EXPIRED)
-        )
+        if self.stage in (Stage.PREPARED, Stage.OPEN, Stage.PARTLY, Stage.CONFIRMING):
+            return True
+        is_uncredited = self.stage is Stage.PAID and self.credited_nusd == 0
+        is_over_time = self.stage in (Stage.EXPIRED, Stage.PARTLY_EXPIRED)
+        return bool(self.topup["watch_until"] > self.at) and (is_uncredited or is_over_time)
 
 
 def receipt_token(pepper: Pepper, account_id: uuid.UUID, topup_id: uuid.UUID) -> str:

@@ -190,7 +190,7 @@ async def test_a_top_up_is_made_once_paid_and_told_live_until_it_is_over(door: D
     answers = [await visitor.post("/console/topup", fields) for _ in range(3)]
     (address,) = {answer.headers["location"] for answer in answers}
     page = (await visitor.get(address)).body.decode()
-    assert "Waiting for payment" in page
+    assert "Waiting for your payment" in page
     qr = await visitor.get(f"{address}/qr.svg")
     assert (qr.status, qr.headers["content-type"]) == (200, "image/svg+xml")
     jar = {"Cookie": "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())}
@@ -202,7 +202,7 @@ async def test_a_top_up_is_made_once_paid_and_told_live_until_it_is_over(door: D
     told = await asyncio.wait_for(telling, WAIT_SECONDS)
     assert told.headers["content-type"].startswith("text/event-stream")
     assert told.content.endswith(b"event: over\ndata: over\n\n")
-    assert b"$25.00 was added to your balance" in told.content
+    assert b"$25.00 was added to the balance" in told.content
     assert "Paid" in (await visitor.get("/console/topup")).body.decode()
 
 

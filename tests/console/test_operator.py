@@ -283,18 +283,74 @@ async def test_margins_are_of_the_calls_whose_providers_cost_is_known(door: Door
     assert "m 2 $3.00 1 $0.60 $0.40 40.0 %" in await read(await signed_in(door), "/operator/prices")
 
 
-async def test_a_markup_is_put_and_ended(door: Door) -> None:
+RULES = {
+    "override": (
+        "overrides",
+        {"model": "m", "provider": "p", "dimension": "input", "price_usd": "0.15", "per_units": "1000000", "min_input_tokens": "200000"},
+        "Override m of p, input, from 200,000 input tokens $0.15 / 1M",
+    ),
+    "override of an image": (
+        "overrides",
+        {"model": "painter", "dimension": "images", "price_usd": "0.04", "per_units": "1", "attributes": "quality=hd"},
+        "Override painter, images, quality=hd $0.04 each",
+    ),
+    "markup": ("markups", {"scope": "default", "factor": "1.2", "per_request_usd": "0.001"}, "Markup every call × 1.2 and $0.001 a call"),
+    "markup of a model": ("markups", {"scope": "model", "subject": "m", "factor": "0.9"}, "Markup model m × 0.9"),
+    "fee": ("fees", {"feature": "web", "price_usd": "0.02"}, "Fee calls that use web $0.02 a call"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "wish", "words"), RULES.values(), ids=list(RULES))
+async def test_a_rule_of_each_kind_is_made_once_as_the_wire_tells_it_and_ended(
+    door: Door, where: str, wish: dict[str, str], words: str
+) -> None:
+    visitor, owner = await signed_in(door), await operator(door.rig)
+    bearer = {"Authorization": f"Bearer {owner.token}"}
+    there = f"/operator/prices/{where}"
+    fields = hidden_of((await visitor.get("/operator/prices")).body.decode(), there) | wish
+    for _ in range(2):
+        assert (await visitor.post(there, fields)).headers["location"] == "/operator/prices?said=rule-made"
+    assert words in await read(visitor, "/operator/prices")
+    [rule] = json.loads((await door.ask("GET", "/admin/prices/rules", bearer)).body)["data"]
+    assert {name: str(rule[name]) for name in wish if name not in ("per_units", "price_usd")} == {
+        name: text for name, text in wish.items() if name not in ("per_units", "price_usd")
+    }
+    await visitor.submit("/operator/prices", f"/operator/prices/rules/{rule['id']}/end")
+    assert [act for act, _, _ in acts(door)] == [f"prices.{rule['kind']}", "prices.end"]
+
+
+async def test_a_rule_holds_from_the_moment_that_was_filled_in_as_utc(door: Door) -> None:
     visitor = await signed_in(door)
-    await visitor.submit(
-        "/operator/prices", "/operator/prices/markups", scope="default", factor="1.2", per_request_usd="0.001"
-    )
-    page = await read(visitor, "/operator/prices")
-    assert "Markup every call × 1.2 and $0.001 a call" in page
-    [(rule_id,)] = door.rig.sql("SELECT id FROM markup")
-    await visitor.submit("/operator/prices", f"/operator/prices/rules/{rule_id}/end")
-    assert [act for act, _, _ in acts(door)] == ["prices.markup", "prices.end"]
-    odd = await visitor.submit("/operator/prices", "/operator/prices/markups", scope="default", factor="-1")
-    assert odd.status == 422
+    fee = {"feature": "web", "price_usd": "0.02", "effective_from": "2099-01-31T08:30"}
+    await visitor.submit("/operator/prices", "/operator/prices/fees", **fee)
+    assert door.rig.sql("SELECT effective_from AT TIME ZONE 'UTC' FROM fee")[0][0].isoformat() == "2099-01-31T08:30:00"
+
+
+@pytest.mark.parametrize(
+    ("where", "wish"),
+    [
+        ("markups", {"scope": "default", "factor": "-1"}),
+        ("markups", {"scope": "everything", "factor": "1"}),
+        ("markups", {"scope": "account", "subject": "nobody", "factor": "2"}),
+        ("markups", {"scope": "default", "factor": "2", "effective_from": "tomorrow"}),
+        ("overrides", {"model": "m", "dimension": "input", "price_usd": "-1", "per_units": "1"}),
+        ("overrides", {"model": "m", "dimension": "smell", "price_usd": "1", "per_units": "1"}),
+        ("overrides", {"model": "m", "dimension": "input", "price_usd": "1", "per_units": "0"}),
+        ("overrides", {"model": "m", "dimension": "input", "price_usd": "1", "per_units": "x"}),
+        ("overrides", {"dimension": "input", "price_usd": "1", "per_units": "1"}),
+        ("fees", {"feature": "web", "price_usd": "dear"}),
+        ("fees", {"feature": "web"}),
+        ("fees", {"price_usd": "1"}),
+    ],
+)
+async def test_a_rule_that_is_none_is_refused_with_what_is_wrong_and_nothing_is_written(
+    door: Door, where: str, wish: dict[str, str]
+) -> None:
+    visitor = await signed_in(door)
+    answer = await visitor.submit("/operator/prices", f"/operator/prices/{where}", **wish)
+    assert answer.status in (400, 422)
+    assert 'class="problem" role="alert"' in answer.body.decode()
+    assert acts(door) == []
 
 
 async def test_a_token_is_made_shown_once_and_revoked(door: Door) -> None:
@@ -346,6 +402,7 @@ def _acts_of(door: Door, account: str, key: str, topup: str) -> dict[str, str]:
         f"{there}/keys/{key}/disable": "support", f"{there}/keys/{key}/revoke": "support", f"{there}/adjust": "money",
         f"{topups}/reconcile": "support", f"{topups}/resolve": "money", "/operator/prices/import": "prices",
         "/operator/prices/1/activate": "prices", "/operator/prices/markups": "prices",
+        "/operator/prices/overrides": "prices", "/operator/prices/fees": "prices",
         f"/operator/prices/rules/{account}/end": "prices", "/operator/tokens": "tokens",
         f"/operator/tokens/{account}/revoke": "tokens", "/operator/accounts/search": "read", "/operator/audit/start": "read",
     }  # fmt: skip

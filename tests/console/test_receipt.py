@@ -1,7 +1,7 @@
 """The receipt: what came and what is to go, to the last unit; a sum that adds up; words for people; nothing of its own runs."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from html import unescape
 
@@ -189,6 +189,134 @@ async def test_the_receipts_data_and_its_page_tell_the_same(door: Door) -> None:
     page = words_of(await page_of(door, path))
     assert f"{told_payment['value'].normalize():f} XMR" in page
     assert f"−{told_payment['fee'].normalize():f} XMR" in page
+
+
+@dataclass(frozen=True)
+class Story:
+    """Payments as shares of what was asked, in time and late; whether the time ran out; and what the page says of it."""
+
+    says: str
+    in_time: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
+    runs_out: bool = False
+    fee: str = "0"
+    is_payable: bool = False
+
+
+STORIES = {
+    "unpaid": Story("Waiting for your payment.", is_payable=True),
+    "part-paid": Story("Part of it has arrived: {of}; {to_go} to go.", ("0.4",), is_payable=True),
+    "part-paid twice, with a fee": Story("Part of it has arrived: {of}; {to_go} to go.", ("0.3", "0.2"), fee="0.000002", is_payable=True),
+    "settled": Story("Paid. Thank you.", ("1",)),
+    "settled with a fee": Story("Paid. Thank you.", ("1",), fee="0.000002"),
+    "settled by several": Story("Paid. Thank you.", ("0.5", "0.25", "0.25"), fee="0.000002"),
+    "over-paid": Story("Paid. More came than was asked: all of it is credited.", ("1.25",)),
+    "over-paid by several": Story("Paid. More came than was asked: all of it is credited.", ("0.8", "0.7"), fee="0.000002"),
+    "late": Story("It was paid after its time was over.", late=("1",), runs_out=True, fee="0.000002"),
+    "late in part": Story("Its time is over. Part of it has arrived: {of}.", late=("0.5",), runs_out=True),
+    "late to the rest": Story("It was paid after its time was over.", ("0.5",), ("0.5",), runs_out=True, fee="0.000002"),
+    "expired": Story("Its time is over, and nothing has arrived.", runs_out=True),
+    "expired with a part": Story("Its time is over. Part of it has arrived: {of}.", ("0.5",), runs_out=True, fee="0.000002"),
+}  # fmt: skip
+
+
+async def played(door: Door, invoice_id: str, story: Story) -> None:
+    """All that happens to the invoice in the story, and we hear of it."""
+    btcpay, fee = door.rig.btcpay, D(story.fee)
+    for is_late, share in [*((False, each) for each in story.in_time), *((True, each) for each in story.late)]:
+        btcpay.pay(invoice_id, share=D(share), late=is_late)
+    invoice = btcpay.invoices[invoice_id]
+    paid = tuple(replace(each, value=each.value + fee, fee=fee) for each in invoice.payments)
+    status = InvoiceStatus.EXPIRED if story.runs_out else invoice.status
+    # Fees come on top of what is asked, so that shares stay what the story says.
+    asked = replace(invoice, total=invoice.total + fee * len(paid), payments=paid, fee=fee, status=status)
+    btcpay.invoices[invoice_id] = replace(asked, paid=sum((each.value for each in paid), D(0)))
+    await door.rig.poll()
+
+
+def sum_of(page: str) -> list[tuple[str, Decimal]]:
+    """The lines of what was added: their names and dollars."""
+    found = re.search(r'aria-label="What was added to the balance">(.*?)</table>', page, re.DOTALL)
+    rows = re.findall(r"<tr><td[^>]*>(.*?)</td>.*?(−?)\$([\d.,]+)</td></tr>", found[1] if found else "", re.DOTALL)
+    return [(words_of(name), D(sign.replace("−", "-") + dollars.replace(",", ""))) for name, sign, dollars in rows]
+
+
+@pytest.mark.parametrize(("method", "amount"), METHODS)
+async def test_both_pages_of_a_payment_tell_it_alike_and_add_up_from_its_payments(
+    door: Door, method: str, amount: str
+) -> None:
+    for name, story in STORIES.items():
+        try:
+            await told_rightly(door, method, amount, story)
+        except AssertionError as error:
+            error.add_note(f"the story: {name}")
+            raise
+
+
+async def told_rightly(door: Door, method: str, amount: str, story: Story) -> None:
+    customer, invoice_id, path = await topup(door, method, amount)
+    await played(door, invoice_id, story)
+    page = await page_of(door, path)
+    visitor = Visitor(door)
+    await visitor.sign_in(customer.credit_id)
+    [(topup_id, account_id, asked_units)] = door.rig.sql(
+        "SELECT id, account_id, total_coin_units FROM topup WHERE invoice_id = %s", invoice_id
+    )
+    own = (await visitor.get(f"/console/topups/{topup_id}")).body.decode()
+    assert drawing_of(own, f"/console/topups/{topup_id}") == drawing_of(page, path)
+
+    places, coin = (
+        {"btc-lightning": 11, "btc": 11, "xmr": 12}.get(method, 8),
+        {"xmr": "XMR", "ltc": "LTC", "lbtc": "L-BTC"}.get(method, "BTC"),
+    )
+    payments = door.rig.sql(
+        "SELECT payment_id, value_coin_units, fee_coin_units FROM payment WHERE topup_id = %s", topup_id
+    )
+    values, fees = ([D(each[place]).scaleb(-places) for each in payments] for place in (1, 2))
+    asked, words = D(asked_units).scaleb(-places), words_of(page)
+    came, to_go = plain(sum(values, D(0))), max(D(0), asked - sum(values, D(0)))
+    assert story.says.format(of=f"{came} of {plain(asked)} {coin}", to_go=f"{plain(to_go)} {coin}") in words
+    assert (f"Send exactly {plain(to_go)} {coin}" in words, "qr.svg" in page) == (story.is_payable, story.is_payable)
+    for (payment_id, *_), value in zip(payments, values, strict=True):
+        assert payment_id in page
+        assert f"{plain(value)} {coin}" in words
+    assert (f"Received {came} {coin}" in words) == (len(payments) > 1)
+
+    said = exact(await door.rig.client.get(f"/topup/status/{invoice_id}", headers=customer.key))
+    lines, (total, credited, bonus) = (
+        sum_of(page),
+        (said["credited_usd"] + said["bonus_usd"], said["credited_usd"], said["bonus_usd"]),
+    )
+    worth = sum((value - fee for value, fee in zip(values, fees, strict=True)), D(0)) * said["rate_usd"]
+    # What came in time is credited when the invoice is full or its time is over.
+    assert abs(credited - worth * (not story.is_payable)) <= D("0.01")
+    [(posted_nusd,)] = door.rig.sql("SELECT sum(posted_nusd)::bigint FROM account WHERE id = %s", account_id)
+    assert total == D(posted_nusd).scaleb(-9)
+    if total == 0:
+        assert lines == []
+        return
+    (last, shown_total), parts = lines[-1], [line for line in lines[:-1] if line[0] != "Credited"]
+    assert (last, shown_total) == ("Added to the balance", total)
+    assert sum(dollars for _, dollars in parts) == total
+    assert sum(name.startswith("Payment ") for name, _ in parts) == len(payments)
+    assert sum(dollars for name, dollars in parts if name.startswith("Bonus")) == bonus
+    assert [name for name, _ in parts].count("Network fee") == (D(story.fee) > 0)
+    assert (f"−{plain(sum(fees, D(0)))} {coin}" in words) == (D(story.fee) > 0)
+    assert not [word for word in WIRE_WORDS if word in words]
+
+
+def drawing_of(page: str, place: str) -> str:
+    """The payment as it is drawn, wherever it stands; seconds pass between two looks at it."""
+    begin, end = (
+        page.index('<div class="banner">') if '<div class="banner">' in page else page.index('id="receipt"'),
+        page.index("noprint"),
+    )
+    return page[begin:end].replace(place, "")[: page[begin:end].replace(place, "").rindex("</section>")]
+
+
+def plain(value: Decimal) -> str:
+    """Without an exponent or zeros at its end."""
+    return f"{value.normalize():f}" if value else "0"
 
 
 @pytest.mark.parametrize("what", ["", "/qr.svg", "/live"])

@@ -1,9 +1,6 @@
 """What a payer sees: a top-up of each method, paid from the sandbox's page in a real browser."""
 
 import contextlib
-import os
-import shutil
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,11 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.program import Program, eventually, installation
+from tests.chromium import SCREENSHOTS, browser, program
+from tests.program import Program, eventually
 
 pytestmark = pytest.mark.slow
-SCREENSHOTS = os.environ.get("SCREENSHOTS")
-"""A folder to leave pictures in, for whoever wants to look."""
-
+__all__ = ["browser", "program"]
 CASES = [
     ("btc-lightning", "SATS", "10000", Decimal("6.825")),
     ("btc", "USD", "20", Decimal(20)),
@@ -28,31 +24,6 @@ CASES = [
     ("lbtc", "USD", "5", Decimal(5)),
     ("xmr", "XMR", "0.1", Decimal(15)),
 ]
-
-
-@pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    with installation() as made:
-        made.run()
-        yield made
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium and chromedriver here; on Debian: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=900,1100",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    yield made
-    made.quit()
 
 
 def _shoot(browser: webdriver.Chrome, name: str) -> None:

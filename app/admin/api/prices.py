@@ -204,6 +204,23 @@ class Ended(msgspec.Struct, frozen=True):
     ended: UUID
 
 
+async def put(session: AsyncSession, wish: OverrideRequest | MarkupRequest | FeeRequest) -> commands.Answer:
+    """A rule as it was asked for, here or by a form. Raises InvalidField."""
+    match wish:
+        case OverrideRequest():
+            return await commands.override_price(
+                session, wish.model, wish.dimension.value, _usd(wish.price_usd, "price_usd"), per=wish.per_units, provider=wish.provider,
+                from_tokens=wish.min_input_tokens, attributes=wish.attributes, since=wish.effective_from,
+            )  # fmt: skip
+        case MarkupRequest():
+            return await commands.put_markup(
+                session, wish.scope, wish.subject, factor=_usd(wish.factor, "factor"),
+                per_request_usd=_usd(wish.per_request_usd, "per_request_usd"), since=wish.effective_from,
+            )  # fmt: skip
+        case FeeRequest():
+            return await commands.ask_fee(session, wish.feature, _usd(wish.price_usd, "price_usd"), wish.effective_from)
+
+
 class AdminPricesController(Controller):
     """The price catalogue, and what stands on top of it. Needs an admin token."""
 
@@ -302,10 +319,7 @@ class AdminPricesController(Controller):
         """From a few seconds on, or from `effective_from`. It ends the one before it."""
 
         async def effect(session: AsyncSession) -> RuleView:
-            made = await commands.override_price(
-                session, data.model, data.dimension.value, _usd(data.price_usd, "price_usd"), per=data.per_units, provider=data.provider,
-                from_tokens=data.min_input_tokens, attributes=data.attributes, since=data.effective_from,
-            )  # fmt: skip
+            made = await put(session, data)
             await noting(settings.pepper, admin)(session, "override", made.data)
             return RuleView.of(made.data)
 
@@ -322,10 +336,7 @@ class AdminPricesController(Controller):
         """From a few seconds on, or from `effective_from`. It ends the one of this subject before it."""
 
         async def effect(session: AsyncSession) -> RuleView:
-            made = await commands.put_markup(
-                session, data.scope, data.subject, factor=_usd(data.factor, "factor"), per_request_usd=_usd(data.per_request_usd, "per_request_usd"),
-                since=data.effective_from,
-            )  # fmt: skip
+            made = await put(session, data)
             await noting(settings.pepper, admin)(session, "markup", made.data)
             return RuleView.of(made.data)
 
@@ -342,7 +353,7 @@ class AdminPricesController(Controller):
         """From a few seconds on, or from `effective_from`. It ends the fee of this feature before it."""
 
         async def effect(session: AsyncSession) -> RuleView:
-            made = await commands.ask_fee(session, data.feature, _usd(data.price_usd, "price_usd"), data.effective_from)
+            made = await put(session, data)
             await noting(settings.pepper, admin)(session, "fee", made.data)
             return RuleView.of(made.data)
 

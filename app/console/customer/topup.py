@@ -1,10 +1,10 @@
 """Top up: which way and how much; then a page to pay at, that tells live what has come."""
 
-import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -14,7 +14,6 @@ from htpy import (
     button,
     details,
     div,
-    fragment,
     nav,
     option,
     p,
@@ -35,7 +34,7 @@ from htpy import (
 from htpy import (
     input as input_,
 )
-from litestar import Response, get, post
+from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
@@ -43,7 +42,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.console.door import still_here
 from app.console.forms import Form
-from app.console.payment import facts, is_over, is_payable, pill, qr_svg, story, to_pay
+from app.console.payment import changes, payment_page, pill, title
+from app.console.receipt import qr_answer, seen_by
 from app.console.session import Customer, SignedOut
 from app.console.shell import HEADERS, SAID, Frame, Page, card, choices, empty, labelled, problem
 from app.console.words import amount, dollars, moment
@@ -68,23 +68,12 @@ CHIPS: Final = {
     "LTC": ("0.1", "0.5", "1"), "LBTC": ("0.0001", "0.0005", "0.001"), "XMR": ("0.05", "0.1", "0.5"),
 }  # fmt: skip
 _PAGE: Final = 10
-_LOOK_EVERY_SECONDS: Final = 1
-_LOOKS: Final = 600
-"""A page that is left open asks anew after ten minutes."""
 
 
 class Made(msgspec.Struct, frozen=True):
     """The top-up that a form made."""
 
     topup_id: UUID
-
-
-@runtime_checkable
-class Leaving(Protocol):
-    """Whether this process is about to stop."""
-
-    @property
-    def is_near(self) -> Any: ...
 
 
 # --- choose -----------------------------------------------------------------------------------------
@@ -232,20 +221,18 @@ async def pay(
     customer: NamedDependency[Customer], frame: NamedDependency[Frame], db: NamedDependency[Database],
     settings: NamedDependency[Settings], topup_id: FromPath[str],
 ) -> Page:  # fmt: skip
+    """The receipt's page, in the customer's frame."""
     require_scope(customer.caller, "topup")
-    receipt = await _own_receipt(db, customer, topup_id)
-    topup = receipt.topup
-    live = {"hx-sse:connect": f"/console/topups/{topup['id']}/live", "hx-sse:close": "over", "hx-swap": "innerHTML"}
-    box = (
-        div(id="live", class_="card", aria_live="polite")
-        if is_over(topup)
-        else div(live, id="live", class_="card", aria_live="polite")
-    )
+    found = await _own_receipt(db, customer, topup_id)
     return frame.answer(
-        f"Top up {amount(topup['amount_units'], topup['currency'])}",
-        box[pay_page(receipt, settings)],
-        settings.uses_sandbox and topup["checkout_url"] and _sandbox(topup["checkout_url"]),
-        refresh=0 if is_over(topup) else 5,
+        title(found),
+        *payment_page(settings, found, f"/console/topups/{found.topup['id']}"),
+        div(class_="acts noprint")[
+            a(href="/console", class_="button outline")["Home"],
+            a(href="/console/topup", class_="button outline")["Another top-up"],
+            a(href=receipt_url(settings, found.topup["account_id"], found.topup["id"]), class_="button outline")["Receipt to share"],
+        ],
+        refresh=10 if found.is_watched else 0,
     )  # fmt: skip
 
 
@@ -254,41 +241,30 @@ async def qr(
     customer: NamedDependency[Customer], db: NamedDependency[Database], topup_id: FromPath[str]
 ) -> Response[bytes]:
     require_scope(customer.caller, "topup")
-    receipt = await _own_receipt(db, customer, topup_id)
-    if not is_payable(receipt.topup):
-        raise InvoiceNotFound("There is nothing to pay any more.")
-    return Response(qr_svg(receipt.topup), media_type="image/svg+xml", headers=HEADERS)
+    return qr_answer(await _own_receipt(db, customer, topup_id))
 
 
 @get("/console/topups/{topup_id:str}/live")
 async def live(
-    customer: NamedDependency[Customer], db: NamedDependency[Database], settings: NamedDependency[Settings],
-    verifier: NamedDependency[Verifier], departure: NamedDependency[Leaving], topup_id: FromPath[str],
+    request: Request[Any, Any, Any], customer: NamedDependency[Customer], db: NamedDependency[Database],
+    settings: NamedDependency[Settings], verifier: NamedDependency[Verifier], departure: NamedDependency[Any],
+    topup_id: FromPath[str],
 ) -> Stream:  # fmt: skip
-    """What has come, as it comes: the page's own box again whenever it would say something else; then `over`."""
+    """What has come, as it comes, until it is over or the session is."""
     require_scope(customer.caller, "topup")
     first = await _own_receipt(db, customer, topup_id)
 
-    async def telling() -> AsyncIterator[str]:
-        receipt, told = first, ""
-        for _ in range(_LOOKS):
-            text = str(fragment[pay_page(receipt, settings)])
-            if text != told:
-                told = text
-                yield "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
-            if is_over(receipt.topup):
-                yield "event: over\ndata: over\n\n"
-                return
-            await asyncio.sleep(_LOOK_EVERY_SECONDS)
-            if departure.is_near():
-                return
-            try:
-                require_scope((await still_here(db, verifier, customer.session)).caller, "topup")
-            except (SignedOut, MissingScope):
-                return
-            receipt = await _own_receipt(db, customer, topup_id)
+    async def read_again() -> Receipt:
+        require_scope((await still_here(db, verifier, customer.session)).caller, "topup")
+        return await _own_receipt(db, customer, topup_id)
 
-    return Stream(telling(), media_type="text/event-stream", headers=HEADERS)
+    async def telling() -> AsyncIterator[str]:
+        place = f"/console/topups/{first.topup['id']}"
+        with contextlib.suppress(SignedOut, MissingScope):
+            async for each in changes(read_again, settings, departure, place, seen_by(request)):
+                yield each
+
+    return Stream(telling(), media_type="text/event-stream", headers=dict(HEADERS))
 
 
 async def _own_receipt(db: Database, customer: Customer, text: str) -> Receipt:
@@ -302,26 +278,6 @@ async def _own_receipt(db: Database, customer: Customer, text: str) -> Receipt:
         return await read_receipt(session, account_id, topup_id)
 
     return await db.transaction(work)
-
-
-def pay_page(receipt: Receipt, settings: Settings) -> tuple[Element | bool, ...]:
-    topup = receipt.topup
-    return (
-        p[pill(topup), " ", span[story(topup)]],
-        is_payable(topup) and to_pay(topup, f"/console/topups/{topup['id']}/qr.svg"),
-        facts(receipt),
-        div(class_="acts")[
-            a(href=receipt_url(settings, topup["account_id"], topup["id"]), class_="button outline")["Receipt"],
-            is_over(topup) and a(href="/console/topup", class_="button outline")["Top up again"],
-            bool(topup["credited_nusd"]) and a(href="/console", class_="button")["Home"],
-        ],
-    )
-
-
-def _sandbox(checkout_url: str) -> Element:
-    return div(class_="banner")[
-        p["This is the sandbox: no real money moves. ", a(href=checkout_url)["Its checkout has a button that pays."]]
-    ]
 
 
 # --- what was made before ---------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """*Prices*: what is sold now, a new sheet with what it would change, its activation, the rules on top, and the margins."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, Final
 
-from htpy import Node, a, button, code, div, label, option, p, select
+import msgspec
+from htpy import Node, a, button, code, details, div, label, option, p, select, summary
 from htpy import form as form_
 from htpy import input as input_
 from litestar import get, post
@@ -15,22 +17,38 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.admin.api.prices import FeeRequest, MarkupRequest, OverrideRequest, put
 from app.admin.margins import Margin, margins
 from app.admin.prices import noting
 from app.console.forms import Form
 from app.console.operator.accounts import Done
-from app.console.operator.acting import ACTIVATE, END_RULE, IMPORT, MARKUP, READ, act, acting, line, may, pill, sheet
+from app.console.operator.acting import (
+    ACTIVATE,
+    END_RULE,
+    FEE,
+    IMPORT,
+    MARKUP,
+    OVERRIDE,
+    READ,
+    act,
+    acting,
+    line,
+    may,
+    pill,
+    sheet,
+)
 from app.console.session import Operator
 from app.console.shell import SAID, Frame, Page, card, labelled, problem
 from app.console.words import about, count, moment
 from app.kernel.db import Database, Row
 from app.kernel.errors import AppError, InvalidField, NotFound
+from app.kernel.reading import read
 from app.kernel.settings import Settings
 from app.pricing import commands
 from app.pricing.catalogue import Change, Diff, active_version, diff, prices_of, versions
 from app.pricing.importer import read_prices
 from app.pricing.quote import rounded_text
-from app.pricing.rows import PriceRow, explained
+from app.pricing.rows import Dimension, PriceRow, explained
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 SAID.update(
@@ -40,8 +58,14 @@ SAID.update(
         "rule-ended": "It ends in a few seconds. What calls have cost stays.",
     }
 )
+_RULES: Final[dict[str, tuple[str, type[OverrideRequest | MarkupRequest | FeeRequest]]]] = {
+    "override": (OVERRIDE, OverrideRequest), "markup": (MARKUP, MarkupRequest), "fee": (FEE, FeeRequest),
+}  # fmt: skip
+"""By what right each rule is made, and what it takes."""
+_WHOLE: Final = ("per_units", "min_input_tokens")
 _SHOWN: Final = 100
 _VERSIONS: Final = 20
+_PER: Final = ((10**6, "a million of them"), (1000, "a thousand"), (1, "one"))
 _SCOPES: Final = {
     "default": "Every call",
     "provider": "A provider's calls",
@@ -130,28 +154,57 @@ async def activate(
     return frame.see("/operator/prices", "activated")
 
 
+@post("/operator/prices/overrides")
+async def put_override(
+    operator: NamedDependency[Operator], form: NamedDependency[Form], frame: NamedDependency[Frame],
+    db: NamedDependency[Database], settings: NamedDependency[Settings],
+) -> Page:  # fmt: skip
+    return await _put(operator, form, frame, db, settings, "override")
+
+
 @post("/operator/prices/markups")
 async def put_markup(
     operator: NamedDependency[Operator], form: NamedDependency[Form], frame: NamedDependency[Frame],
     db: NamedDependency[Database], settings: NamedDependency[Settings],
 ) -> Page:  # fmt: skip
-    admin = acting(operator, MARKUP)
+    return await _put(operator, form, frame, db, settings, "markup")
+
+
+@post("/operator/prices/fees")
+async def put_fee(
+    operator: NamedDependency[Operator], form: NamedDependency[Form], frame: NamedDependency[Frame],
+    db: NamedDependency[Database], settings: NamedDependency[Settings],
+) -> Page:  # fmt: skip
+    return await _put(operator, form, frame, db, settings, "fee")
+
+
+async def _put(operator: Operator, form: Form, frame: Frame, db: Database, settings: Settings, kind: str) -> Page:
+    """A rule, once however often its form is sent; what it asks is read as the API reads it."""
+    route, asked = _RULES[kind]
+    admin = acting(operator, route)
 
     async def effect(session: AsyncSession) -> Done:
-        made = await commands.put_markup(
-            session, form.text("scope"), form.text("subject"), factor=form.text("factor") or "1",  # type: ignore[arg-type]
-            per_request_usd=form.text("per_request_usd") or "0", since=None,
-        )  # fmt: skip
-        await noting(settings.pepper, admin)(session, "markup", made.data)
+        made = await put(session, wish)
+        await noting(settings.pepper, admin)(session, kind, made.data)
         return Done()
 
     try:
-        if form.text("scope") not in _SCOPES:
-            raise InvalidField("Say on whose calls.", param="scope")
+        wish = read(_as_json(form, asked), asked)
         await form.once.do(Done, effect)
-    except InvalidField as error:
+    except AppError as error:
+        if error.status not in (400, 422):
+            raise
         return await _shown(frame, operator, db, "", error)
     return frame.see("/operator/prices", "rule-made")
+
+
+def _as_json(form: Form, asked: type[msgspec.Struct]) -> bytes:
+    """What was filled in, as a program would send it; what was left empty is left out. Times are UTC."""
+    told: dict[str, Any] = {name: form.text(name) for name in asked.__struct_fields__ if form.has(name)}
+    told |= {name: int(told[name]) for name in _WHOLE if re.fullmatch(r"\d{1,15}", told.get(name, ""), re.ASCII)}
+    if "effective_from" in told:
+        told["effective_from"] += "Z" if told["effective_from"].count(":") == 2 else ":00Z"
+    return msgspec.json.encode(told)
 
 
 @post("/operator/prices/rules/{rule_id:uuid}/end")
@@ -206,8 +259,8 @@ def prices_page(frame: Frame, operator: Operator, sold: Sold, error: AppError | 
         card(_versions(sold), title="Sheets"),
         may(operator, IMPORT) and card(_importing(frame), title="Import a sheet"),
         card(_margins(sold.margins), title="Margins by model, yesterday and today, UTC"),
-        card(_rules(frame, operator, sold.rules), title="Markups, prices of your own and fees"),
-        may(operator, MARKUP) and card(_marking(frame), title="Put a markup"),
+        card(_rules(frame, operator, sold.rules), title="Prices of your own, markups and fees"),
+        _making(frame, operator),
         card(_prices(sold), title="Sold now"),
     )
 
@@ -272,7 +325,10 @@ def _whose(rule: dict[str, Any]) -> str:
     if rule["kind"] == "fee":
         return f"calls that use {rule['feature']}"
     if rule["kind"] == "override":
-        return f"{rule['model']}, {rule['dimension']}" + (f", {rule['attributes']}" if rule["attributes"] else "")
+        seller = f" of {rule['provider']}" if rule["provider"] else ""
+        least = f", from {rule['min_input_tokens']:,} input tokens" if rule["min_input_tokens"] else ""
+        asked = f", {rule['attributes']}" if rule["attributes"] else ""
+        return f"{rule['model']}{seller}, {rule['dimension'].replace('_', ' ')}{least}{asked}"
     return "every call" if rule["scope"] == "default" else f"{rule['scope']} {rule['subject']}"
 
 
@@ -280,7 +336,43 @@ def _asks(rule: dict[str, Any]) -> str:
     if rule["kind"] == "markup":
         extra = f" and ${rule['per_request_usd']} a call" if rule["per_request_usd"] not in ("0", None) else ""
         return f"× {rule['factor']}{extra}"
-    return f"${rule['price_usd']}"
+    if rule["kind"] == "fee":
+        return f"${rule['price_usd']} a call"
+    return _each(Dimension(rule["dimension"]), Fraction(rule["price_usd"]))
+
+
+def _making(frame: Frame, operator: Operator) -> Node:
+    """The forms for a rule of each kind, as far as the token may make them."""
+    forms = (
+        (OVERRIDE, "Ask a price of your own", _overriding), (MARKUP, "Put a markup", _marking), (FEE, "Ask a fee for a feature", _asking),
+    )  # fmt: skip
+    made = [details[summary[words], draw(frame)] for route, words, draw in forms if may(operator, route)]
+    return len(made) > 0 and card(
+        p(class_="quiet")[
+            "Each ends the one like it before, and stands in the log. Calls that began keep their prices."
+        ],
+        *made,
+        title="Change what is asked",
+    )
+
+
+def _overriding(frame: Frame) -> Node:
+    counted = select(name="dimension")[(option(value=each.value)[each.value.replace("_", " ")] for each in Dimension)]
+    units = select(name="per_units")[(option(value=str(each))[words] for each, words in _PER)]
+    return act(
+        frame, "/operator/prices/overrides", "Ask this price",
+        div(class_="row")[
+            labelled("Model", input_(name="model", required=True, maxlength="200")),
+            labelled("Provider", input_(name="provider", maxlength="200"), "Empty: whoever serves it."),
+            labelled("What is counted", counted),
+            labelled("Price, USD", input_(name="price_usd", required=True, inputmode="decimal", maxlength="22"), "0 is free of charge."),
+            labelled("For", units),
+            labelled("From input tokens", input_(name="min_input_tokens", inputmode="numeric", maxlength="12"), "For longer calls only; empty: all."),
+            labelled("Only calls asked like this", input_(name="attributes", maxlength="500"), "Such as quality=hd;size=1024x1024."),
+            _since(),
+        ],
+        look="",
+    )  # fmt: skip
 
 
 def _marking(frame: Frame) -> Node:
@@ -292,9 +384,27 @@ def _marking(frame: Frame) -> Node:
             labelled("Which", input_(name="subject", maxlength="200"), "The provider, the model or the account's id."),
             labelled("Factor", input_(name="factor", inputmode="decimal", value="1", maxlength="11"), "1.2 is 20 % on top."),
             labelled("On each call, USD", input_(name="per_request_usd", inputmode="decimal", value="0", maxlength="22")),
+            _since(),
         ],
         look="",
     )  # fmt: skip
+
+
+def _asking(frame: Frame) -> Node:
+    return act(
+        frame, "/operator/prices/fees", "Ask this fee",
+        div(class_="row")[
+            labelled("Feature", input_(name="feature", required=True, maxlength="200"), "As the proxy names it, such as web."),
+            labelled("On each call that uses it, USD", input_(name="price_usd", required=True, inputmode="decimal", maxlength="22")),
+            _since(),
+        ],
+        look="",
+    )  # fmt: skip
+
+
+def _since() -> Node:
+    hint = "Empty: in a few seconds."
+    return labelled("Holds from, UTC", input_(name="effective_from", type="datetime-local"), hint)
 
 
 def _prices(sold: Sold) -> Node:
@@ -317,11 +427,14 @@ def _prices(sold: Sold) -> Node:
 
 
 def _asked(price: PriceRow) -> str:
+    return _each(price.dimension, Fraction(price.price_pusd, price.per_units) / 10**12)
+
+
+def _each(dimension: Dimension, each_usd: Fraction) -> str:
     """For a million tokens, or for one of anything else."""
-    each = Fraction(price.price_pusd, price.per_units) / 10**12
-    if "token" in explained(price.dimension):
-        return f"${rounded_text(each * 10**6, 12)} / 1M"
-    return f"${rounded_text(each, 15)} each"
+    if "token" in explained(dimension):
+        return f"${rounded_text(each_usd * 10**6, 12)} / 1M"
+    return f"${rounded_text(each_usd, 15)} each"
 
 
 def version_page(
@@ -379,4 +492,4 @@ def _percent(change: Change) -> str:
     return f"{'+' if text[0].isdigit() else ''}{text.replace('-', '−')} %" if text[-1].isdigit() else text
 
 
-handlers = (prices, import_file, show_version, activate, put_markup, end_rule)
+handlers = (prices, import_file, show_version, activate, put_override, put_markup, put_fee, end_rule)
