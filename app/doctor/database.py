@@ -176,9 +176,9 @@ async def _replayed(standby: psycopg.AsyncConnection[dict[str, Any]], written: s
         found = await (await standby.execute(_REPLAYED.encode(), [written])).fetchone()
         assert found is not None
         if found["late_seconds"] == 0 or not left:
-            break
+            return found
         await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
-    return found
+    raise AssertionError("it is looked at least once")
 
 
 def standby_line(is_standby: bool, is_ours: bool, late_seconds: float | None) -> Line:
