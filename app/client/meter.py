@@ -47,6 +47,7 @@ from app.client.wire import (
     Usage,
     Verified,
     amount,
+    word,
 )
 
 log = logging.getLogger("satmeter.client")
@@ -246,7 +247,7 @@ class Meter:
         made = self._calls.pop(call.request_id, None)
         if made is not None and made.is_captured:
             return self.settle(call, unfinished(made.used, made.known))
-        body = _said(hold_id=call.hold_id, reason=reason[:200])
+        body = _said(hold_id=call.hold_id, reason=word(reason) or None)
         return self._owe(Owed(call.request_id, "release", msgspec.Raw(body)))
 
     async def charge(
@@ -285,7 +286,7 @@ class Meter:
 
         Unavailable where Satmeter gave no answer in time: it is told all the same, as soon as it can be.
         """
-        asked = _said(charge_id=charge_id, amount_usd=amount_usd, reason=reason[:200] if reason else None)
+        asked = _said(charge_id=charge_id, amount_usd=amount_usd, reason=word(reason or "") or None)
         outcome = await self._answer_of(Owed(f"refund {charge_id} {amount_usd}", "refund", msgspec.Raw(asked)))
         if outcome is None:
             return self._unavailable("Billing cannot be reached; the refund is told as soon as it can be")

@@ -129,7 +129,7 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
                 told["outcome"] = "completed"
         if self.attributes is not None:
             said: dict[str, str] = msgspec.to_builtins(self.attributes)
-            told["attributes"] = {name: word(value) for name, value in said.items()}
+            told["attributes"] = {name: word(value) for name, value in said.items() if value}
         return {name: value for name, value in told.items() if value != ""}
 
 

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from app.client.usage import Answer, usage_of
 from app.client.wire import Outcome
 from app.gateway import asking, splice
 from app.gateway.call import Call, Settled
-from app.gateway.costs import Costs, usd_text
+from app.gateway.costs import Costs, operators_usd, usd_text
 from app.gateway.count import counter
 from app.gateway.errors import Refusal, anthropic_body, openai_body
 from app.gateway.events import BadStream, Splitter
@@ -99,8 +100,11 @@ async def _send_whole(call: Call, response: aiohttp.ClientResponse, wire: Wire) 
     is_gone = call.exchange.gone.is_set()
     settled = call.settle(
         usage, outcome="client_disconnected" if is_gone else "completed", is_estimated=is_estimated, upstream_id=seen.id,
-        service_tier=seen.service_tier, is_awaited=not is_gone,
+        service_tier=seen.service_tier, operators_usd=operators_usd(bytes(seen.usage)), is_awaited=not is_gone,
     )  # fmt: skip
+    if bytes(seen.usage).startswith(b"{"):
+        body, shown = splice.without_operators(body, bytes(seen.usage))
+        seen.usage = msgspec.Raw(shown)
     costs = None if is_gone else await settled.costs()
     if is_gone or call.exchange.gone.is_set():
         return seen.id
@@ -174,12 +178,16 @@ async def _send_long(call: Call, response: aiohttp.ClientResponse, begun: bytes)
     told = usage_of(msgspec.json.decode(raw)) if raw is not None else None
     usage = told or Usage(input_tokens=call.ask.prompt_tokens(), output_tokens=-(-size // 4))
     settled = call.settle(
-        usage, outcome="completed" if is_whole else "partial", is_estimated=told is None, is_awaited=True
-    )
+        usage, outcome="completed" if is_whole else "partial", is_estimated=told is None,
+        operators_usd=operators_usd(raw or b""), is_awaited=True,
+    )  # fmt: skip
     costs = await settled.costs()
-    if costs is not None and raw is not None and raw in tail:
+    if raw is not None and raw in tail:
         begin = tail.rindex(raw)
-        tail = tail[:begin] + splice.put_in(b'"usage"' + raw, raw, costs.fields(call.latency_ms, call.ttft_ms))[7:] + tail[begin + len(raw) :]  # fmt: skip
+        shown, kept = splice.without_operators(b'"usage"' + raw, raw)
+        if costs is not None:
+            shown = splice.put_in(shown, kept, costs.fields(call.latency_ms, call.ttft_ms))
+        tail = tail[:begin] + shown[7:] + tail[begin + len(raw) :]
     await exchange.write(tail)
     if not is_whole:
         raise Interrupted
@@ -212,6 +220,12 @@ def _usage_in(part: bytes) -> bytes | None:
 
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
+    delta: Any = None
+
+    @property
+    def says_nothing(self) -> bool:
+        said = any(self.delta.values()) if isinstance(self.delta, dict) else self.delta
+        return not self.finish_reason and not said
 
 
 class _Response(msgspec.Struct):
@@ -225,7 +239,17 @@ class _Event(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw()
     choices: list[_Choice] | None = None
     response: _Response | None = None
+    message: msgspec.Raw = msgspec.Raw()
     error: Any = None
+
+    @property
+    def told(self) -> bytes:
+        """The usage object, as it stands there; empty if there is none."""
+        inner = self.response
+        if bytes(self.message).startswith(b"{"):
+            inner = msgspec.json.decode(self.message, type=_Response)
+        raw = bytes(inner.usage if inner is not None else self.usage)
+        return raw if raw.startswith(b"{") else b""
 
 
 @dataclass(slots=True)
@@ -249,6 +273,7 @@ class _Stream:
         self._after = b""
         """The event that ends the stream, for as long as one is held back before it."""
         self._settled: Settled | None = None
+        self._operators_usd: Decimal | None = None
         self._beside, self._annotations = call.ask.beside(), call.ask.annotations()
         self._error: Refusal | None = None
         self._is_over = self._has_ended = self._is_known = False
@@ -295,7 +320,11 @@ class _Stream:
             read = _read_event(event)
             if read is not None and self._is_error(read, event):
                 return
-            held = self._with_usage(read, event) if read is not None else None
+            held = None
+            if read is not None and read.told:
+                self._operators_usd = operators_usd(read.told) or self._operators_usd
+                event, usage = splice.without_operators(event, read.told)
+                held = self._with_usage(read, event, usage)
             self.answer.feed(event)
             if held is not None:
                 if self._held is not None:
@@ -342,16 +371,16 @@ class _Stream:
         self._error = asking.failed(f"The model's provider broke off its answer{': ' if words else ''}{words}")
         return True
 
-    def _with_usage(self, read: _Event, event: bytes) -> _Held | None:
+    def _with_usage(self, read: _Event, event: bytes, usage: bytes) -> _Held | None:
         """The event as one to hold back, if what it says of the usage may be the last word."""
-        raw = bytes(read.response.usage if read.response is not None else read.usage)
-        if not raw.startswith(b"{"):
-            return None
         if self._wire is Wire.ANTHROPIC and read.type != "message_delta":
             return None
-        if self._wire is Wire.OPENAI and read.choices and not any(each.finish_reason for each in read.choices):
+        choices = read.choices or []
+        is_nothing_else = all(each.says_nothing for each in choices)
+        is_last = not choices or any(each.finish_reason for each in choices) or (self._has_ended and is_nothing_else)
+        if self._wire is Wire.OPENAI and not is_last:
             return None
-        return _Held(event, raw, self._wire is Wire.OPENAI and not read.choices)
+        return _Held(event, usage, self._wire is Wire.OPENAI and is_nothing_else)
 
     # --- sending ---
 
@@ -405,7 +434,7 @@ class _Stream:
         outcome: Outcome = "completed" if self._has_ended and self._error is None else "partial"
         self._settled = self._call.settle(
             usage, outcome="client_disconnected" if is_gone else outcome, is_estimated=not is_whole,
-            upstream_id=self.answer.upstream_id, service_tier=self.answer.service_tier,
+            upstream_id=self.answer.upstream_id, service_tier=self.answer.service_tier, operators_usd=self._operators_usd,
             is_awaited=self._held is not None and self._shows_usage and not is_gone,
         )  # fmt: skip
         return self._settled

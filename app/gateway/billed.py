@@ -73,7 +73,7 @@ def unused(meter: Meter, allowed: Allowed, reason: str, *, may_have_run: bool) -
     if may_have_run:
         meter.settle(allowed, Done(cost_usd=Decimal(0), outcome="partial"))
     else:
-        meter.release(allowed, reason[:200])
+        meter.release(allowed, reason)
 
 
 async def charge_of(told: "asyncio.Future[Outcome]") -> Charged | None:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
 
 import aiohttp
@@ -129,16 +130,17 @@ class Call:
         is_estimated: bool = False,
         upstream_id: str | None = None,
         service_tier: str | None = None,
+        operators_usd: Decimal | None = None,
         is_awaited: bool = False,
     ) -> "Settled":
-        """Charge what was used, in the background."""
+        """Charge what was used, in the background. `operators_usd` is what the upstream says that it costs us."""
         used, features = self._searched(usage), self._fees(usage)
         tier = service_tier if service_tier not in (None, "default", "standard", "auto") else None
         size = self.ask.own_searches.context_size if self.ask.own_searches is not None else None
         done = msgspec.structs.replace(
             self._served(upstream_id, features), usage=used, outcome=outcome, usage_estimated=is_estimated,
             attributes=Attributes(service_tier=tier, search_context_size=size) if tier or size else None,
-            latency_ms=self.latency_ms, ttft_ms=self.ttft_ms,
+            provider_cost_usd=operators_usd, latency_ms=self.latency_ms, ttft_ms=self.ttft_ms,
         )  # fmt: skip
         costs = None if tier is not None else self._costs(used, features)
         told = self.gateway.meter.settle(self.allowed, done, at_once=costs is None and is_awaited)

@@ -10,6 +10,8 @@ from decimal import Decimal
 from math import lcm
 from typing import Final
 
+import msgspec
+
 from app.client import Allowed, Cost, PriceOfCall, Usage
 
 _NUSD: Final = 10**9
@@ -97,6 +99,19 @@ def _summed(lines: list[tuple[PriceOfCall, int]]) -> Costs:
     for kind in order[: total - sum(parts.values())]:
         parts[kind] += 1
     return Costs(total, *(parts[kind] for kind in _KINDS))
+
+
+class _Own(msgspec.Struct):
+    cost: Decimal | None = None
+
+
+def operators_usd(usage: bytes) -> Decimal | None:
+    """What a call costs the operator, where its usage says so."""
+    try:
+        own = msgspec.json.decode(usage, type=_Own, strict=False).cost if b'"cost"' in usage else None
+    except msgspec.DecodeError:
+        return None
+    return own if own is not None and own.is_finite() and own >= 0 else None
 
 
 def usd_text(amount_nusd: int) -> str:

@@ -1,6 +1,25 @@
-"""Cost fields put into an answer's usage, every other byte of which stays as the upstream wrote it."""
+"""Cost fields put into an answer's usage, and the operator's own taken out. Every other byte stays as the upstream wrote it."""
 
 import re
+from typing import Final
+
+import msgspec
+
+OPERATORS: Final = ("cost", "cost_details", "is_byok")
+"""What a call costs whoever sells it on, as OpenRouter and LiteLLM tell it: no caller's business.
+Sources: OpenRouter docs, "Usage accounting"; LiteLLM docs, `include_cost_in_streaming_usage`."""
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def without_operators(document: bytes, usage: bytes) -> tuple[bytes, bytes]:
+    """`document`, and its object `usage`, which is given as it stands there, without the operator's own figures."""
+    if not any(b'"%b"' % name.encode() in usage for name in OPERATORS):
+        return document, usage
+    members = _MEMBERS.decode(usage)
+    for name in OPERATORS:
+        members.pop(name, None)
+    left, begin = msgspec.json.encode(members), _where(document, usage)
+    return document[:begin] + left + document[begin + len(usage) :], left
 
 
 def put_in(document: bytes, usage: bytes, fields: bytes) -> bytes:

@@ -26,7 +26,7 @@ from app.client import (
     Usage,
     Verified,
 )
-from app.client.wire import Extended
+from app.client.wire import Attributes, Extended
 from tests.client.houses import (
     ASKED,
     COST_USD,
@@ -128,6 +128,19 @@ async def test_what_gets_no_answer_is_told_until_it_has_one_and_has_one_effect(
         assert isinstance(outcome, Charged)
     assert await rig.balance(customer) == 10 - (COST_USD if verb == "settle" else 0)
     assert (len(calls(rig)), open_holds(rig)) == (int(verb == "settle"), 0)
+
+
+@pytest.mark.parametrize("words", ["two\nlines\x00\x7f\u2028", "", "é" * 900], ids=["odd", "none", "long"])
+async def test_whatever_words_an_upstream_refuses_with_give_back_what_was_held(
+    rig: Rig, customer: Customer, tmp_path: Path, words: str
+) -> None:
+    async with await a_meter(rig, tmp_path) as meter:
+        assert await meter.release(await allowed(meter, customer), words) is None
+        charged = await meter.settle(await allowed(meter, customer), Done(usage=USED, attributes=Attributes(size="")))
+        assert isinstance(charged, Charged)
+        assert isinstance(await meter.refund(charged.charge_id, reason=words), Refunded)
+    assert (open_holds(rig), await rig.balance(customer)) == (0, 10)
+    assert list(tmp_path.rglob("refused.jsonl")) == []
 
 
 async def test_an_authorize_is_repeated_under_its_id_and_holds_once(

@@ -96,9 +96,15 @@ class Street:
 
 @asynccontextmanager
 async def opened(
-    rig: Rig, folder: Path, *, usd: str = "50", upstreams: str | None = None, **changed: Any
+    rig: Rig,
+    folder: Path,
+    *,
+    usd: str = "50",
+    upstreams: str | None = None,
+    secret: str = "sk-upstreams-own-secret",
+    **changed: Any,
 ) -> AsyncIterator[Street]:
-    """A street with a customer. At its end no hold is open, and the books are clean."""
+    """A street with a customer; `secret` is what the variable SECRET holds. At its end no hold is open, and the books are clean."""
     await ensure_starter(rig.house.db)
     customer = await rig.customer(usd)
     token = (await rig.service())["Authorization"].removeprefix("Bearer ")
@@ -109,7 +115,7 @@ async def opened(
         if upstreams is not None:
             path = folder / "upstreams.toml"
             path.write_text(upstreams)
-        served = read_upstreams(path, {"GATEWAY_MODELS_URL": f"{models_url}/v1", "SECRET": "sk-upstreams-own-secret"})
+        served = read_upstreams(path, {"GATEWAY_MODELS_URL": f"{models_url}/v1", "SECRET": secret})
         settings = GatewaySettings("127.0.0.1", 0, "http://gateway", folder, house_url, token, served, ask_seconds=20)
         gateway = create_gateway(replace(settings, **changed))
         url = await stack.enter_async_context(serving(gateway))

@@ -54,9 +54,12 @@ async def test_every_providers_words_are_charged_by_what_its_own_log_says(
     answer = await street.openai().chat.completions.create(**asked)
     if is_stream:
         await pieces(answer)
+    else:
+        assert not answer.usage.model_extra.keys() & {"cost", "cost_details", "is_byok"}
     (row,) = await street.log()
     counts = row["counts"]
     charge = await street.only_charge()
+    assert charge["provider_cost_nusd"] == (123_000 if shape == "openrouter" else None)
     assert (charge["units"]["input_tokens"], charge["units"]["output_tokens"]) == (
         counts["input_tokens"], counts["output_tokens"],
     )  # fmt: skip

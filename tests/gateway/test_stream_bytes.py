@@ -43,6 +43,7 @@ RESPONSES = (
     b'{"input_tokens":100,"input_tokens_details":{"cached_tokens":0},"output_tokens":7,"total_tokens":107}}}\n\n'
 )
 NUSD_OF = {"gpt-4o-mini": 100 * 150 + 7 * 600, "claude-sonnet-4-6": 100 * 3000 + 7 * 15_000}
+SAID = [{"role": "user", "content": "x"}]
 UPSTREAM = """
 [[upstream]]
 name = "fixed"
@@ -87,7 +88,7 @@ async def test_what_the_upstream_sent_is_what_the_caller_gets_but_for_its_costs(
     rig: Rig, tmp_path: Any, path: str, stream: bytes, model: str, line_end: bytes
 ) -> None:
     fixed, sent = Fixed(), stream.replace(b"\n", line_end)
-    asked = {"model": model, "stream": True, "messages": [], "input": "x", "max_tokens": 9}
+    asked = {"model": model, "stream": True, "messages": SAID, "input": "x", "max_tokens": 9}
     asked |= {"stream_options": {"include_usage": True}} if path == "chat/completions" else {}
     async with serving(fixed) as url, opened(rig, tmp_path, upstreams=UPSTREAM % url) as street:
         for number in range(6):
@@ -100,10 +101,48 @@ async def test_what_the_upstream_sent_is_what_the_caller_gets_but_for_its_costs(
         assert [charge["cost_nusd"] for charge in await street.charges()] == [NUSD_OF[model]] * 6
 
 
+OPERATORS = b'"cost":0.000123,"is_byok":false,"cost_details":{"upstream_inference_cost":0.0001},'
+LITELLM = (
+    b'data: {"id":"c-1","choices":[{"index":0,"delta":{"content":"Hi","role":"assistant"}}]}\n\n'
+    b'data: {"id":"c-1","choices":[{"finish_reason":"stop","index":0,"delta":{}}]}\n\n'
+    b'data: {"id":"c-1","choices":[{"index":0,"delta":{"content":null}}],"usage":{%b"prompt_tokens":100,'
+    b'"completion_tokens":7,"total_tokens":107}}\n\n'
+    b"data: [DONE]\n\n"
+)
+"""Whose last word has a choice that says nothing, and what the call costs the operator."""
+
+
+@pytest.mark.parametrize(
+    ("path", "stream", "model"),
+    [
+        ("chat/completions", LITELLM, "gpt-4o-mini"),
+        ("messages", MESSAGES.replace(b'{"output_tokens":7', b'{%b"output_tokens":7'), "claude-sonnet-4-6"),
+        ("responses", RESPONSES.replace(b'{"input_tokens":100', b'{%b"input_tokens":100'), "gpt-4o-mini"),
+    ],
+)
+async def test_what_a_call_costs_the_operator_is_kept_and_told_to_no_caller(
+    rig: Rig, tmp_path: Any, path: str, stream: bytes, model: str
+) -> None:
+    fixed = Fixed([stream % OPERATORS])
+    asked = {"model": model, "stream": True, "messages": SAID, "input": "x", "max_tokens": 9}
+    asked |= {"stream_options": {"include_usage": True}} if path == "chat/completions" else {}
+    async with serving(fixed) as url, opened(rig, tmp_path, upstreams=UPSTREAM % url) as street:
+        answer = await street.post(f"/v1/{path}", asked)
+        [cost_usd] = COSTS.findall(answer.content)
+        assert COSTS.sub(b"", answer.content) == stream % b""
+        charge = await street.only_charge()
+        assert json.loads(cost_usd) * float(NUSD) == pytest.approx(charge["cost_nusd"])
+        assert (charge["cost_nusd"], charge["provider_cost_nusd"]) == (NUSD_OF[model], 123_000)
+
+
 async def test_a_caller_who_did_not_ask_for_usage_gets_all_but_the_event_of_it(rig: Rig, tmp_path: Any) -> None:
     fixed = Fixed([CHAT])
     async with serving(fixed) as url, opened(rig, tmp_path, upstreams=UPSTREAM % url) as street:
-        answer = await street.post("/v1/chat/completions", {"model": "gpt-4o-mini", "stream": True, "messages": []})
+        answer = await street.post("/v1/chat/completions", {"model": "gpt-4o-mini", "stream": True, "messages": SAID})
         (of_usage,) = re.findall(rb"data: [^\n]*\"usage\":\{[^\n]*\n\n", CHAT)
         assert answer.content == CHAT.replace(of_usage, b"")
-        assert (await street.only_charge())["cost_nusd"] == NUSD_OF["gpt-4o-mini"]
+        fixed.pieces = [LITELLM % OPERATORS]
+        answer = await street.post("/v1/chat/completions", {"model": "gpt-4o-mini", "stream": True, "messages": SAID})
+        assert b"usage" not in answer.content
+        assert answer.content.endswith(b'"delta":{}}]}\n\ndata: [DONE]\n\n')
+        assert [charge["cost_nusd"] for charge in await street.charges()] == [NUSD_OF["gpt-4o-mini"]] * 2

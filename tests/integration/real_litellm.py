@@ -76,28 +76,22 @@ def _install(venv: Path) -> None:
 
 
 class LiteLLM:
-    """The proxy on loopback, with the plug-in of this repository."""
+    """The proxy on loopback, by a configuration of this repository."""
 
     def __init__(
-        self, venv: Path, folder: Path, upstream_url: str, satmeter_url: str, token: str, log_level: str
+        self, venv: Path, folder: Path, config: str, environ: dict[str, str], log_level: str = "DEBUG"
     ) -> None:
         [port] = free_ports(1)
-        self.url, self.spool, self._folder, self._venv, self._port = (
-            f"http://127.0.0.1:{port}",
-            folder / "spool",
-            folder,
-            venv,
-            port,
-        )
+        self.url, self.spool = f"http://127.0.0.1:{port}", folder / "spool"
+        self._folder, self._venv, self._port = folder, venv, port
+        self.master_key = f"sk-{secrets.token_hex(16)}"
         self._process: subprocess.Popen[bytes] | None = None
-        (folder / "satmeter_litellm.py").symlink_to(DEPLOYED / "satmeter_litellm.py")
-        (folder / "litellm.yaml").write_text(_config(upstream_url))
+        (folder / "litellm.yaml").write_text(config)
         self._environ = {
-            "PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT), "SATMETER_URL": satmeter_url,
-            "SATMETER_TOKEN": token, "SATMETER_SPOOL": str(self.spool), "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(16)}",
+            "PATH": os.environ["PATH"], "HOME": str(folder), "LITELLM_MASTER_KEY": self.master_key,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_API_KEY": "sk-the-operators-own", "ANTHROPIC_API_KEY": "sk-the-operators-own",
             "LITELLM_LOG": log_level, "PYTHONDONTWRITEBYTECODE": "1",
-        }  # fmt: skip
+        } | environ  # fmt: skip
 
     @property
     def logged(self) -> str:
@@ -160,8 +154,27 @@ def _config(upstream_url: str) -> str:
 def litellm(
     folder: Path, upstream_url: str, satmeter_url: str, token: str, log_level: str = "DEBUG"
 ) -> Iterator[LiteLLM]:
-    """Not started yet; ended whatever happens."""
-    made = LiteLLM(installed(), folder, upstream_url, satmeter_url, token, log_level)
+    """With our plug-in. Not started yet; ended whatever happens."""
+    (folder / "satmeter_litellm.py").symlink_to(DEPLOYED / "satmeter_litellm.py")
+    environ = {
+        "PYTHONPATH": str(ROOT), "SATMETER_URL": satmeter_url, "SATMETER_TOKEN": token, "SATMETER_SPOOL": str(folder / "spool"),
+    }  # fmt: skip
+    made = LiteLLM(installed(), folder, _config(upstream_url), environ, log_level)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+@contextlib.contextmanager
+def converting(folder: Path, upstream_url: str) -> Iterator[LiteLLM]:
+    """Behind the gateway, as deploy/gateway/converting.yaml has it, over the offline upstream. Not started yet."""
+    config = (DEPLOYED / "converting.yaml").read_text()
+    for of, base in (("anthropic/claude-*", upstream_url), ("openai/*", f"{upstream_url}/v1")):
+        named = f'      model: "{of}"\n'
+        assert named in config
+        config = config.replace(named, f'{named}      api_base: "{base}"\n')
+    made = LiteLLM(installed(), folder, config, {})
     try:
         yield made
     finally:
