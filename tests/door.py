@@ -23,8 +23,8 @@ from tests.rig import Customer, Rig
 from tests.wallets import FakeLightning, FakeWallets
 
 JSON: Final = {"Content-Type": "application/json"}
-NOT_BOOKS: Final = ("alembic_version", "idempotency", "rate_count", "webhook_delivery", "token_use")
-"""Tables that a refused request may write to: they count and remember requests, not money or rights."""
+NOT_BOOKS: Final = ("alembic_version", "figure", "idempotency", "rate_count", "webhook_delivery", "token_use")
+"""Tables that a refused request may write to, or a job beside it: they count and remember, and are no money and no rights."""
 
 
 @dataclass(frozen=True, slots=True)
