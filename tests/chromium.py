@@ -269,6 +269,11 @@ class Person:
         with httpx.Client(trust_env=False, timeout=15) as client:
             return client.request(method, url, headers=headers, json=body).raise_for_status().json()
 
+    def wallet(self) -> str:
+        """The connection of the sandbox's wallet."""
+        url = f"http://127.0.0.1:{self.program.sandbox_port}/sandbox/wallet"
+        return str(httpx.get(url, trust_env=False, timeout=15).raise_for_status().json()["uri"])
+
     def drive(self, invoice_id: str, act: str, **body: Any) -> None:
         """The sandbox's payer and its chain."""
         url = f"http://127.0.0.1:{self.program.sandbox_port}/sandbox/invoices/{invoice_id}/{act}"

@@ -667,7 +667,19 @@ def test_make_alone_lists_what_there_is_and_does_nothing(checkout: Path) -> None
     done = make(checkout)
     assert done.returncode == 0
     offered = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("make ")}
-    assert offered == {"setup", "run", "quick", "test", "lint", "check", "torture", "in-a-row", "bench", "bench-gateway", "vendor"}
+    assert offered == {
+        "setup",
+        "run",
+        "quick",
+        "test",
+        "lint",
+        "check",
+        "torture",
+        "in-a-row",
+        "bench",
+        "bench-gateway",
+        "vendor",
+    }
     assert not (checkout / ".venv").exists()
 
 

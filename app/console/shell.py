@@ -187,7 +187,8 @@ class Frame:
         ]
 
     def _place(self, path: str, words: str) -> Element:
-        is_here = self.path == path or (path.count("/") > 1 and self.path.startswith(f"{path}/"))
+        below = (f"{path}/", f"{path}s/")  # of what `topup` makes, each has its page under `topups`
+        is_here = self.path == path or (path.count("/") > 1 and self.path.startswith(below))
         return a(href=path, aria_current="page" if is_here else None)[words]
 
     def _leave(self) -> Element:

@@ -100,8 +100,7 @@ def test_a_wallet_is_connected_and_refills_the_balance_by_itself(person: Person)
     person.fill(nwc_url="nostr+walletconnect://nobody")
     person.press("Connect")
     eventually(lambda: person.browser.find_elements(By.CSS_SELECTOR, "[role=alert]"), WAIT_SECONDS)
-    with httpx.Client(base_url=f"http://127.0.0.1:{program.sandbox_port}", trust_env=False, timeout=15) as sandbox:
-        connection = sandbox.get("/sandbox/wallet").json()["uri"]
+    connection = person.wallet()
     person.fill(nwc_url=connection)
     person.fill(threshold_usd="5")
     person.press("Connect")

@@ -35,6 +35,8 @@ def test_a_customer_does_everything_by_keyboard_alone(person: Person) -> None:
     _top_up(person)
     _keys(person)
     _activity(person)
+    _wallet(person)
+    _another_credit_id(person)
     person.tab_to("Sign out")
     person.key("Enter")
     person.sees("You are signed out")
@@ -91,6 +93,34 @@ def _activity(person: Person) -> None:
     assert after != before
     person.key("Enter")
     eventually(lambda: f"by={after}" in person.browser.current_url)
+
+
+def _wallet(person: Person) -> None:
+    person.tab_to("Auto top-up")
+    person.key("Enter")
+    person.sees("Connect")
+    person.tab_to(name="nwc_url")
+    person.type(person.wallet())
+    person.tab_to("Connect")
+    person.key("Enter")
+    person.sees("The wallet is connected")
+    person.tab_to("Disconnect…")
+    person.key("Space")
+    person.tab_to("Disconnect")
+    person.key("Enter")
+    person.sees("The wallet is disconnected")
+
+
+def _another_credit_id(person: Person) -> None:
+    person.tab_to("Account")
+    person.key("Enter")
+    person.sees("Take another credit id")
+    person.tab_to("Take another credit id")
+    person.key("Enter")
+    person.sees("shown now and never again")
+    person.tab_to("I have kept it: go on")
+    person.key("Enter")
+    person.sees("Take it along")
 
 
 def test_an_operator_does_everything_by_keyboard_alone(person: Person, tmp_path: Path) -> None:
@@ -243,6 +273,18 @@ def test_a_customer_does_everything_without_scripts(scriptless: Person) -> None:
     person.browser.find_element(By.CSS_SELECTOR, "input[name=by]:not(:checked) + span").click()
     person.press("Show")
     eventually(lambda: "by=" in person.browser.current_url)
+    person.press("Auto top-up")
+    person.fill(nwc_url=person.wallet())
+    person.press("Connect")
+    person.sees("The wallet is connected")
+    person.press("Disconnect…")
+    person.press("Disconnect")
+    person.sees("The wallet is disconnected")
+    person.press("Account")
+    person.press("Take another credit id")
+    person.sees("shown now and never again")
+    person.press("I have kept it: go on")
+    person.sees("Take it along")
     person.press("Sign out")
     person.sees("You are signed out")
 

@@ -66,8 +66,8 @@
   const plot = (box) => {
     if (box.firstChild || !window.uPlot) return;
     const given = JSON.parse(box.dataset.plot);
-    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-    const ink = dark ? "#a9a9b4" : "#5b5b66", line = dark ? "#3a3a42" : "#e2e2e8";
+    const dark = matchMedia("(prefers-color-scheme: dark)");
+    const ink = () => (dark.matches ? "#a9a9b4" : "#5b5b66"), line = () => (dark.matches ? "#3a3a42" : "#e2e2e8");
     const xs = given.labels.map((_, index) => index);
     const sums = xs.map(() => 0);
     const stacked = given.series.map((each) => each.values.map((value, index) => (sums[index] += value)));
@@ -88,6 +88,7 @@
       series: [{ label: "", value: (_, x) => given.labels[x] ?? "–" }, ...series.toReversed()],
     };
     const made = new uPlot(options, [xs, ...stacked.toReversed()], box);
+    dark.addEventListener("change", () => made.redraw());
     new ResizeObserver(() => made.setSize({ width: box.clientWidth, height: 240 })).observe(box);
   };
 
