@@ -15,6 +15,8 @@ import msgspec
 from app.client import Allowed, Cost, PriceOfCall, Usage
 
 _NUSD: Final = 10**9
+_MOST_USD: Final = 10**6
+"""Of one call; an upstream that says more is not believed."""
 _PLACES: Final = 18
 """Of a price with its markup, as Satmeter tells it."""
 _KINDS: Final = ("input", "output", "cache_input", "media", "fees")
@@ -111,7 +113,7 @@ def operators_usd(usage: bytes) -> Decimal | None:
         own = msgspec.json.decode(usage, type=_Own, strict=False).cost if b'"cost"' in usage else None
     except msgspec.DecodeError:
         return None
-    return own if own is not None and own.is_finite() and own >= 0 else None
+    return own if own is not None and own.is_finite() and 0 <= own < _MOST_USD else None
 
 
 def usd_text(amount_nusd: int) -> str:

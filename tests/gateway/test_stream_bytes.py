@@ -135,6 +135,19 @@ async def test_what_a_call_costs_the_operator_is_kept_and_told_to_no_caller(
         assert (charge["cost_nusd"], charge["provider_cost_nusd"]) == (NUSD_OF[model], 123_000)
 
 
+@pytest.mark.parametrize("said", ["1e400", "-1", "NaN", '"many"', "null", "[]", "1000000", "true", '{"usd":1}'])
+async def test_an_upstreams_odd_word_of_its_costs_keeps_nobody_from_being_charged(
+    rig: Rig, tmp_path: Any, said: str
+) -> None:
+    fixed = Fixed([LITELLM % b'"cost":%b,' % said.encode()])
+    async with serving(fixed) as url, opened(rig, tmp_path, upstreams=UPSTREAM % url) as street:
+        answer = await street.post("/v1/chat/completions", {"model": "gpt-4o-mini", "stream": True, "messages": SAID})
+        assert answer.content.endswith(b"data: [DONE]\n\n")
+        charge = await street.only_charge()
+        assert charge["provider_cost_nusd"] is None
+        assert charge["cost_nusd"] == NUSD_OF["gpt-4o-mini"] or said == "NaN"  # which is no JSON, and counted here
+
+
 async def test_a_caller_who_did_not_ask_for_usage_gets_all_but_the_event_of_it(rig: Rig, tmp_path: Any) -> None:
     fixed = Fixed([CHAT])
     async with serving(fixed) as url, opened(rig, tmp_path, upstreams=UPSTREAM % url) as street:
