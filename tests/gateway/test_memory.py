@@ -11,6 +11,7 @@ from tests.client.houses import serving
 from tests.program import eventually, installation
 
 pytestmark = pytest.mark.slow
+SAID = [{"role": "user", "content": "x"}]
 STREAMS, EVENTS, EVENT_BYTES, MOST_MIB = 200, 128, 16 * 1024, 300
 UPSTREAM = """
 [[upstream]]
@@ -59,7 +60,7 @@ class Caller:
         wire.setblocking(False)
         await asyncio.get_running_loop().sock_connect(wire, ("127.0.0.1", port))
         caller = cls(*await asyncio.open_connection(sock=wire, limit=4096))
-        body = json.dumps({"model": "gpt-4o-mini", "stream": True, "max_tokens": 1000, "messages": []}).encode()
+        body = json.dumps({"model": "gpt-4o-mini", "stream": True, "max_tokens": 1000, "messages": SAID}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-api-key: {api_key}\r\n"
         caller._writer.write(
             f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
