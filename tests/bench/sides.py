@@ -148,11 +148,11 @@ def _settle_down(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as conn:
         if conn.execute("SELECT to_regclass('seal_run') IS NULL").fetchone() == (True,):
             return  # it is a tree of before
-        for _ in range(120):
+        for _ in range(300):  # a seal is 90 seconds late, and the audit comes after it
             if conn.execute(_IS_SETTLED).fetchone() == (True,):
                 return
             time.sleep(1)
-    raise TimeoutError("the past was not sealed and audited within two minutes")
+    raise TimeoutError("the past was not sealed and audited within five minutes")
 
 
 _IS_SETTLED: Final = """
