@@ -139,7 +139,7 @@ async def test_whatever_words_an_upstream_refuses_with_give_back_what_was_held(
         charged = await meter.settle(await allowed(meter, customer), Done(usage=USED, attributes=Attributes(size="")))
         assert isinstance(charged, Charged)
         assert isinstance(await meter.refund(charged.charge_id, reason=words), Refunded)
-    assert (open_holds(rig), await rig.balance(customer)) == (0, 10)
+    assert (open_holds(rig), await rig.balance(customer)) == (0, Decimal(10))
     assert list(tmp_path.rglob("refused.jsonl")) == []
 
 
