@@ -1,6 +1,7 @@
 """Debian's Chromium and somebody who sits before it: with a mouse, by keyboard alone, without scripts, in the dark, at 390 px."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -82,6 +83,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     made = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
     yield made
     made.quit()
+
+
+def dearer_sheet(folder: Path) -> str:
+    """A file of prices that leap."""
+    price = {"model": "gpt-4o-mini", "provider": "openai", "usd_per_million": {"input": "9", "output": "30"}}
+    (sheet := folder / "sheet.json").write_text(json.dumps({"format": "satmeter-prices-1", "models": [price]}))
+    return str(sheet)
 
 
 class Person:

@@ -1,6 +1,5 @@
 """Every flow by keyboard alone, and without scripts: no click, nobody helps the focus, and it is always seen where it is."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.common.by import By
 
-from tests.chromium import Person, browser, person, program
+from tests.chromium import Person, browser, dearer_sheet, person, program
 from tests.program import eventually
 
 pytestmark = pytest.mark.slow
@@ -168,17 +167,12 @@ def _review(person: Person) -> None:
 
 
 def _prices(person: Person, folder: Path) -> None:
-    dearer = {
-        "format": "satmeter-prices-1",
-        "models": [{"model": "gpt-4o-mini", "provider": "openai", "usd_per_million": {"input": "9", "output": "30"}}],
-    }
-    (folder / "sheet.json").write_text(json.dumps(dearer))
     person.tab_to("Prices")
     person.key("Enter")
     person.sees("Import a sheet")
     person.tab_to(name="file")
     # The system's own window for files is not of the page.
-    person.browser.find_element(By.CSS_SELECTOR, "main [name=file]").send_keys(str(folder / "sheet.json"))
+    person.browser.find_element(By.CSS_SELECTOR, "main [name=file]").send_keys(dearer_sheet(folder))
     person.tab_to("Import, and see what it changes")
     person.key("Enter")
     person.sees("Leaps:")

@@ -1,13 +1,12 @@
 """An operator's day and a payer's receipt in Debian's Chromium: as people do it, light and dark, wide and at 390 px."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.by import By
 
-from tests.chromium import WIDE, Person, browser, person, program
+from tests.chromium import WIDE, Person, browser, dearer_sheet, person, program
 from tests.program import eventually
 
 pytestmark = pytest.mark.slow
@@ -57,14 +56,9 @@ def test_an_operator_finds_an_account_credits_it_and_decides_a_review(person: Pe
 
 
 def test_an_operator_imports_a_sheet_and_sells_by_it(person: Person, tmp_path: Path) -> None:
-    dearer = {
-        "format": "satmeter-prices-1",
-        "models": [{"model": "gpt-4o-mini", "provider": "openai", "usd_per_million": {"input": "9", "output": "30"}}],
-    }
-    (tmp_path / "sheet.json").write_text(json.dumps(dearer))
     person.sign_in_as_operator()
     person.visit("/operator/prices")
-    person.browser.find_element(By.CSS_SELECTOR, "main [name=file]").send_keys(str(tmp_path / "sheet.json"))
+    person.browser.find_element(By.CSS_SELECTOR, "main [name=file]").send_keys(dearer_sheet(tmp_path))
     person.press("Import, and see what it changes")
     person.sees("Leaps:")
     assert person.faults(person.browser.current_url, "operator-diff") == []
