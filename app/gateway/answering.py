@@ -320,10 +320,10 @@ class _Stream:
             read = _read_event(event)
             if read is not None and self._is_error(read, event):
                 return
-            held = None
-            if read is not None and read.told:
-                self._operators_usd = operators_usd(read.told) or self._operators_usd
-                event, usage = splice.without_operators(event, read.told)
+            held, told = None, read.told if read is not None else b""
+            if read is not None and told:
+                self._operators_usd = operators_usd(told) or self._operators_usd
+                event, usage = splice.without_operators(event, told)
                 held = self._with_usage(read, event, usage)
             self.answer.feed(event)
             if held is not None:
