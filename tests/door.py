@@ -23,7 +23,15 @@ from tests.rig import Customer, Rig
 from tests.wallets import FakeLightning, FakeWallets
 
 JSON: Final = {"Content-Type": "application/json"}
-NOT_BOOKS: Final = ("alembic_version", "figure", "idempotency", "rate_count", "webhook_delivery", "token_use")
+NOT_BOOKS: Final = (
+    "alembic_version",
+    "audit_run",
+    "figure",
+    "idempotency",
+    "rate_count",
+    "webhook_delivery",
+    "token_use",
+)
 """Tables that a refused request may write to, or a job beside it: they count and remember, and are no money and no rights."""
 
 
