@@ -82,8 +82,7 @@ class LiteLLM:
         self, venv: Path, folder: Path, config: str, environ: dict[str, str], log_level: str = "DEBUG"
     ) -> None:
         [port] = free_ports(1)
-        self.url, self.spool = f"http://127.0.0.1:{port}", folder / "spool"
-        self._folder, self._venv, self._port = folder, venv, port
+        self.url, self._folder, self._venv, self._port = f"http://127.0.0.1:{port}", folder, venv, port
         self.master_key = f"sk-{secrets.token_hex(16)}"
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "litellm.yaml").write_text(config)
