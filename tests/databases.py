@@ -10,8 +10,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import psycopg
+from alembic.config import Config
 from psycopg import sql
 
+from alembic import command
 from app.kernel.embedded import EmbeddedPostgres
 from app.migrations import migrate
 
@@ -118,3 +120,20 @@ def _named(url: str, database: str) -> str:
     """Another database on the same server. urlunsplit would lose the slashes of a URL without a host."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}/{database}" + (f"?{parts.query}" if parts.query else "")
+
+
+@contextlib.contextmanager
+def at_revision(clean: str, revision: str) -> Iterator[str]:
+    """A database beside `clean`, as the migrations up to `revision` leave it; gone afterwards."""
+    name = f"{urlsplit(clean).path.lstrip('/')}_at_{revision}"
+    drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+    with psycopg.connect(clean, autocommit=True) as conn:
+        conn.execute(drop)
+        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        url = _named(clean, name)
+        config = Config()
+        config.set_main_option("script_location", "alembic")
+        config.attributes["connect"] = lambda: psycopg.connect(url)
+        command.upgrade(config, revision)
+        yield url
+        conn.execute(drop)

@@ -3,15 +3,11 @@
 import uuid
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
 import pytest
-from alembic.config import Config
-from psycopg import sql
 
-from alembic import command
 from app.audit import Secrets, audit
 from app.audit.chain import KINDS
 from app.audit.sealing import seal
@@ -22,7 +18,7 @@ from app.keys.issue import change
 from app.keys.verify import KeyOwner, credential_proof
 from app.migrations import migrate
 from app.wiring import build
-from tests.databases import _named
+from tests.databases import at_revision
 from tests.wallets import FakeLightning, FakeWallets
 
 PROVEN_THEN = (
@@ -39,18 +35,8 @@ SEALED_THEN = """
 @pytest.fixture
 def before_trees(clean: str) -> Iterator[str]:
     """A database as the first version left it."""
-    name = f"{urlsplit(clean).path.lstrip('/')}_before"
-    drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-    with psycopg.connect(clean, autocommit=True) as conn:
-        conn.execute(drop)
-        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        url = _named(clean, name)
-        config = Config()
-        config.set_main_option("script_location", "alembic")
-        config.attributes["connect"] = lambda: psycopg.connect(url)
-        command.upgrade(config, "0001")
+    with at_revision(clean, "0001") as url:
         yield url
-        conn.execute(drop)
 
 
 def a_key(conn: psycopg.Connection[Any], pepper: Pepper, **wanted: Any) -> KeyOwner:

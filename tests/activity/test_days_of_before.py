@@ -4,22 +4,18 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from alembic.config import Config
-from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from alembic import command
 from app.activity.calendar import first_id
 from app.activity.daily import Days, daily
 from app.activity.rollup import rebuild, roll_up
 from app.audit.days import DAYS
 from app.kernel.db import Database, rows
 from app.migrations import migrate
-from tests.databases import _named
+from tests.databases import at_revision
 
 NOW: Final = datetime.now(UTC)
 ACCOUNT, KEY = uuid.uuid4(), uuid.uuid4()
@@ -32,20 +28,10 @@ PRINTED_THEN: Final = """concat_ws('|', d.account_id, to_char(d.day, 'YYYY-MM-DD
 @pytest.fixture
 def before_marks(clean: str) -> Iterator[str]:
     """A database as it was: a month dropped, yesterday summed, and a call of today."""
-    name = f"{urlsplit(clean).path.lstrip('/')}_days"
-    drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-    with psycopg.connect(clean, autocommit=True) as conn:
-        conn.execute(drop)
-        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        url = _named(clean, name)
-        config = Config()
-        config.set_main_option("script_location", "alembic")
-        config.attributes["connect"] = lambda: psycopg.connect(url)
-        command.upgrade(config, "0005")
+    with at_revision(clean, "0005") as url:
         with psycopg.connect(url, autocommit=True) as then:
             lived(then)
         yield url
-        conn.execute(drop)
 
 
 def lived(conn: psycopg.Connection[Any]) -> None:
