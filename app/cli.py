@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     running = command("run", _run, "HTTP, jobs and, where they are not given, database and sandbox")
     running.add_argument("--demo", action="store_true", help="make a funded demo account and print commands to try")
     running.add_argument("--only", choices=get_args(Only), help="one part, where the other runs elsewhere")
-    command("migrate", _migrate, "bring the database to this version's schema")
+    command("migrate", _migrate, "bring the database to this version's schema").add_argument(
+        "--citus", action="store_true", help="and have Citus shard it by account; a database that is sharded stays so"
+    )
     command("audit", _audit, "recompute every figure in the books; exit code 1 if one differs").add_argument(
         "--head", metavar="N:MAC", help="a head of the seals that an earlier audit printed: it must still stand"
     )
@@ -300,7 +302,7 @@ def _demo(settings: Settings, args: argparse.Namespace) -> int:
 
 def _migrate(settings: Settings, args: argparse.Namespace) -> int:
     with database(settings) as (url, _):
-        changed = migrate(url, settings.database_pooler)
+        changed = migrate(url, settings.database_pooler, sharded=args.citus)
     _say(
         json.dumps({"revision": head(), "changed": changed}) if args.json else f"The database is at migration {head()}."
     )

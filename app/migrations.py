@@ -16,9 +16,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from alembic import command
+from app import sharding
 from app.kernel.connection import POOLERS, as_begin, as_options, as_set, as_shown, session_of
 from app.kernel.db import RUNTIME_ROLE
 from app.metering.functions import BY_ACCOUNT, FUNCTIONS, OF_ACCOUNT, Function
+from app.sharding import ShardingError
 
 _SCRIPTS = Path(__file__).parent.parent / "alembic"
 _ADVISORY_LOCK = 0x5A7_3E7E2
@@ -50,25 +52,31 @@ def current(url: str) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def migrate(url: str, pooler: str = POOLERS[0]) -> bool:
+def migrate(url: str, pooler: str = POOLERS[0], *, sharded: bool = False) -> bool:
     """Upgrade to the head; False if it was there already. Two processes may call it at once.
 
+    `sharded` has Citus distribute the tables by account. A database that is sharded stays so, whatever is said here, and what
+    belongs beside its shards is made where it is missing.
     Raises MigrationError for a database of a newer version, a server before 15, missing rights, or another pooler than is said.
     """
     with _explained(), _connected(url) as conn:
         _check_server(conn)
         _check_pooling(conn, url, pooler)
         with _alone(url):
-            return _migrate(conn, url, pooler)
+            return _migrate(conn, url, pooler, sharded=sharded)
 
 
-def _migrate(conn: psycopg.Connection[Any], url: str, pooler: str) -> bool:
+def _migrate(conn: psycopg.Connection[Any], url: str, pooler: str, *, sharded: bool) -> bool:
     _refuse_newer(url)
     _ensure_runtime_role(conn)
     _check_session(url, pooler)
     is_new = _upgrade(url)
+    if (sharded or sharding.is_sharded(conn)) and sharding.distribute(conn):
+        is_new = True
     if not _has_our_functions(conn):
         _install_functions(conn)
+        is_new = True
+    if sharding.is_sharded(conn) and sharding.install(conn):
         is_new = True
     return is_new
 
@@ -88,7 +96,15 @@ def check(url: str, pooler: str = POOLERS[0]) -> None:
             raise MigrationError("the database's metering functions are not this code's: run `python -m app migrate`")
         if not _may_be_runtime(conn):
             raise MigrationError(_what_a_dba_should_do(conn))
+        if sharding.is_sharded(conn):
+            sharding.check(conn)
         _check_session(url, pooler)
+
+
+def is_sharded(url: str) -> bool:
+    """Whether accounts are distributed over several servers, so that each is asked about by itself."""
+    with _explained(), _connected(url) as conn:
+        return sharding.is_sharded(conn)
 
 
 def _connected(url: str, *, autocommit: bool = True) -> psycopg.Connection[Any]:
@@ -110,6 +126,8 @@ def _explained() -> Iterator[None]:
     """PostgreSQL's refusals in one line, and without the URL, which has a password in it."""
     try:
         yield
+    except ShardingError as error:
+        raise MigrationError(str(error)) from error
     except (psycopg.Error, DBAPIError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         first_line = str(cause).strip().split("\n", 1)[0]
@@ -260,14 +278,15 @@ _OURS = """SELECT p.proname, p.prosrc, obj_description(p.oid, 'pg_proc'), p.oid:
            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = %s"""
 
 
-def _installable() -> dict[str, Function]:
-    return FUNCTIONS | {function.name: function for function in OF_ACCOUNT.values()}
+def _installable(conn: psycopg.Connection[Any]) -> dict[str, Function]:
+    of_account = sharding.wrappers() if sharding.is_sharded(conn) else list(OF_ACCOUNT.values())
+    return FUNCTIONS | {function.name: function for function in of_account}
 
 
 def _has_our_functions(conn: psycopg.Connection[Any]) -> bool:
     """Whether the functions there are are the file's and their wrappers, to the letter, and no others of their kind."""
     installed = conn.execute(_OURS, [list(FUNCTIONS), BY_ACCOUNT]).fetchall()
-    wanted = {name: (function.body, function.fingerprint) for name, function in _installable().items()}
+    wanted = {name: (function.body, function.fingerprint) for name, function in _installable(conn).items()}
     return len(installed) == len(wanted) and {name: (body, note) for name, body, note, _ in installed} == wanted
 
 
@@ -279,12 +298,14 @@ def _install_functions(conn: psycopg.Connection[Any]) -> None:
             conn.execute(f"DROP FUNCTION {signature}".encode())
         conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
         conn.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, role))
-        for function in _installable().values():
+        for function in _installable(conn).values():
             conn.execute(function.text.encode())
             name = sql.Identifier(*function.name.split("."))
             conn.execute(sql.SQL("COMMENT ON FUNCTION {} IS {}").format(name, sql.Literal(function.fingerprint)))
             conn.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(name))
             conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(name, role))
+        if sharding.is_sharded(conn):
+            sharding.delegate(conn)
         conn.execute(
             "SELECT make_usage_partitions(0)"
         )  # those to come are the job's, which knows whether they are months

@@ -32,7 +32,7 @@ from app.kernel.errors import InvalidToken
 from app.kernel.logs import log
 from app.kernel.settings import FROM_FILES, Settings, SettingsError, private_append, private_write, variables
 from app.main import Departure, create_app
-from app.migrations import check, head, migrate
+from app.migrations import MigrationError, check, head, is_sharded, migrate
 from app.pricing.starter import ensure_starter
 from app.sandbox.btcpay import LEAST_PERMISSIONS, SandboxConfig, create_sandbox
 from app.sandbox.models import create_models
@@ -126,8 +126,10 @@ def bring_to_head(settings: Settings, url: str, say: Say) -> None:
     if not settings.is_production:
         if migrate(url, settings.database_pooler):
             say(f"Migrated the database to {head()}.")
-        return
-    check(url, settings.database_pooler)
+    else:
+        check(url, settings.database_pooler)
+    if settings.meter_batch != "account" and is_sharded(url):
+        raise MigrationError("the database is sharded by account (Citus): set METER_BATCH=account")
 
 
 def run(

@@ -91,6 +91,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
             "LOG_LEVEL": "ERROR",
             "DATABASE_POOL": "20",
             "DATABASE_POOLER": databases.POOLER,
+            "METER_BATCH": "account" if databases.CITUS else "on",
         }
     )
 

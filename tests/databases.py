@@ -21,14 +21,16 @@ WORKER: Final = os.environ.get("PYTEST_XDIST_WORKER", "")
 """Which of several processes that run tests this one is: gw0, gw1, …; nothing where there is one."""
 POOLER: Final = os.environ.get("TEST_DATABASE_POOLER", "none")
 """What TEST_DATABASE_URL leads through: the service's DATABASE_POOLER."""
+CITUS: Final = os.environ.get("CITUS_URL", "")
+"""The coordinator of a Citus to run on, sharded by account, in one process; what is in that database is lost."""
 _ONE_AT_A_TIME: Final = 0x5A7_7E57
 """An advisory lock. Roles are the whole server's: two workers that make one at once would meet."""
 
 
 @contextlib.contextmanager
 def migrated() -> Iterator[str]:
-    """The URL of a migrated database of our own: on TEST_DATABASE_URL's server, or on an embedded one."""
-    given = os.environ.get("TEST_DATABASE_URL")
+    """The URL of a migrated database of our own: on TEST_DATABASE_URL's server, on CITUS_URL's, or on an embedded one."""
+    given = CITUS or os.environ.get("TEST_DATABASE_URL")
     with _embedded() if not given else _beside_given(given) if WORKER else _given(given) as url:
         yield url
 
@@ -37,6 +39,9 @@ _TRIES: Final = 5
 _WITH_PAGES: Final = """
     SELECT oid::regclass::text FROM pg_class
     WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version' AND pg_relation_size(oid) > 0"""
+_DISTRIBUTED: Final = """
+    UNION ALL SELECT logicalrelid::text FROM pg_dist_partition JOIN pg_class c ON c.oid = logicalrelid
+    WHERE NOT c.relispartition"""
 
 
 def empty(url: str) -> None:
@@ -47,7 +52,9 @@ def empty(url: str) -> None:
     """
     with psycopg.connect(url, autocommit=True) as conn:
         for tries_left in reversed(range(_TRIES)):
-            tables = [name for (name,) in conn.execute(_WITH_PAGES.encode()).fetchall()]
+            tables = [
+                name for (name,) in conn.execute((_WITH_PAGES + (_DISTRIBUTED if CITUS else "")).encode()).fetchall()
+            ]
             try:
                 if tables:
                     conn.execute(f"TRUNCATE {', '.join(tables)} CASCADE".encode())
@@ -93,10 +100,23 @@ def _embedded() -> Iterator[str]:
 def _given(url: str) -> Iterator[str]:
     """The database that was given, made new."""
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("DROP SCHEMA public CASCADE")
-        conn.execute("CREATE SCHEMA public")
-    migrate(url, POOLER)
+        if CITUS:  # which cannot drop the schema
+            conn.execute("SET client_min_messages = error")
+            for (drop,) in conn.execute(_DROPS).fetchall():
+                conn.execute(drop.encode())
+        else:
+            conn.execute("DROP SCHEMA public CASCADE")
+            conn.execute("CREATE SCHEMA public")
+    migrate(url, POOLER, sharded=bool(CITUS))
     yield url
+
+
+_DROPS: Final = """
+    SELECT format('DROP FUNCTION %s CASCADE', oid::regprocedure) FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, to_regnamespace('by_account'))
+    UNION ALL
+    SELECT 'DROP TABLE ' || string_agg(oid::regclass::text, ', ') || ' CASCADE' FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+    HAVING count(*) > 0"""
 
 
 @contextlib.contextmanager

@@ -100,7 +100,8 @@ async def test_an_account_that_is_locked_holds_up_no_other(db: Noted, owner_conn
 
 
 def test_each_verb_has_its_wrapper_that_only_the_service_may_call(owner_conn: psycopg.Connection[Any]) -> None:
-    assert {"meter_authorize", "meter_charge", "meter_release", "meter_extend"} == OF_ACCOUNT.keys() <= FUNCTIONS.keys()
+    verbs = {"meter_authorize", "meter_charge", "meter_release", "meter_extend", "meter_expire", "meter_verify"}
+    assert verbs <= OF_ACCOUNT.keys() <= FUNCTIONS.keys()
     found = owner_conn.execute(
         """SELECT proname, prosrc, proargnames[1], has_function_privilege('satmeter_runtime', p.oid, 'EXECUTE'),
                   EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0)

@@ -69,9 +69,10 @@ def _of_account(function: Function) -> Function:
     return Function(name, text, body, given, function.columns)
 
 
-OF_ACCOUNT: Final = {
-    name: _of_account(function)
-    for name, function in FUNCTIONS.items()
-    if {"account_id", "lock"} <= function.parameters.keys()
-}
-"""By the name of a verb, its wrapper for the calls of one account: METER_BATCH=account."""
+OF_ACCOUNT: Final = {name: _of_account(function) for name, function in FUNCTIONS.items() if function.columns}
+"""By the name of a function that answers with rows, its wrapper for one account: METER_BATCH=account."""
+
+
+def asking(name: str, *, by_account: bool) -> LiteralString:
+    """A function's call as a statement; `by_account` its wrapper's, which takes the account's id too."""
+    return f"SELECT * FROM {(OF_ACCOUNT if by_account else FUNCTIONS)[name].call()}"

@@ -196,6 +196,35 @@ BEGIN
 END $$;
 
 
+-- verify: what an authorize for nothing would be answered, and what the key, and those above it, may be used for. Changes nothing.
+-- Without p_names every model that is allowed is one that it may be. No row where there is no such account.
+CREATE OR REPLACE FUNCTION meter_verify(p_account_id uuid, p_key_id uuid, p_names text) RETURNS TABLE (
+    verdict text, available_nusd bigint, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
+    key_held_nusd bigint, reset_at timestamptz, bound text, scopes jsonb, allowed_models jsonb
+) LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT coalesce(meter_refusal(k, a.status, n.names), b.verdict, meter_excess(b.calls_left, 0, b.call_limit_nusd),
+                    meter_shortage(0, b.limit_nusd, b.spent_nusd, b.key_held_nusd, a.posted_nusd, a.held_nusd, a.floor_nusd)),
+           least(a.posted_nusd - a.held_nusd - a.floor_nusd, b.limit_nusd - b.spent_nusd - b.key_held_nusd),
+           a.posted_nusd, a.held_nusd, a.floor_nusd, b.limit_nusd, b.spent_nusd, b.key_held_nusd,
+           CASE WHEN b.calls_left <= 0 THEN date_trunc('minute', now()) + interval '1 minute' ELSE b.reset_at END,
+           CASE WHEN b.calls_left <= 0 THEN b.calls_bound ELSE b.bound END,
+           (SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = a.id AND x.id = ANY (c.chain)),
+           (SELECT jsonb_agg(x.allowed_models ORDER BY cardinality(x.ancestor_ids) DESC NULLS LAST) FROM api_key x
+            WHERE x.account_id = a.id AND x.id = ANY (c.chain))
+    FROM account a LEFT JOIN api_key k ON k.account_id = a.id AND k.id = p_key_id
+    CROSS JOIN LATERAL (SELECT array_append(k.ancestor_ids, p_key_id) AS chain) c
+    CROSS JOIN LATERAL (
+        SELECT coalesce(p_names, (SELECT string_agg(m, E'\x7f') FROM api_key x, unnest(x.allowed_models) m
+                                  WHERE x.account_id = a.id AND x.id = ANY (c.chain))) AS names
+    ) n
+    CROSS JOIN LATERAL meter_bounds(a.id, c.chain, n.names, 0, now(), NULL, NULL, NULL, NULL) b
+    WHERE a.id = p_account_id;
+END $$;
+
+
 -- authorize: holds amount_nusd for a call, or what there is of it from min_nusd up. Locks the accounts.
 -- A denied call consumes nothing, so what is left is carried from call to call. An open hold of the same request is
 -- answered again while its key may still spend; another request of that id is `reuse`, one whose hold is closed `closed`.
@@ -489,14 +518,14 @@ BEGIN
                meter_window(k, v_now) AS key_window_start, k.ancestor_ids,
                k.ancestor_ids IS NOT NULL OR k.more_limits_nusd IS NOT NULL AS is_wide,
                CASE WHEN k.ancestor_ids IS NOT NULL THEN meter_starts_above(k, v_now) END AS ancestor_starts,
-               h.ctid AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
+               h.place AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
                CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.is_there AND u.request_hash IS NOT NULL) THEN 'reuse'
                     WHEN e.is_there THEN 'repeat' ELSE 'charged' END AS verdict
         FROM unnest(p_account_id, p_key_id, p_hold_id, p_request_hash, p_window_start, p_charge_id, p_cost_nusd, p_at_least_hold, v_admitted)
              WITH ORDINALITY u (account_id, told_key_id, hold_id, request_hash, ticket_window_start, charge_id, told_nusd, at_least_hold,
                                 is_admitted, item)
         JOIN account a ON a.id = u.account_id
-        LEFT JOIN LATERAL (SELECT h.*, h.ctid FROM hold h WHERE h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1) h ON true
+        LEFT JOIN LATERAL (SELECT h.*, h.ctid AS place FROM hold h WHERE h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1) h ON true
         LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = coalesce(h.key_id, u.told_key_id)
         LEFT JOIN LATERAL (
             SELECT true AS is_there FROM entry e
@@ -779,12 +808,12 @@ BEGIN
         SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE p_by_day AND i.inhparent = 'usage'::regclass AND c.relname ~ '^usage_[0-9]{4}_[0-9]{2}$' AND to_date(right(c.relname, 7), 'YYYY_MM') > p_now
     LOOP
-        EXECUTE format('SELECT EXISTS (SELECT FROM %I)', v_empty) INTO v_is_used;
+        EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I)', v_empty) INTO v_is_used;
         CONTINUE WHEN v_is_used;
         BEGIN
             LOCK TABLE ONLY usage IN ACCESS EXCLUSIVE MODE;
             EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', v_empty);
-            EXECUTE format('SELECT EXISTS (SELECT FROM %I)', v_empty) INTO v_is_used;
+            EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I)', v_empty) INTO v_is_used;
             IF NOT v_is_used THEN
                 EXECUTE format('DROP TABLE %I', v_empty);
             END IF;
@@ -814,7 +843,7 @@ BEGIN
         v_first_id := rpad(lpad(to_hex((extract(epoch FROM v_first) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
         v_end_id := rpad(lpad(to_hex((extract(epoch FROM v_first + v_step) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
         IF NOT v_is_locked AND v_first + v_step > p_now THEN
-            SELECT EXISTS (SELECT FROM usage_default WHERE id >= v_first_id AND id < v_end_id) INTO v_is_locked;
+            SELECT EXISTS (SELECT 1 FROM usage_default WHERE id >= v_first_id AND id < v_end_id) INTO v_is_locked;
             IF v_is_locked THEN  -- calls of now come in there: they wait at the door, and find the new partition behind it
                 LOCK TABLE ONLY usage IN ACCESS EXCLUSIVE MODE;
             END IF;

@@ -17,6 +17,7 @@ from app.kernel.db import Database, Params, Row, new_id
 from app.kernel.errors import (
     AccountFrozen,
     AppError,
+    DatabaseUnavailable,
     FundsHeld,
     HoldCaptured,
     HoldClosed,
@@ -35,7 +36,7 @@ from app.kernel.money import usd, usd_text
 from app.kernel.security import OnExpiry, Pepper
 from app.keys.verify import SCOPES, KeyOwner, narrowed
 from app.metering.batch import Answer, Batches, Decider
-from app.metering.functions import FUNCTIONS
+from app.metering.functions import FUNCTIONS, asking
 from app.metering.ticket import HoldTicket
 from app.offers.mint import Short, ShortBalance
 from app.offers.proofs import Use, consume
@@ -210,6 +211,7 @@ class Meter:
         holding = together if hold_sync_commit else Batches(db, together=batch, by_account=by_account)
         self._authorize = holding.decider(FUNCTIONS["meter_authorize"])
         self._charge = together.decider(FUNCTIONS["meter_charge"])
+        self._verify = asking("meter_verify", by_account=by_account)
         self.on_low: Callable[[uuid.UUID], None] = lambda _: None
         self.on_limit: Callable[[uuid.UUID, uuid.UUID, AppError], None] = lambda *_: None
 
@@ -262,7 +264,9 @@ class Meter:
     async def verify(self, owner: KeyOwner, model: str | None, model_names: tuple[str, ...]) -> Verified:
         """What an authorize for nothing would be answered, without a hold. Raises the refusals of `_refusal`."""
         names = Ask("", 0, model, None, model_names=model_names).names()
-        found = await self._db.one(_VERIFY, {"account_id": owner.account_id, "key_id": owner.key_id, "names": names})
+        found = await self._db.one(self._verify, {
+            "account": owner.account_id, "account_id": owner.account_id, "key_id": owner.key_id, "names": names,
+        })  # fmt: skip
         if found is None:
             raise InvalidApiKey
         if found["verdict"] is not None:
@@ -429,27 +433,6 @@ SELECT window_start, created_at, amount_nusd, price_version, model, endpoint, at
 WHERE account_id = %(account_id)s AND id = %(hold_id)s AND key_id = %(key_id)s
 """
 
-_VERIFY: Final[LiteralString] = """
-SELECT coalesce(meter_refusal(k, a.status, n.names), b.verdict, meter_excess(b.calls_left, 0, b.call_limit_nusd),
-                meter_shortage(0, b.limit_nusd, b.spent_nusd, b.key_held_nusd, a.posted_nusd, a.held_nusd, a.floor_nusd)) AS verdict,
-       least(a.posted_nusd - a.held_nusd - a.floor_nusd, b.limit_nusd - b.spent_nusd - b.key_held_nusd) AS available_nusd,
-       a.posted_nusd, a.held_nusd, a.floor_nusd, b.limit_nusd, b.spent_nusd, b.key_held_nusd,
-       CASE WHEN b.calls_left <= 0 THEN date_trunc('minute', now()) + interval '1 minute' ELSE b.reset_at END AS reset_at,
-       CASE WHEN b.calls_left <= 0 THEN b.calls_bound ELSE b.bound END AS bound,
-       (SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = a.id AND x.id = ANY (c.chain)) AS scopes,
-       (SELECT jsonb_agg(x.allowed_models ORDER BY cardinality(x.ancestor_ids) DESC NULLS LAST) FROM api_key x
-        WHERE x.account_id = a.id AND x.id = ANY (c.chain)) AS allowed_models
-FROM account a LEFT JOIN api_key k ON k.account_id = a.id AND k.id = %(key_id)s
-CROSS JOIN LATERAL (SELECT array_append(k.ancestor_ids, %(key_id)s::uuid) AS chain) c
-CROSS JOIN LATERAL (
-    SELECT coalesce(%(names)s::text, (SELECT string_agg(m, E'\\x7f') FROM api_key x, unnest(x.allowed_models) m
-                                      WHERE x.account_id = a.id AND x.id = ANY (c.chain))) AS names
-) n
-CROSS JOIN LATERAL meter_bounds(a.id, c.chain, n.names, 0, now(), NULL, NULL, NULL, NULL) b
-WHERE a.id = %(account_id)s
-"""
-"""Without a name every model that is allowed is one that it may be."""
-
 _EARLIER_CHARGE: Final[LiteralString] = """
 SELECT e.usage_id AS id, -e.amount_nusd AS cost_nusd, e.balance_after_nusd, coalesce(u.held_after_nusd, 0) AS held_after_nusd,
        coalesce(u.flags, '') AS flags, u.lines
@@ -459,32 +442,39 @@ WHERE e.account_id = %(account_id)s AND e.kind = 'usage' AND e.reference = %(hol
 """What a repeat is answered: the entry is there for ever, its call until that month's calls are dropped."""
 
 
-async def expire_holds(db: Database) -> int:
+async def expire_holds(db: Database, *, by_account: bool = False) -> int:
     """Close the holds that nobody settled in time, until none is due; accounts that are locked come next time.
 
-    What was captured is charged, the rest freed; a settle that comes later still charges. Returns how many.
+    What was captured is charged, the rest freed; a settle that comes later still charges. `by_account` asks for each account by
+    itself, where accounts live on several servers: those of one that is down come next time, too. Returns how many.
     """
     total, passed_by = 0, set[uuid.UUID]()
+    at_once, ask = 1 if by_account else _ACCOUNTS_AT_ONCE, asking("meter_expire", by_account=by_account)
     while due := [each for each in await _accounts_with_expired_holds(db) if each not in passed_by]:
-        for start in range(0, len(due), _ACCOUNTS_AT_ONCE):
-            some = due[start : start + _ACCOUNTS_AT_ONCE]
-            closed, is_done = await _expire(db, some)
+        for start in range(0, len(due), at_once):
+            some = due[start : start + at_once]
+            try:
+                closed, is_done = await _expire(db, ask, some)
+            except DatabaseUnavailable:
+                if not by_account:
+                    raise
+                closed, is_done = 0, True
             total += closed
             if is_done:
                 passed_by.update(some)
     return total
 
 
-async def _expire(db: Database, accounts: list[uuid.UUID]) -> tuple[int, bool]:
+async def _expire(db: Database, ask: LiteralString, accounts: list[uuid.UUID]) -> tuple[int, bool]:
     """How many holds of theirs were closed, and whether those were all. One that cannot be charged keeps back no other account."""
     spare = [new_id() for _ in range(_ACCOUNTS_AT_ONCE)]
     try:
-        found = await db.one(_EXPIRE, {"lock": accounts, "wait": False, "charge_id": spare})
+        found = await db.one(ask, {"account": accounts[0], "lock": accounts, "wait": False, "charge_id": spare})
     except (InvalidField, psycopg.Error) as error:
         if len(accounts) == 1:
             log.error("meter.hold_not_expired", account_id=str(accounts[0]), reason=str(error).partition("\n")[0])
             return 0, True
-        each = [await _expire(db, [account_id]) for account_id in accounts]
+        each = [await _expire(db, ask, [account_id]) for account_id in accounts]
         return sum(closed for closed, _ in each), all(is_done for _, is_done in each)
     assert found is not None
     return found["freed"] + found["charged"], found["charged"] < len(spare)
@@ -496,7 +486,6 @@ async def _accounts_with_expired_holds(db: Database) -> list[uuid.UUID]:
 
 
 _ACCOUNTS_AT_ONCE: Final = 200
-_EXPIRE: Final[LiteralString] = f"SELECT * FROM {FUNCTIONS['meter_expire'].call()}"
 _ACCOUNTS_WITH_EXPIRED_HOLDS: Final[LiteralString] = """
 SELECT DISTINCT account_id FROM hold WHERE state = 'open' AND expires_at < now() ORDER BY account_id LIMIT 100000
 """
