@@ -23,6 +23,7 @@ from app.audit.gauges import gauges
 from app.autotopup.api import AutoTopupController
 from app.kernel.db import Database, row
 from app.kernel.errors import AppError, DatabaseUnavailable
+from app.kernel.shards import unreachable
 from app.kernel.standby import Standby
 from app.keys.api import KeysController
 from app.metering.api import ext_authz
@@ -85,7 +86,7 @@ async def ready(
     db: NamedDependency[Database], gateways: NamedDependency[Gateways], departure: NamedDependency[Departure]
 ) -> Response[Health]:
     """503 without the database, where that takes no writes, with another schema, or once it is asked to stop (`draining`);
-    a dead payment backend is only `degraded`.
+    a dead payment backend is only `degraded`, and so is a server of several that accounts live on.
 
     `warnings`: what works, though less well than it is set up to, and what would help.
     """
@@ -95,14 +96,17 @@ async def ready(
         found = await db.transaction(lambda session: row(session, "SELECT version_num FROM alembic_version"))
         if not await db.takes_writes():
             return Response(Health("down", database="read only"), status_code=503, headers={"Retry-After": "1"})
+        away = await unreachable(db)
     except DatabaseUnavailable:
         return Response(Health("down", database="unreachable"), status_code=503, headers={"Retry-After": "1"})
     if found is None or found["version_num"] != head():
         return Response(Health("down", database="ok", migrations=f"not at {head()}"), status_code=503)
     payable = await gateways.are_healthy()
+    troubles = [f"The accounts on {node} cannot be reached: who calls for them gets 503" for node in away]
     return Response(
         Health(
-            "ok" if payable else "degraded", "ok", "at head", "ok" if payable else "unavailable", tuple(gateways.troubles())
+            "ok" if payable and not away else "degraded", "degraded" if away else "ok", "at head",
+            "ok" if payable else "unavailable", (*troubles, *gateways.troubles()),
         ),
         status_code=200,
     )  # fmt: skip

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from app.kernel.db import RUNTIME_ROLE
+from app.kernel.shards import ON_SHARDS_HERE
 from app.metering.functions import BY_ACCOUNT, FUNCTIONS, OF_ACCOUNT, Function
 
 _DISTRIBUTED: Final[LiteralString] = """
@@ -28,6 +29,9 @@ ORDER BY c.relname <> 'account',
          EXISTS (SELECT FROM pg_constraint f WHERE f.conrelid = c.oid AND f.contype = 'f' AND f.confrelid <> 'account'::regclass), c.relname
 """
 """What is not distributed yet, and those first that others refer to."""
+
+_COPIED: Final = ("usage_archive",)
+"""Written by the operator's commands alone, and read beside the tables of accounts: each node has all of it."""
 
 _PLACES: Final[LiteralString] = """
 SELECT a.shardid AS number, n.nodename AS host, n.nodeport AS port,
@@ -70,6 +74,32 @@ _SHARD_HERE: Final = Function(
     {},
 )
 """The schema of an account's shard, which is not moved until the transaction ends: Citus's own writers take the same ShareLock."""
+
+
+_ON_SHARDS_HERE_BODY: Final = """
+DECLARE
+    v_schema text;
+    v_found jsonb;
+    v_all jsonb := '[]';
+BEGIN
+    FOR v_schema IN
+        SELECT 'shard_' || s.shardid FROM pg_dist_shard s JOIN pg_dist_placement USING (shardid) JOIN pg_dist_local_group USING (groupid)
+        WHERE s.logicalrelid = 'public.account'::regclass
+    LOOP
+        PERFORM set_config('search_path', v_schema || ', pg_temp', true);
+        EXECUTE format('SELECT coalesce(jsonb_agg(q), ''[]'') FROM (%s) q', p_question) INTO v_found;
+        v_all := v_all || v_found;
+    END LOOP;
+    RETURN v_all;
+END """
+_ON_SHARDS_HERE: Final = Function(
+    ON_SHARDS_HERE,
+    f"CREATE OR REPLACE FUNCTION {ON_SHARDS_HERE}(p_question text) RETURNS jsonb\nLANGUAGE plpgsql AS $${_ON_SHARDS_HERE_BODY}$$;",
+    _ON_SHARDS_HERE_BODY,
+    {"question": "text"},
+    {},
+)
+"""The rows that a SELECT finds in each shard of this node, with the rights of who asks."""
 
 
 class ShardingError(Exception):
@@ -152,12 +182,16 @@ def distribute(conn: psycopg.Connection[Any]) -> list[str]:
     for name in names:
         column, beside = ("id", "none") if name == "account" else ("account_id", "account")
         conn.execute("SELECT create_distributed_table(%s, %s, colocate_with => %s)", [name, column, beside])
+    for name in _COPIED:
+        if conn.execute("SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = %s::regclass)", [name]).fetchone() == (False,):
+            conn.execute("SELECT create_reference_table(%s)", [name])
+            names.append(name)
     return names
 
 
 def wrappers() -> list[Function]:
     """What stands in place of the wrappers by account: each asks the function beside the account's shard."""
-    return [_SHARD_HERE, *map(_delegated, OF_ACCOUNT.values())]
+    return [_SHARD_HERE, _ON_SHARDS_HERE, *map(_delegated, OF_ACCOUNT.values())]
 
 
 def delegate(conn: psycopg.Connection[Any]) -> None:

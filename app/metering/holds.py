@@ -34,6 +34,7 @@ from app.kernel.errors import (
 from app.kernel.logs import log
 from app.kernel.money import usd, usd_text
 from app.kernel.security import OnExpiry, Pepper
+from app.kernel.shards import everywhere
 from app.keys.verify import SCOPES, KeyOwner, narrowed
 from app.metering.batch import Answer, Batches, Decider
 from app.metering.functions import FUNCTIONS, asking
@@ -481,7 +482,7 @@ async def _expire(db: Database, ask: LiteralString, accounts: list[uuid.UUID]) -
 
 
 async def _accounts_with_expired_holds(db: Database) -> list[uuid.UUID]:
-    found = await db.many(_ACCOUNTS_WITH_EXPIRED_HOLDS, {})
+    found = await everywhere(db, {"account_id": "uuid"}, _ACCOUNTS_WITH_EXPIRED_HOLDS, {})
     return [each["account_id"] for each in found]
 
 

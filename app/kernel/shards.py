@@ -1,0 +1,64 @@
+"""Questions to all accounts where those live on several servers: each server is asked by itself, and one that is down is passed by.
+
+A statement over all shards would be refused as a whole while one server is down, and every job with it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, LiteralString
+
+from psycopg import sql
+
+from app.kernel.db import Database, Params, Row
+from app.kernel.logs import log
+
+ON_SHARDS_HERE: Final = "by_account.on_shards_here"
+"""The function of a sharded database that asks a server about all accounts it has; app/sharding.py makes it."""
+_IS_SHARDED: Final[LiteralString] = f"SELECT to_regproc('{ON_SHARDS_HERE}') IS NOT NULL AS is_so"
+_EVERYWHERE: Final[LiteralString] = """
+SELECT w.nodename || ':' || w.nodeport AS node, w.success AS is_answered, q.*
+FROM run_command_on_workers(%(command)s) w
+LEFT JOIN LATERAL jsonb_to_recordset(CASE WHEN w.success THEN w.result::jsonb END) q ({columns}) ON true
+"""
+_UNREACHABLE: Final[LiteralString] = """
+SELECT nodename || ':' || nodeport AS node FROM pg_dist_node
+WHERE noderole = 'primary' AND isactive AND shouldhaveshards AND NOT coalesce(citus_check_connection_to_node(nodename, nodeport), false)
+ORDER BY 1
+"""
+
+
+async def is_sharded(db: Database) -> bool:
+    """Whether accounts live on several servers. Asked of the database once."""
+    if db.is_sharded is None:
+        found = await db.one(_IS_SHARDED, {})
+        assert found is not None
+        db.is_sharded = found["is_so"]
+    return db.is_sharded
+
+
+async def everywhere(
+    db: Database, columns: Mapping[str, LiteralString], statement: LiteralString, params: Params
+) -> list[Row]:
+    """The rows of a SELECT over tables of accounts, with these columns and types; where it has a LIMIT, that many of each shard.
+
+    A server that is down is passed by: what it has comes when it is back. Raises DatabaseUnavailable.
+    """
+    if not await is_sharded(db):
+        return await db.many(statement, params)
+    asked = statement % {name: _literal(value) for name, value in params.items()}
+    declared = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+    found = await db.many(
+        _EVERYWHERE.format(columns=declared), {"command": f"SELECT {ON_SHARDS_HERE}({_literal(asked)})"}
+    )
+    for node in sorted({each["node"] for each in found if not each["is_answered"]}):
+        log.warning("shards.passed_by", node=node)
+    first = next(iter(columns))
+    return [{name: each[name] for name in columns} for each in found if each[first] is not None]
+
+
+async def unreachable(db: Database) -> list[str]:
+    """The servers with accounts, as host:port, that cannot be reached now. Raises DatabaseUnavailable."""
+    return [each["node"] for each in await db.many(_UNREACHABLE, {})] if await is_sharded(db) else []
+
+
+def _literal(value: Any) -> str:
+    return sql.Literal(value).as_string(None)
