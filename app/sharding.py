@@ -56,6 +56,9 @@ _SHARD_HERE_BODY: Final = """
 DECLARE
     v_shard bigint := get_shard_id_for_distribution_column('public.account', p_account);
 BEGIN
+    IF EXISTS (SELECT FROM unnest(p_beside) id WHERE get_shard_id_for_distribution_column('public.account', id) <> v_shard) THEN
+        RAISE EXCEPTION 'these accounts are not all in one shard' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     PERFORM lock_shard_metadata(5, ARRAY[v_shard]);
     IF NOT EXISTS (SELECT FROM pg_dist_placement JOIN pg_dist_local_group USING (groupid) WHERE shardid = v_shard) THEN
         RAISE EXCEPTION 'shard % is on another node by now', v_shard USING ERRCODE = 'serialization_failure';
@@ -67,13 +70,13 @@ BEGIN
 END """
 _SHARD_HERE: Final = Function(
     f"{BY_ACCOUNT}.shard_here",
-    f"CREATE OR REPLACE FUNCTION {BY_ACCOUNT}.shard_here(p_account uuid) RETURNS text\n"
+    f"CREATE OR REPLACE FUNCTION {BY_ACCOUNT}.shard_here(p_account uuid, p_beside uuid[]) RETURNS text\n"
     f"LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $${_SHARD_HERE_BODY}$$;",
     _SHARD_HERE_BODY,
-    {"account": "uuid"},
+    {"account": "uuid", "beside": "uuid[]"},
     {},
 )
-"""The schema of an account's shard, which is not moved until the transaction ends: Citus's own writers take the same ShareLock."""
+"""The schema of an account's shard, which has those beside it too, and which is not moved until the transaction ends: Citus's own writers take the same ShareLock."""
 
 
 _ON_SHARDS_HERE_BODY: Final = """
@@ -183,7 +186,9 @@ def distribute(conn: psycopg.Connection[Any]) -> list[str]:
         column, beside = ("id", "none") if name == "account" else ("account_id", "account")
         conn.execute("SELECT create_distributed_table(%s, %s, colocate_with => %s)", [name, column, beside])
     for name in _COPIED:
-        if conn.execute("SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = %s::regclass)", [name]).fetchone() == (False,):
+        if conn.execute(
+            "SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = %s::regclass)", [name]
+        ).fetchone() == (False,):
             conn.execute("SELECT create_reference_table(%s)", [name])
             names.append(name)
     return names
@@ -271,8 +276,9 @@ def _delegated(function: Function) -> Function:
     inner = function.name.partition(".")[2]
     passed = ", ".join(f"${number}" for number in range(1, len(function.parameters)))
     using = ", ".join(f"p_{name}" for name in function.parameters if name != "account")
+    beside = "p_lock" if "lock" in function.parameters else "NULL"
     body = (
-        f"\nBEGIN\n    RETURN QUERY EXECUTE format('SELECT * FROM %I.{inner}({passed})', {BY_ACCOUNT}.shard_here(p_account))"
+        f"\nBEGIN\n    RETURN QUERY EXECUTE format('SELECT * FROM %I.{inner}({passed})', {BY_ACCOUNT}.shard_here(p_account, {beside}))"
         f"\n    USING {using};\nEND "
     )
     return Function(

@@ -24,6 +24,7 @@ from app.metering.batch import Batches, _array
 from app.metering.functions import FUNCTIONS, Function
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.migrations import MigrationError, check, migrate
+from tests.databases import CITUS
 
 PEPPER = Pepper(b"a pepper for tests, of 32 bytes and more")
 SERVICE = "proxy"
@@ -70,7 +71,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def meter(db: Database, *, batch: bool = True) -> Meter:
-    return Meter(db, PEPPER, hold_sync_commit=True, batch=batch)
+    return Meter(db, PEPPER, hold_sync_commit=True, batch=batch, by_account=bool(CITUS))
 
 
 def plant(conn: psycopg.Connection[Any], balances_nusd: Iterable[int], keys: list[dict[str, Any]]) -> list[KeyOwner]:

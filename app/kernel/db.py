@@ -68,7 +68,8 @@ class Database:
         """`further` settings of each connection, as PostgreSQL shows them. Behind a `pooler` that knows transactions alone, each of them begins by becoming what a connection of ours is."""
         self._url = url
         self.is_sharded: bool | None = None
-        """Whether accounts live on several servers; kernel/shards.py finds out."""
+        self.finding_out = asyncio.Lock()
+        """Whether accounts live on several servers; kernel/shards.py finds out, once."""
         self._session = dict(further or {}) | session_of(role)
         self._is_pooled = pooler == "transaction"
         self._asker = _Asker(as_set(self._session, of_transaction=True).encode() if self._is_pooled else None)

@@ -3,6 +3,8 @@
 A statement over all shards would be refused as a whole while one server is down, and every job with it.
 """
 
+import uuid
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final, LiteralString
 
@@ -19,6 +21,10 @@ SELECT w.nodename || ':' || w.nodeport AS node, w.success AS is_answered, q.*
 FROM run_command_on_workers(%(command)s) w
 LEFT JOIN LATERAL jsonb_to_recordset(CASE WHEN w.success THEN w.result::jsonb END) q ({columns}) ON true
 """
+_SHARD_OF: Final[LiteralString] = (
+    "SELECT get_shard_id_for_distribution_column('account', %(account_id)s::uuid) AS shard"
+)
+_KNOWN_AT_MOST: Final = 1_000_000
 _UNREACHABLE: Final[LiteralString] = """
 SELECT nodename || ':' || nodeport AS node FROM pg_dist_node
 WHERE noderole = 'primary' AND isactive AND shouldhaveshards AND NOT coalesce(citus_check_connection_to_node(nodename, nodeport), false)
@@ -29,10 +35,34 @@ ORDER BY 1
 async def is_sharded(db: Database) -> bool:
     """Whether accounts live on several servers. Asked of the database once."""
     if db.is_sharded is None:
-        found = await db.one(_IS_SHARDED, {})
-        assert found is not None
-        db.is_sharded = found["is_so"]
+        async with db.finding_out:
+            if db.is_sharded is None:
+                found = await db.one(_IS_SHARDED, {})
+                assert found is not None
+                db.is_sharded = bool(found["is_so"])
     return db.is_sharded
+
+
+class Shards:
+    """Which accounts are beside each other. A hint: the database refuses a question that takes some together wrongly."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._known: OrderedDict[uuid.UUID, int] = OrderedDict()
+
+    async def of(self, account_id: uuid.UUID) -> int | uuid.UUID:
+        """The number of an account's shard; where nothing is sharded, the account itself. Raises DatabaseUnavailable."""
+        known = self._known.get(account_id)
+        if known is not None:
+            return known
+        if not await is_sharded(self._db):
+            return account_id
+        found = await self._db.one(_SHARD_OF, {"account_id": account_id})
+        assert found is not None
+        self._known[account_id] = found["shard"]
+        if len(self._known) > _KNOWN_AT_MOST:
+            self._known.popitem(last=False)
+        return int(found["shard"])
 
 
 async def everywhere(

@@ -25,11 +25,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Params, Row
 from app.kernel.errors import DatabaseUnavailable
+from app.kernel.shards import Shards
 from app.metering.functions import OF_ACCOUNT, Function
 from app.metering.gathered import gathered
 
 Answer: TypeAlias = Row | BaseException | None
 """The row that the verb's function returns for a call, None where there is no such account; or what went wrong."""
+
+_Whose: TypeAlias = uuid.UUID | int
+"""Of an account, or of the accounts in a shard."""
 
 _MOST_IN_A_BATCH: Final = 500
 _MOST_WAITING: Final = 5_000
@@ -117,7 +121,8 @@ class Batches:
     Two batches at once would cost two commits, and miss each other's accounts, where these are busy. A batch passes
     by an account that somebody keeps locked, so that it holds up no other: that account's calls then wait for it in a
     batch of their own, as do those that come meanwhile. So do the accounts of a batch that cannot be decided together.
-    With `by_account` every account's do, by functions that take its id first: where accounts live on several servers.
+    With `by_account` a batch is of one account, or of those beside each other where accounts live on several servers, and of one
+    verb: a function that takes an account's id first is asked where that account is.
     """
 
     def __init__(self, db: Database, *, together: bool = True, by_account: bool = False) -> None:
@@ -126,7 +131,8 @@ class Batches:
         self._verbs: list[_Verb] = []
         self._statements: dict[tuple[_Verb, ...], LiteralString] = {}
         self._deciding: asyncio.Task[None] | None = None
-        self._apart: dict[uuid.UUID, deque[tuple[_Verb, _Call]]] = {}
+        self._shards = Shards(db)
+        self._apart: dict[_Whose, deque[tuple[_Verb, _Call]]] = {}
         self._deciding_apart: set[asyncio.Task[None]] = set()
 
     def decider(self, function: Function) -> "Decider":
@@ -140,9 +146,9 @@ class Batches:
         calls = [_Call(each, asked, place) for place, each in enumerate(params)]
         if self._by_account:
             for call in calls:
-                self._wait_apart(verb, call)
+                self._wait_apart(verb, call, await self._shards.of(call.params["account_id"]))
         elif not self._together:
-            await asyncio.gather(*(self._ask(verb, [call]) for call in calls))
+            await asyncio.gather(*(self._ask(verb, [call], wait=True) for call in calls))
         else:
             self._let_wait(verb, calls)
         await asked.answered
@@ -233,43 +239,57 @@ class Batches:
 
     # --- accounts apart: those that are locked, or whose calls could not be decided with the others' ----
 
-    async def _ask(self, verb: _Verb, batch: list[_Call]) -> None:
-        """Decide a batch of one verb that waits for what is locked: together, else one by one. Each call has its answer then."""
+    async def _ask(self, verb: _Verb, batch: list[_Call], *, wait: bool) -> None:
+        """Decide a batch of one verb: together, else one by one. If it waits for what is locked each call has its answer then,
+        otherwise those without one wait with their account."""
         try:
-            found = await self._db.many(verb.alone, verb.asked(batch, wait=True))
+            found = await self._db.many(verb.alone, verb.asked(batch, wait=wait))
         except DatabaseUnavailable:
             _fail(batch)
         except Exception as error:  # noqa: BLE001 - it is its caller's
-            if len(batch) == 1:
-                batch[0].answer(error)
-            else:
-                for call in batch:
-                    if not call.is_late:
-                        await self._ask(verb, [call])
+            await self._ask_apart(verb, batch, error, wait=wait)
         else:
             for row in found:
                 batch[row["item"] - 1].answer(row)
             for call in batch:
-                call.answer(None)
+                if wait:
+                    call.answer(None)
+                elif not call.is_over:
+                    self._wait_apart(verb, call)
         finally:
-            _fail(batch)  # late or cancelled; otherwise each has its answer
+            if wait:
+                _fail(batch)  # late or cancelled; otherwise each has its answer
 
-    def _wait_apart(self, verb: _Verb, call: _Call) -> None:
+    async def _ask_apart(self, verb: _Verb, batch: list[_Call], error: Exception, *, wait: bool) -> None:
+        """One of a batch is the reason for this error; alone it hurts nobody else."""
+        if not wait:
+            for call in batch:
+                self._wait_apart(verb, call)
+        elif len(batch) == 1:
+            batch[0].answer(error)
+        else:
+            for call in batch:
+                if not call.is_late:
+                    await self._ask(verb, [call], wait=True)
+
+    def _wait_apart(self, verb: _Verb, call: _Call, beside: _Whose | None = None) -> None:
+        """With its account's, or those of the accounts beside it, unless its own wait already."""
         account_id = call.params["account_id"]
-        if account_id not in self._apart:
-            self._apart[account_id] = deque()
-            task = asyncio.create_task(self._decide_apart(account_id))
+        whose = account_id if beside is None or account_id in self._apart else beside
+        if whose not in self._apart:
+            self._apart[whose] = deque()
+            task = asyncio.create_task(self._decide_apart(whose))
             self._deciding_apart.add(task)
             task.add_done_callback(self._deciding_apart.discard)
-        queue = self._apart[account_id]
+        queue = self._apart[whose]
         if len(queue) >= _MOST_WAITING:
             _fail([call])
         else:
             queue.append((verb, call))
 
-    async def _decide_apart(self, account_id: uuid.UUID) -> None:
-        """The calls of one account until none is left, in rounds: verb by verb, as a batch decides them. Repeats wait for the next."""
-        queue, batches = self._apart[account_id], list[tuple[_Verb, list[_Call]]]()
+    async def _decide_apart(self, whose: _Whose) -> None:
+        """Their calls until none is left, in rounds: verb by verb, as a batch decides them. Repeats wait for the next."""
+        queue, batches = self._apart[whose], list[tuple[_Verb, list[_Call]]]()
         try:
             await asyncio.sleep(0)  # those that have arrived but were not read yet come along
             while queue:
@@ -282,9 +302,10 @@ class Batches:
                     queue.extend((verb, call) for call in waiting)
                 for verb, batch in batches:
                     if batch:
-                        await self._ask(verb, batch)
+                        await self._ask(verb, batch, wait=not isinstance(whose, int))
+                        batch.clear()  # those without an answer wait elsewhere
         finally:
-            del self._apart[account_id]
+            del self._apart[whose]
             _fail(_calls(batches))
             _fail(call for _, call in queue)
 
