@@ -185,6 +185,8 @@ def distribute(conn: psycopg.Connection[Any]) -> list[str]:
     for name in names:
         column, beside = ("id", "none") if name == "account" else ("account_id", "account")
         conn.execute("SELECT create_distributed_table(%s, %s, colocate_with => %s)", [name, column, beside])
+    # A new row is written to its shard with every column, the defaults too; whose floor is not its act's is the audit's to find.
+    conn.execute(sql.SQL("GRANT INSERT ON account TO {}").format(sql.Identifier(RUNTIME_ROLE)))
     for name in _COPIED:
         if conn.execute(
             "SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = %s::regclass)", [name]
@@ -209,25 +211,27 @@ def delegate(conn: psycopg.Connection[Any]) -> None:
 
 
 def install(conn: psycopg.Connection[Any]) -> int:
-    """Make the schema beside every shard that is not as it must be, on the node that has it. Returns how many.
+    """Make the schema beside every shard that is not as it must be, on the node that has it, and drop those of shards that went
+    elsewhere. Returns how many were made.
 
     Raises ShardingError for the first node that refuses.
     """
-    missing = _not_as_they_must_be(conn)
+    missing, left_over = _looked_over(conn)
     for place in missing:
-        found = conn.execute(
-            "SELECT success, result FROM master_run_on_worker(ARRAY[%s::text], ARRAY[%s::int], ARRAY[%s::text], false)",
-            [place.host, place.port, place.installed()],
-        ).fetchone()
-        assert found is not None
-        if not found[0]:
-            raise ShardingError(f"the node {place.host}:{place.port} did not take {place.schema}: {found[1]}")
+        _run_on(conn, place.host, place.port, place.installed())
+    for host, port, schema in left_over:
+        _run_on(
+            conn,
+            host,
+            port,
+            f"BEGIN; SET LOCAL citus.enable_ddl_propagation = off; DROP SCHEMA {schema} CASCADE; COMMIT",
+        )
     return len(missing)
 
 
 def check(conn: psycopg.Connection[Any]) -> None:
     """Raises ShardingError unless each shard that can be reached has this code's functions beside it; changes nothing."""
-    missing = _not_as_they_must_be(conn)
+    missing, _ = _looked_over(conn)
     if missing:
         names = ", ".join(place.schema for place in missing[:3])
         raise ShardingError(
@@ -235,21 +239,38 @@ def check(conn: psycopg.Connection[Any]) -> None:
         )
 
 
-def _not_as_they_must_be(conn: psycopg.Connection[Any]) -> list[Place]:
-    """Of the nodes that can be reached."""
+def _looked_over(conn: psycopg.Connection[Any]) -> tuple[list[Place], list[tuple[str, int, str]]]:
+    """Of the nodes that can be reached: the places that are not as they must be, and the schemas of no place there."""
     places = [Place(*found) for found in conn.execute(_PLACES).fetchall()]
-    nodes = sorted({(place.host, place.port) for place in places})
+    nodes = conn.execute(
+        "SELECT nodename, nodeport FROM pg_dist_node WHERE noderole = 'primary' AND isactive ORDER BY 1, 2"
+    ).fetchall()
     found = conn.execute(
         "SELECT node_name, node_port, success, result FROM master_run_on_worker(%s::text[], %s::int[], %s::text[], true)",
         [[host for host, _ in nodes], [port for _, port in nodes], [_INSTALLED] * len(nodes)],
     ).fetchall()
     installed = {(host, port): json.loads(result) for host, port, success, result in found if success}
-    return [
+    here = [place for place in places if (place.host, place.port) in installed]
+    missing = [
         place
-        for place in places
-        if (place.host, place.port) in installed
-        and installed[place.host, place.port].get(place.schema) != f"{place.fingerprint} {len(place.tables)}"
+        for place in here
+        if installed[place.host, place.port].get(place.schema) != f"{place.fingerprint} {len(place.tables)}"
     ]
+    wanted = {(place.host, place.port, place.schema) for place in here}
+    left_over = [
+        (*node, schema) for node, schemas in installed.items() for schema in schemas if (*node, schema) not in wanted
+    ]
+    return missing, left_over
+
+
+def _run_on(conn: psycopg.Connection[Any], host: str, port: int, command: str) -> None:
+    found = conn.execute(
+        "SELECT success, result FROM master_run_on_worker(ARRAY[%s::text], ARRAY[%s::int], ARRAY[%s::text], false)",
+        [host, port, command],
+    ).fetchone()
+    assert found is not None
+    if not found[0]:
+        raise ShardingError(f"the node {host}:{port} refused: {found[1]}")
 
 
 def _has_citus(conn: psycopg.Connection[Any]) -> bool:

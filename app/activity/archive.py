@@ -307,11 +307,16 @@ async def _drop(session: AsyncSession, span: Span) -> Dropped:
     await row(session, f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
     await _refuse_late_refund(session, span)
     await row(session, f"DROP TABLE {names}")
-    fingerprint = FINGERPRINT.format(month="CAST(:month AS date)", end="CAST(:end AS date)")
+    days = await row(
+        session,
+        f"SELECT {FINGERPRINT} AS now FROM usage_day d WHERE d.day >= :month AND d.day < :end",
+        month=span.first, end=span.end,
+    )  # fmt: skip
+    assert days is not None
     await row(
         session,
-        f"UPDATE usage_archive SET dropped_at = now(), fingerprint = ({fingerprint}) WHERE month = :month",
-        month=span.first, end=span.end,
+        "UPDATE usage_archive SET dropped_at = now(), fingerprint = :fingerprint WHERE month = :month",
+        month=span.first, fingerprint=days["now"],
     )  # fmt: skip
     return Dropped(archive["calls"], archive["cost_nusd"], sum(each["bytes"] for each in parts))
 
@@ -373,7 +378,5 @@ _FURTHER: Final = "d.served_model, d.provider, d.reasoning_tokens, d.known_reque
 _PRINTED: Final = f"""concat_ws('|', d.account_id, to_char(d.day, 'YYYY-MM-DD'), d.key_id, d.model, d.requests, d.input_tokens,
                                  d.output_tokens, d.cost_nusd, d.refunded_nusd,
                                  CASE WHEN ({_FURTHER}) <> ('', '', 0, 0, 0, 0) THEN concat_ws('|', {_FURTHER}) END)"""
-FINGERPRINT: Final = f"""
-    SELECT coalesce(sum(('x' || left(md5({_PRINTED}), 15))::bit(60)::bigint), 0)::text FROM usage_day d
-    WHERE d.day >= {{month}} AND d.day < {{end}}"""
-"""SQL: a number that is another one if any of a span's rows of usage_day is; in any order, so that it needs no memory."""
+FINGERPRINT: Final = f"coalesce(sum(('x' || left(md5({_PRINTED}), 15))::bit(60)::bigint), 0)::text"
+"""SQL: a number that is another one if any of these rows `d` of usage_day is; in any order, so that it needs no memory."""

@@ -13,8 +13,8 @@ AUTOTOPUP: Final = (
         "An attempt that has an invoice has its top-up, over Lightning, of its own account and for its amount.",
         """SELECT n.account_id || '/' || n.id AS subject, concat_ws(' ', 'lightning', n.topup_id, n.amount_nusd) AS recorded,
                   coalesce(t.account_id || ' ' || t.method || ' ' || t.currency || ' ' || t.amount_units, 'no top-up') AS recomputed
-           FROM nwc_attempt n LEFT JOIN topup t ON t.id = n.topup_id
-           WHERE (n.payment_hash IS NOT NULL OR t.id IS NOT NULL)
+           FROM nwc_attempt n LEFT JOIN topup t ON t.account_id = n.account_id AND t.id = n.topup_id
+           WHERE (n.payment_hash IS NOT NULL OR n.topup_id IN (SELECT id FROM topup))
              AND (t.account_id, t.method, t.currency, t.amount_units)
                  IS DISTINCT FROM (n.account_id, 'btc-lightning', 'USD', n.amount_nusd)""",
     ),

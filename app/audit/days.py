@@ -45,8 +45,10 @@ DAYS: Final = (
     Check(
         "days_of_dropped_months_stay",
         "The days of a dropped month are as they were when its calls were dropped.",
-        f"""SELECT x.month::text AS subject, f.now AS recorded, x.fingerprint AS recomputed
-            FROM usage_archive x CROSS JOIN LATERAL ({FINGERPRINT.format(month="x.month", end=end_of("x"))}) f (now)
-            WHERE x.dropped_at IS NOT NULL AND f.now <> x.fingerprint""",
+        f"""SELECT x.month::text AS subject, coalesce(f.now, '0') AS recorded, x.fingerprint AS recomputed
+            FROM usage_archive x LEFT JOIN (
+                SELECT x.month, {FINGERPRINT} AS now FROM usage_archive x JOIN usage_day d ON d.day >= x.month AND d.day < {end_of("x")}
+                GROUP BY x.month) f ON f.month = x.month
+            WHERE x.dropped_at IS NOT NULL AND coalesce(f.now, '0') <> x.fingerprint""",
     ),
 )

@@ -69,6 +69,8 @@ async def _audit(session: AsyncSession, secrets: Secrets | None, told: Told, not
     await row(session, "SET LOCAL statement_timeout = 0")
     # Whole tables are compared: where statistics are old, the planner would look rows up one by one, for hours.
     await row(session, "SET LOCAL enable_nestloop = off")
+    # Where accounts live on several servers (Citus), one connection to each, so that each is seen as it is at one moment.
+    await row(session, "SET LOCAL citus.max_adaptive_executor_pool_size = 1")
     findings: list[Finding] = []
     proofs = PROOFS if secrets is not None else ()
     number = len(CHECKS) + len(proofs)

@@ -30,9 +30,9 @@ KEY_BYTES = 4096
 _WINDOW_NOW = """
     id, name, preview, sealed_secret, masked_hash, limit_nusd, reset_period, call_limit_nusd, requests_per_minute, held_nusd, lifetime_nusd, scopes, allowed_models,
     expire_at, disabled_at, deleted_at, created_at, updated_at, parent_id, ancestor_ids, more_periods, more_limits_nusd,
-    meter_spent(api_key) AS window_usage_nusd,
+    meter_used(window_start, reset_period, window_usage_nusd, now()) AS window_usage_nusd,
     date_trunc(reset_period, now(), 'UTC') + ('1 ' || reset_period)::interval AS reset_at,
-    CASE WHEN more_limits_nusd IS NOT NULL THEN meter_more_spent(api_key, now()) END AS more_usage_nusd,
+    CASE WHEN more_limits_nusd IS NOT NULL THEN meter_more_used(more_starts, more_periods, more_usage_nusd, now()) END AS more_usage_nusd,
     CASE WHEN more_limits_nusd IS NOT NULL THEN ARRAY (
         SELECT date_trunc(w.period, now(), 'UTC') + ('1 ' || w.period)::interval FROM unnest(more_periods) WITH ORDINALITY w (period, number)
         ORDER BY w.number) END AS more_reset_at,

@@ -96,10 +96,10 @@ class Verifier:
         if self.takes_jwt(secret):
             return await self._of_subject(secret)
         lookup = self._pepper.lookup(secret) if is_wellformed(secret, "sk") else self._pepper.lookup("")
-        found = await self._db.one(_LIVE_KEY, {"hash": lookup})
-        if found is None:
+        owner = await self._look_up(lookup)
+        if owner is None:
             raise InvalidApiKey
-        return Caller(Kind.API_KEY, found["account_id"], found["key_id"], _scopes(found))
+        return await self._live(owner)
 
     async def payer(self, proof: str, beside: Caller | None) -> Caller:
         """Who pays: the live key that a proof of payment stands for, or the one that was sent `beside` it.
@@ -339,11 +339,6 @@ _IS_LIVE: Final = f"""
 _SCOPES: Final = """
     k.scopes, CASE WHEN k.ancestor_ids IS NOT NULL THEN (
         SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = k.account_id AND x.id = ANY (k.ancestor_ids)) END AS scopes_above"""
-_LIVE_KEY: Final = f"""
-SELECT c.account_id, c.key_id, {_SCOPES}
-FROM credential c JOIN api_key k ON k.account_id = c.account_id AND k.id = c.key_id
-WHERE c.secret_hash = %(hash)s AND c.kind = 'api_key' AND {_IS_LIVE}
-"""
 _LIVE_KEY_BY_ID: Final = (
     f"SELECT {_SCOPES} FROM api_key k WHERE k.account_id = %(account_id)s AND k.id = %(key_id)s AND {_IS_LIVE}"
 )

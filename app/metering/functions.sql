@@ -34,10 +34,22 @@ CREATE OR REPLACE FUNCTION meter_window(p_key api_key, p_now timestamptz DEFAULT
 LANGUAGE sql STABLE AS $$ SELECT greatest(p_key.window_start, date_trunc(p_key.reset_period, p_now, 'UTC')) $$;
 
 
--- What a key has spent in that window.
+-- What was used in a window that began at p_start, as it stands at a moment; here and below by columns, for statements in which a
+-- row has the type of its shard.
+CREATE OR REPLACE FUNCTION meter_used(p_start timestamptz, p_period text, p_usage_nusd bigint, p_now timestamptz) RETURNS bigint
+LANGUAGE sql STABLE AS $$ SELECT CASE WHEN p_start < date_trunc(p_period, p_now, 'UTC') THEN 0 ELSE p_usage_nusd END $$;
+
+
+-- What a key has spent in its window.
 CREATE OR REPLACE FUNCTION meter_spent(p_key api_key, p_now timestamptz DEFAULT now()) RETURNS bigint
+LANGUAGE sql STABLE AS $$ SELECT meter_used(p_key.window_start, p_key.reset_period, p_key.window_usage_nusd, p_now) $$;
+
+
+-- The same of further windows.
+CREATE OR REPLACE FUNCTION meter_more_used(p_starts timestamptz[], p_periods text[], p_usage_nusd bigint[], p_now timestamptz) RETURNS bigint[]
 LANGUAGE sql STABLE AS $$
-    SELECT CASE WHEN p_key.window_start < date_trunc(p_key.reset_period, p_now, 'UTC') THEN 0 ELSE p_key.window_usage_nusd END
+    SELECT array_agg(meter_used(w.start, w.period, w.usage_nusd, p_now) ORDER BY w.number)
+    FROM unnest(p_starts, p_periods, p_usage_nusd) WITH ORDINALITY w (start, period, usage_nusd, number)
 $$;
 
 

@@ -72,7 +72,8 @@ SELECT k.id, k.ancestor_ids, CASE WHEN b.limit_nusd IS NOT NULL THEN greatest(0,
 FROM api_key k LEFT JOIN LATERAL (
     SELECT w.limit_nusd, w.spent_nusd FROM api_key x, unnest(
         array_prepend(x.limit_nusd, x.more_limits_nusd),
-        array_prepend(meter_spent(x), CASE WHEN x.more_limits_nusd IS NOT NULL THEN meter_more_spent(x, now()) END)
+        array_prepend(meter_used(x.window_start, x.reset_period, x.window_usage_nusd, now()),
+                      meter_more_used(x.more_starts, x.more_periods, x.more_usage_nusd, now()))
     ) w (limit_nusd, spent_nusd)
     WHERE x.account_id = k.account_id AND x.id = ANY (array_append(k.ancestor_ids, k.id)) AND w.limit_nusd IS NOT NULL
     ORDER BY w.limit_nusd - w.spent_nusd LIMIT 1
