@@ -304,8 +304,9 @@ async def proven(session: AsyncSession, pepper: Pepper, due: Sequence[Row]) -> l
     """Those keys whose setting we made ourselves."""
     found = await rows(
         session,
-        f"""SELECT {", ".join(PROVEN)}, proof FROM api_key
-            WHERE (account_id, id) IN (SELECT * FROM unnest(CAST(:accounts AS uuid[]), CAST(:ids AS uuid[])))""",
+        f"""SELECT {", ".join(f"k.{name}" for name in PROVEN)}, k.proof
+            FROM unnest(CAST(:accounts AS uuid[]), CAST(:ids AS uuid[])) u (account_id, id)
+            JOIN api_key k ON k.account_id = u.account_id AND k.id = u.id""",
         accounts=[each["account_id"] for each in due], ids=[uuid.UUID(each["chain"].removeprefix("key/")) for each in due],
     )  # fmt: skip
     proven = {

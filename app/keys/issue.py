@@ -404,9 +404,9 @@ async def change(
     what was spent in it. limit_nusd and reset_period are of the first window: taking the limit away takes that window with it.
     Raises KeyNotFound, NameTaken, InvalidField, also for more than the keys above it may.
     """
-    await row(session, "SELECT 1 AS locked FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
+    locked = await row(session, "SELECT now() AS now FROM account WHERE id = :id FOR NO KEY UPDATE", id=account_id)
     before = await read(session, account_id, key_id, under)
-    if before["deleted_at"] is not None:
+    if locked is None or before["deleted_at"] is not None:
         raise KeyNotFound
     after = {
         name: before[name]
@@ -427,9 +427,9 @@ async def change(
             """UPDATE api_key SET name = :name, scopes = :scopes,
                       expire_at = :expire_at, allowed_models = :allowed_models, updated_at = now(), revision = revision + 1,
                       call_limit_nusd = :call_limit_nusd, requests_per_minute = :requests_per_minute,
-                      disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, now()) END
+                      disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, CAST(:now AS timestamptz)) END
                WHERE account_id = :account_id AND id = :id""",
-            **after, account_id=account_id, id=key_id,
+            **after, account_id=account_id, id=key_id, now=locked["now"],
             disabled=changes.get("is_disabled", before["disabled_at"] is not None),
         )  # fmt: skip
     except IntegrityError as error:

@@ -225,15 +225,15 @@ async def _write(
 
 
 _PUT: Final = """
-    INSERT INTO notice_address AS n (account_id, id, sealed_url, url_shown, sealed_secret, npub, events)
-    VALUES (:account_id, :id, :url, :url_shown, :secret, :npub, CAST(:events AS text[]))
+    INSERT INTO notice_address AS n (account_id, id, sealed_url, url_shown, sealed_secret, npub, events, updated_at)
+    VALUES (:account_id, :id, :url, :url_shown, :secret, :npub, CAST(:events AS text[]), now())
     ON CONFLICT (account_id) DO UPDATE SET
         id = CASE WHEN :is_other THEN EXCLUDED.id ELSE n.id END,
         sealed_url = EXCLUDED.sealed_url, url_shown = EXCLUDED.url_shown, npub = EXCLUDED.npub, events = EXCLUDED.events,
         sealed_secret = EXCLUDED.sealed_secret,
         sealed_secret_before = CASE WHEN :is_other THEN NULL ELSE n.sealed_secret_before END,
         secret_before_until = CASE WHEN :is_other THEN NULL ELSE n.secret_before_until END,
-        webhook_off_at = NULL, updated_at = now()"""
+        webhook_off_at = NULL, updated_at = EXCLUDED.updated_at"""
 """A URL that is set again is tried again, also one that had wanted no more."""
 
 

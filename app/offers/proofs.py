@@ -162,12 +162,20 @@ async def consume(session: AsyncSession, use: Use, by: str) -> None:
     await lock_account(session, use.owner.account_id)
     consumed = await row(
         session,
-        """UPDATE offer SET consumed_at = coalesce(consumed_at, now()), consumed_by = :by
-           WHERE account_id = :account_id AND id = :id AND (consumed_at IS NULL OR (consumed_by = :by AND :by <> 'request'))
-           RETURNING 1 AS done""",
+        """UPDATE offer SET consumed_at = now(), consumed_by = :by
+           WHERE account_id = :account_id AND id = :id AND consumed_at IS NULL RETURNING 1 AS done""",
         account_id=use.owner.account_id, id=use.offer_id, by=by,
     )  # fmt: skip
-    if consumed is None:
+    if consumed is None and (by == "request" or not await _is_consumed_by(session, use, by)):
         outcomes.count("used_before")
         raise UsedProof(Short(use.owner, 0))
     outcomes.count("consumed")
+
+
+async def _is_consumed_by(session: AsyncSession, use: Use, by: str) -> bool:
+    found = await row(
+        session,
+        "SELECT 1 AS is_so FROM offer WHERE account_id = :account_id AND id = :id AND consumed_by = :by",
+        account_id=use.owner.account_id, id=use.offer_id, by=by,
+    )  # fmt: skip
+    return found is not None

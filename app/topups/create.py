@@ -341,13 +341,19 @@ async def show(session: AsyncSession, account_id: uuid.UUID, topup_id: uuid.UUID
         """UPDATE topup SET status = :status, additional_status = :additional_status, checkout_url = :checkout_url,
                   destination = :destination, payment_link = :payment_link, total_coin_units = :total,
                   due_coin_units = :due, paid_coin_units = :paid, fee_coin_units = :fee,
-                  settled_at = CASE WHEN :status = 'Settled' THEN coalesce(settled_at, now()) END
+                  settled_at = CASE WHEN :status = 'Settled' THEN settled_at END
            WHERE account_id = :account_id AND id = :id AND invoice_id = :invoice_id RETURNING 1 AS done""",
         status=invoice.status.value, additional_status=invoice.additional_status.value, checkout_url=invoice.checkout_url,
         destination=invoice.destination, payment_link=invoice.payment_link, total=units_of(invoice.total, places, up=True),
         due=units_of(max(invoice.due, invoice.due * 0), places, up=True), paid=units_of(invoice.paid, places),
         fee=units_of(invoice.fee, places, up=True), account_id=account_id, id=topup_id, invoice_id=invoice.id,
     )  # fmt: skip
+    if shown is not None and invoice.status is InvoiceStatus.SETTLED:
+        await row(
+            session,
+            "UPDATE topup SET settled_at = now() WHERE account_id = :account_id AND id = :id AND settled_at IS NULL",
+            account_id=account_id, id=topup_id,
+        )  # fmt: skip
     if shown is not None and invoice.destination:
         await row(
             session,
