@@ -8,7 +8,7 @@ was away.
 
 import functools
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,16 +19,19 @@ from app.kernel.db import Database, Row, row, rows
 from app.kernel.progress import Told, nobody
 
 _ENTRIES_AT_ONCE: Final = 20_000
-_ACCOUNTS_AT_ONCE: Final = 200
+_ACCOUNTS_AT_ONCE: Final = 500
+_LISTED_AT_ONCE: Final = 10_000
 _NOBODY: Final = uuid.UUID(int=0)
 
 
-async def keep_up(db: Database) -> int:
-    """Sum the calls of the accounts that called in the last seconds. Returns how many entries that were.
+async def keep_up(db: Database, *, seconds: int = 30, worth_entries: int = 1) -> int:
+    """Sum the calls of the accounts that called in the last `seconds`, of whose entries so many are not summed yet. Returns how
+    many entries that were.
 
+    An account's sums cost as much for one call as for many: who has few can wait for more, as whoever reads looks at those few.
     Whom this misses, after a stop, a refund or a transaction that took longer, `roll_up` finds.
     """
-    return await _sum_due(db, _DUE_LATELY)
+    return await _sum_due(db, _DUE_LATELY, seconds=seconds, worth_entries=worth_entries)
 
 
 async def roll_up(db: Database) -> int:
@@ -58,34 +61,38 @@ async def sum_all(session: AsyncSession) -> None:
     await _sum(session, account_ids, None)
 
 
-async def _sum_due(db: Database, due: str) -> int:
-    """Portion by portion, account by account: a portion is as many entries as a transaction is short with."""
+async def _sum_due(db: Database, due: str, **given: int) -> int:
+    """Portion by portion: a portion is as many entries as a transaction is short with, or so many of one account at a time."""
     total, after = 0, _NOBODY
-    while True:
-        some = await db.transaction(functools.partial(_next, due=due, after=after))
-        if not some:
-            return total
-        account_ids = [each["account_id"] for each in some]
-        summed = await db.transaction(functools.partial(_sum_some, account_ids=account_ids))
-        total += summed
-        has_more = some[-1]["entries"] > _ENTRIES_AT_ONCE and summed > 0
-        after = _before(account_ids[-1]) if has_more else account_ids[-1]
-
-
-async def _next(session: AsyncSession, due: str, after: uuid.UUID) -> list[Row]:
-    """The next accounts that have something to sum, so many that they have not too many entries together, or one alone."""
-    await row(session, "SET LOCAL enable_seqscan = off")
-    found = await rows(session, due, after=after, at_once=_ACCOUNTS_AT_ONCE)
-    some: list[Row] = []
-    for each in found:
-        if some and sum(one["entries"] for one in some) + each["entries"] > _ENTRIES_AT_ONCE:
+    while some := await db.transaction(functools.partial(_next, due=due, after=after, given=given)):
+        for portion in _portions(some):
+            account_ids = [each["account_id"] for each in portion]
+            for _ in range(0, sum(each["entries"] for each in portion), _ENTRIES_AT_ONCE):
+                total += await db.transaction(functools.partial(_sum_some, account_ids=account_ids))
+        if len(some) < _LISTED_AT_ONCE:
             break
+        after = some[-1]["account_id"]
+    return total
+
+
+async def _next(session: AsyncSession, due: str, after: uuid.UUID, given: Mapping[str, int]) -> list[Row]:
+    """The next accounts that have something to sum, by id. Who they are is asked once for many portions: it may be a look at every
+    call of the last seconds."""
+    await row(session, "SET LOCAL enable_seqscan = off")
+    return await rows(session, due, after=after, at_once=_LISTED_AT_ONCE, **given)
+
+
+def _portions(due: Sequence[Row]) -> Iterator[list[Row]]:
+    """So many accounts that they have not too many entries together, or one alone."""
+    some, entries = list[Row](), 0
+    for each in due:
+        if some and (entries + each["entries"] > _ENTRIES_AT_ONCE or len(some) == _ACCOUNTS_AT_ONCE):
+            yield some
+            some, entries = [], 0
         some.append(each)
-    return some
-
-
-def _before(account_id: uuid.UUID) -> uuid.UUID:
-    return uuid.UUID(int=max(account_id.int - 1, 0))
+        entries += each["entries"]
+    if some:
+        yield some
 
 
 async def _sum_some(session: AsyncSession, account_ids: Sequence[uuid.UUID]) -> int:
@@ -126,13 +133,12 @@ async def _again(session: AsyncSession, account_ids: Sequence[uuid.UUID]) -> int
 _HOLD: Final = (
     "SELECT account_id FROM usage_summed WHERE account_id = ANY (:account_ids) ORDER BY account_id FOR UPDATE"
 )
-_LATELY: Final = "interval '5 seconds'"
 # A call that is over closes its hold, and holds are known by when they were closed.
-_DUE_LATELY: Final = f"""
-    WITH called AS MATERIALIZED (SELECT DISTINCT account_id FROM hold WHERE closed_at > now() - {_LATELY})
+_DUE_LATELY: Final = """
+    WITH called AS MATERIALIZED (SELECT DISTINCT account_id FROM hold WHERE closed_at > now() - make_interval(secs => :seconds))
     SELECT a.id AS account_id, a.entry_count - coalesce(s.entries, 0) AS entries
     FROM called c JOIN account a ON a.id = c.account_id LEFT JOIN usage_summed s ON s.account_id = a.id
-    WHERE a.id > :after AND a.entry_count > coalesce(s.entries, 0) ORDER BY a.id LIMIT :at_once"""
+    WHERE a.id > :after AND a.entry_count >= coalesce(s.entries, 0) + CAST(:worth_entries AS bigint) ORDER BY a.id LIMIT :at_once"""
 _DUE: Final = """
     SELECT a.id AS account_id, a.entry_count - coalesce(s.entries, 0) AS entries
     FROM account a LEFT JOIN usage_summed s ON s.account_id = a.id
