@@ -102,6 +102,17 @@ async def test_every_entry_key_credit_id_rule_token_and_act_has_its_seal(sealed:
         assert count > 0
 
 
+async def test_an_account_of_more_entries_than_a_portion_is_sealed_whole(books: Books, owner_conn: Owner) -> None:
+    """A chain that was cut goes on where it was, and no account behind it is left out."""
+    for number in range(5):
+        await a_call(books, f"of many {number}")
+    assert await seal(books.house.db, books.house.settings.pepper, entries_at_once=2) > 0
+    assert await sealed_again(books, whole=True) == 0
+    assert owner_conn.execute("SELECT max(count) FROM seal WHERE chain = 'entries'").fetchall() == [(2,)]
+    report = await looked(books)
+    assert (report.findings, report.seals and report.seals.unsealed) == ((), 0)
+
+
 async def test_what_is_new_waits_for_its_seal_and_gets_it(sealed: Books) -> None:
     await a_call(sealed, "new")
     before = await looked(sealed)

@@ -364,7 +364,10 @@ def _raise(error: Exception) -> NoReturn:
 async def rows(session: AsyncSession, statement: str, **params: Any) -> list[Row]:
     """Run one SQL text and return its rows as dicts."""
     result = cast("CursorResult[Any]", await session.execute(text(statement), params))
-    return [dict(found) for found in result.mappings()] if result.returns_rows else []
+    if not result.returns_rows:
+        return []
+    names = tuple(result.keys())
+    return [dict(zip(names, found, strict=True)) for found in result]  # half the time of `mappings`
 
 
 async def row(session: AsyncSession, statement: str, **params: Any) -> Row | None:
