@@ -4,13 +4,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.autotopup.rules import DAY, HOLDS_CAP, LATE_AT_MOST, LEASE, MOVES, OPEN, UNPAID, Standing, State
 from app.autotopup.tables import states_sql
-from app.kernel.db import Row, new_id, row, rows
+from app.kernel.db import Database, Row, new_id, row, rows
+from app.kernel.shards import everywhere
 
 _IS_OPEN: Final = f"state IN ({states_sql(OPEN)})"
 _IS_UNPAID: Final = f"state IN ({states_sql(UNPAID)})"
@@ -143,18 +144,17 @@ async def settle_late(session: AsyncSession, ref: AttemptRef) -> Row | None:
     )  # fmt: skip
 
 
-async def due(session: AsyncSession, now: datetime) -> list[AttemptRef]:
+async def due(db: Database, now: datetime) -> list[AttemptRef]:
     """Open attempts that nobody holds and whose time has come; a credit that came by itself is reason enough."""
-    found = await rows(
-        session,
-        f"""SELECT n.account_id, n.id FROM nwc_attempt n
-            LEFT JOIN topup t ON t.account_id = n.account_id AND t.id = n.topup_id
-            WHERE n.{_IS_OPEN} AND (n.claimed_until IS NULL OR n.claimed_until <= :now)
-              AND (n.next_at <= :now OR t.credited_nusd > 0)
-            ORDER BY n.next_at LIMIT {_DUE_AT_ONCE}""",
-        now=now,
-    )
+    found = await everywhere(db, {"account_id": "uuid", "id": "uuid"}, _DUE, {"now": now})
     return [AttemptRef(each["account_id"], each["id"]) for each in found]
+
+
+_DUE: Final[LiteralString] = f"""
+SELECT n.account_id, n.id FROM nwc_attempt n LEFT JOIN topup t ON t.account_id = n.account_id AND t.id = n.topup_id
+WHERE n.{_IS_OPEN} AND (n.claimed_until IS NULL OR n.claimed_until <= %(now)s) AND (n.next_at <= %(now)s OR t.credited_nusd > 0)
+ORDER BY n.next_at LIMIT {_DUE_AT_ONCE}
+"""
 
 
 async def read(session: AsyncSession, ref: AttemptRef) -> Row:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Final
+from typing import Final, LiteralString
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -32,6 +32,7 @@ from app.kernel.errors import NotFound, RateLimitExceeded, WalletNotUsable, Wall
 from app.kernel.logs import log
 from app.kernel.progress import Told, nobody
 from app.kernel.security import Resealed, Sealer, UnsealError
+from app.kernel.shards import everywhere
 from app.notices.tell import tell
 
 _RESEAL_AT_ONCE: Final = 500
@@ -136,18 +137,18 @@ async def lock(session: AsyncSession, account_id: uuid.UUID) -> Row | None:
     )
 
 
-async def low_accounts(session: AsyncSession, now: datetime, limit: int = 500) -> list[uuid.UUID]:
+async def low_accounts(db: Database, now: datetime, limit: int = 500) -> list[uuid.UUID]:
     """Accounts below their threshold that may be topped up: the safety net under what charges tell."""
-    found = await rows(
-        session,
-        """SELECT c.account_id FROM nwc_connection c JOIN account a ON a.id = c.account_id
-           WHERE c.pause IS NULL AND a.posted_nusd < c.threshold_nusd AND a.status = 'active'
-             AND (c.not_before IS NULL OR c.not_before <= :now)
-             AND NOT EXISTS (SELECT 1 FROM nwc_attempt n WHERE n.account_id = c.account_id AND n.closed_at IS NULL)
-           LIMIT :limit""",
-        now=now, limit=limit,
-    )  # fmt: skip
+    found = await everywhere(db, {"account_id": "uuid"}, _LOW, {"now": now, "limit": limit})
     return [each["account_id"] for each in found]
+
+
+_LOW: Final[LiteralString] = """
+SELECT c.account_id FROM nwc_connection c JOIN account a ON a.id = c.account_id
+WHERE c.pause IS NULL AND a.posted_nusd < c.threshold_nusd AND a.status = 'active' AND (c.not_before IS NULL OR c.not_before <= %(now)s)
+  AND NOT EXISTS (SELECT 1 FROM nwc_attempt n WHERE n.account_id = c.account_id AND n.closed_at IS NULL)
+LIMIT %(limit)s
+"""
 
 
 # --- what attempts tell about a wallet --------------------------------------------------------------

@@ -114,13 +114,13 @@ class AutoTopup:
 
     async def due(self) -> list[AttemptRef]:
         """Attempts to be driven on now."""
-        return await self._db.transaction(lambda session: attempts.due(session, self._now()))
+        return await attempts.due(self._db, self._now())
 
     async def low(self) -> list[uuid.UUID]:
         """Accounts to begin an attempt for, should no charge have told."""
         if not self.is_on:
             return []
-        return await self._db.transaction(lambda session: connect.low_accounts(session, self._now()))
+        return await connect.low_accounts(self._db, self._now())
 
     async def sweep(self) -> None:
         """What no driver comes back to: payments after an attempt was closed, and wallets forgiven for a top-up."""

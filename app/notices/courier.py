@@ -51,7 +51,7 @@ class Courier:
             return 0
         busy = [account_id for account_id, count in self._busy.items() if count >= outbox.OF_ONE_ACCOUNT]
         at = now or datetime.now(UTC)
-        due = await self._db.transaction(lambda session: outbox.claim(session, at, busy, room))
+        due = await outbox.claim(self._db, at, busy, room)
         for notice in due:
             self._begin(notice)
         return len(due)

@@ -1,14 +1,15 @@
 """The outbox as its courier and its owner see it: claimed, finished, listed, sent again, forgotten."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, LiteralString
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Row, in_portions, row, rows
 from app.kernel.errors import NotFound
+from app.kernel.shards import everywhere
 from app.notices.ways import Outcome, Sent
 
 BACK_OFF: Final = tuple(
@@ -22,23 +23,29 @@ OF_ONE_ACCOUNT: Final = 2
 KEPT_DAYS: Final = 30
 _FORGOTTEN_AT_ONCE: Final = 5_000
 
-_IS_DUE: Final = "state = 'pending' AND next_at <= :now AND (claimed_until IS NULL OR claimed_until <= :now)"
+_IS_DUE: Final = "state = 'pending' AND next_at <= %(now)s AND (claimed_until IS NULL OR claimed_until <= %(now)s)"
 
 
-async def claim(session: AsyncSession, now: datetime, busy: Sequence[uuid.UUID], limit: int) -> list[Row]:
+async def claim(db: Database, now: datetime, busy: Sequence[uuid.UUID], limit: int) -> list[Row]:
     """Take what is due, fairly between accounts but for the `busy`; it is ours until its lease ends. Each claim is an attempt."""
-    return await rows(
-        session,
-        f"""UPDATE notice SET claimed_until = :until, attempts = attempts + 1
-            WHERE (account_id, id, channel) IN (
-                SELECT account_id, id, channel FROM (
-                    SELECT account_id, id, channel, next_at, row_number() OVER (PARTITION BY account_id ORDER BY next_at, id) AS place
-                    FROM notice WHERE {_IS_DUE} AND account_id <> ALL (CAST(:busy AS uuid[]))) d
-                WHERE place <= {OF_ONE_ACCOUNT} ORDER BY place, next_at LIMIT :limit)
-              AND {_IS_DUE}
-            RETURNING account_id, id, channel, type, CAST(data AS text) AS data, attempts, sealed_target, created_at, claimed_until""",
-        now=now, until=now + LEASE, busy=list(busy), limit=limit,
-    )  # fmt: skip
+    due = await everywhere(db, _NAMED, _DUE, {"now": now, "busy": list(busy), "limit": limit})
+    lease = {"now": now, "until": now + LEASE}
+    claimed = [await db.one(_CLAIM, each | lease) for each in due[:limit]]
+    return [each for each in claimed if each is not None]
+
+
+_NAMED: Final[Mapping[str, LiteralString]] = {"account_id": "uuid", "id": "uuid", "channel": "text"}
+_DUE: Final[LiteralString] = f"""
+SELECT account_id, id, channel FROM (
+    SELECT account_id, id, channel, next_at, row_number() OVER (PARTITION BY account_id ORDER BY next_at, id) AS place
+    FROM notice WHERE {_IS_DUE} AND account_id <> ALL (%(busy)s::uuid[])) d
+WHERE place <= {OF_ONE_ACCOUNT} ORDER BY place, next_at LIMIT %(limit)s
+"""
+_CLAIM: Final[LiteralString] = f"""
+UPDATE notice SET claimed_until = %(until)s, attempts = attempts + 1
+WHERE account_id = %(account_id)s AND id = %(id)s AND channel = %(channel)s AND {_IS_DUE}
+RETURNING account_id, id, channel, type, CAST(data AS text) AS data, attempts, sealed_target, created_at, claimed_until
+"""
 
 
 async def finish(session: AsyncSession, notice: Row, sent: Sent, now: datetime, *, is_last: bool = False) -> str | None:
@@ -110,8 +117,9 @@ async def forget_old(db: Database) -> int:
     """What was delivered, or given up, a month ago."""
     return await in_portions(
         db,
-        f"""DELETE FROM notice WHERE (account_id, id, channel) IN (
+        f"""WITH old AS MATERIALIZED (
                 SELECT account_id, id, channel FROM notice WHERE closed_at < now() - interval '{KEPT_DAYS} days' LIMIT :at_once)
+            DELETE FROM notice n USING old o WHERE n.account_id = o.account_id AND n.id = o.id AND n.channel = o.channel
             RETURNING 1 AS forgotten""",
         _FORGOTTEN_AT_ONCE,
     )

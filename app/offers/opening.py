@@ -224,11 +224,12 @@ async def forget_old_offers(db: Database, at_once: int = 5000) -> int:
     """Forget the secrets that were told for a day, or that nobody paid for, and who asked an hour ago. Returns how many."""
     forgotten = await in_portions(
         db,
-        f"""UPDATE offer SET sealed = NULL WHERE (account_id, id) IN (
+        f"""WITH old AS MATERIALIZED (
                 SELECT account_id, id FROM offer WHERE sealed IS NOT NULL
                   AND (told_at < now() - interval '{_TOLD_HOURS} hours'
                        OR (told_at IS NULL AND created_at < now() - interval '{_SEALED_DAYS} days'))
-                LIMIT :at_once) RETURNING 1 AS gone""",
+                LIMIT :at_once)
+            UPDATE offer f SET sealed = NULL FROM old o WHERE f.account_id = o.account_id AND f.id = o.id RETURNING 1 AS gone""",
         at_once,
     )
     return forgotten + await in_portions(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -13,6 +13,7 @@ from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.logs import log
 from app.kernel.money import COIN_PLACES, CURRENCIES, number, share_nusd, units_of, usd
+from app.kernel.shards import everywhere
 from app.ledger.post import post
 from app.ledger.tables import AccountStatus, EntryKind
 from app.notices.marks import arm
@@ -72,7 +73,7 @@ async def credit_if_paid(db: Database, gateway: InvoiceGateway, ref: TopupRef) -
 
 async def check_due(db: Database, gateway: InvoiceGateway, limit: int = 50) -> int:
     """The poller: ask about every open top-up whose time has come. Returns how many were asked about."""
-    due = await db.transaction(lambda session: _claim_due(session, gateway.name, limit))
+    due = await _claim_due(db, gateway.name, limit)
     defects: list[Exception] = []
     for topup in due:
         try:
@@ -279,14 +280,17 @@ async def _find_lost_invoice(db: Database, gateway: InvoiceGateway, ref: TopupRe
         await db.transaction(lambda session: mark_failed(session, ref.account_id, ref.topup_id))
 
 
-async def _claim_due(session: AsyncSession, backend: str, limit: int) -> list[Row]:
+async def _claim_due(db: Database, backend: str, limit: int) -> list[Row]:
     """Take the rows that are due, by moving their time on: a second poller then sees none of them."""
-    return await rows(
-        session,
-        """UPDATE topup SET next_check_at = now() + interval '1 minute'
-           WHERE (account_id, id) IN (SELECT account_id, id FROM topup WHERE next_check_at <= now() AND backend = :backend
-                                      ORDER BY next_check_at LIMIT :limit)
-             AND next_check_at <= now()
-           RETURNING account_id, id""",
-        backend=backend, limit=limit,
-    )  # fmt: skip
+    due = await everywhere(db, {"account_id": "uuid", "id": "uuid"}, _DUE, {"backend": backend, "limit": limit})
+    claimed = [await db.one(_CLAIM, each) for each in due[:limit]]
+    return [each for each in claimed if each is not None]
+
+
+_DUE: Final[LiteralString] = """
+SELECT account_id, id FROM topup WHERE next_check_at <= now() AND backend = %(backend)s ORDER BY next_check_at LIMIT %(limit)s
+"""
+_CLAIM: Final[LiteralString] = """
+UPDATE topup SET next_check_at = now() + interval '1 minute'
+WHERE account_id = %(account_id)s AND id = %(id)s AND next_check_at <= now() RETURNING account_id, id
+"""

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.kernel.db import Database, Row, in_portions, row, rows
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.logs import log
+from app.kernel.shards import is_sharded
 from app.topups.credit import TopupRef, credit_if_paid
 from app.topups.gateway import GatewayRefused, GatewayUnavailable, Hint, InvoiceGateway
 
@@ -35,7 +36,8 @@ async def process_waiting(db: Database, gateway: InvoiceGateway, limit: int = 20
         try:
             await _look_into(db, gateway, invoice_id, [d for d in taken if d["invoice_id"] == invoice_id])
         except DatabaseUnavailable:
-            raise  # the others would fare no better; all of them come again
+            if not await is_sharded(db):
+                raise  # the others would fare no better; all of them come again
         except Exception as error:  # noqa: BLE001 - a defect in one must not keep the others waiting; raised below
             defects.append(error)
     if defects:
