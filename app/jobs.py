@@ -67,7 +67,7 @@ JOBS: Final = (
     Job("look into webhooks", 0.5, lambda house: for_each_gateway(house, process_waiting)),
     Job("check top-ups", 2, lambda house: for_each_gateway(house, check_due)),
     Job("sweep invoices", 600, lambda house: sweep_back(house, REGULAR)),
-    Job("expire holds", 5, lambda house: expire_holds(house.db, by_account=house.settings.meter_batch == "account")),
+    Job("expire holds", 5, lambda house: expire_holds(house.db)),
     Job("drive auto top-ups", 3, lambda house: house.watcher.look_for_due()),
     Job("look for low balances", 30, lambda house: house.watcher.look_for_low()),
     Job("name the operator's address", 3600, name_operators_address, is_done_at_start=True),

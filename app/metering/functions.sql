@@ -150,11 +150,15 @@ $$;
 
 -- The ways on which an account, or the operator, wants to be told of something of this type. What changes an address goes on all.
 CREATE OR REPLACE FUNCTION meter_ways(p_account_id uuid, p_type text) RETURNS TABLE (channel text)
-LANGUAGE sql STABLE AS $$
-    SELECT way.channel FROM notice_address n
-    CROSS JOIN LATERAL (VALUES ('webhook', n.sealed_url IS NOT NULL AND n.webhook_off_at IS NULL), ('nostr', n.npub IS NOT NULL)) way (channel, is_there)
-    WHERE n.account_id = p_account_id AND way.is_there AND (n.events IS NULL OR p_type LIKE 'notices.%' OR p_type = ANY (n.events))
-$$;
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN QUERY
+    SELECT way.name FROM notice_address n
+    CROSS JOIN LATERAL (VALUES ('webhook', n.sealed_url IS NOT NULL AND n.webhook_off_at IS NULL), ('nostr', n.npub IS NOT NULL)) way (name, is_there)
+    WHERE n.account_id = p_account_id AND way.is_there AND (n.events IS NULL OR p_type LIKE 'notices.%' OR p_type = ANY (n.events));
+END $$;
+
+
 -- What bounds a call of a key that stands under others, or that has several windows: p_chain are the keys above it from the root
 -- down, and the key itself. The first refusal of any of them (the account's is not asked again); of all their windows the one
 -- that leaves the least, and one that is used up before any other; the least that a call may cost, and the fewest that are left of this minute. Each says whose

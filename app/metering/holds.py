@@ -34,7 +34,7 @@ from app.kernel.errors import (
 from app.kernel.logs import log
 from app.kernel.money import usd, usd_text
 from app.kernel.security import OnExpiry, Pepper
-from app.kernel.shards import everywhere
+from app.kernel.shards import everywhere, is_sharded
 from app.keys.verify import SCOPES, KeyOwner, narrowed
 from app.metering.batch import Answer, Batches, Decider
 from app.metering.functions import FUNCTIONS, asking
@@ -443,13 +443,13 @@ WHERE e.account_id = %(account_id)s AND e.kind = 'usage' AND e.reference = %(hol
 """What a repeat is answered: the entry is there for ever, its call until that month's calls are dropped."""
 
 
-async def expire_holds(db: Database, *, by_account: bool = False) -> int:
+async def expire_holds(db: Database) -> int:
     """Close the holds that nobody settled in time, until none is due; accounts that are locked come next time.
 
-    What was captured is charged, the rest freed; a settle that comes later still charges. `by_account` asks for each account by
-    itself, where accounts live on several servers: those of one that is down come next time, too. Returns how many.
+    What was captured is charged, the rest freed; a settle that comes later still charges. Where accounts live on several servers
+    each is asked about by itself, and those of a server that is down come next time, too. Returns how many.
     """
-    total, passed_by = 0, set[uuid.UUID]()
+    total, passed_by, by_account = 0, set[uuid.UUID](), await is_sharded(db)
     at_once, ask = 1 if by_account else _ACCOUNTS_AT_ONCE, asking("meter_expire", by_account=by_account)
     while due := [each for each in await _accounts_with_expired_holds(db) if each not in passed_by]:
         for start in range(0, len(due), at_once):

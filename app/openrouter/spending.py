@@ -75,7 +75,7 @@ FROM api_key k LEFT JOIN LATERAL (
         array_prepend(meter_used(x.window_start, x.reset_period, x.window_usage_nusd, now()),
                       meter_more_used(x.more_starts, x.more_periods, x.more_usage_nusd, now()))
     ) w (limit_nusd, spent_nusd)
-    WHERE x.account_id = k.account_id AND x.id = ANY (array_append(k.ancestor_ids, k.id)) AND w.limit_nusd IS NOT NULL
+    WHERE x.account_id = :account_id AND x.id = ANY (array_append(k.ancestor_ids, k.id)) AND w.limit_nusd IS NOT NULL
     ORDER BY w.limit_nusd - w.spent_nusd LIMIT 1
 ) b ON true
 WHERE k.account_id = :account_id
