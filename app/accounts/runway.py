@@ -47,9 +47,9 @@ async def read_runway(session: AsyncSession, account_id: uuid.UUID, found: Balan
     figures = await row(
         session,
         """SELECT a.created_at, coalesce(a.low_balance_nusd, a.low_nusd) AS low_nusd,
-                  (SELECT coalesce(sum(lifetime_nusd), 0)::bigint FROM api_key WHERE account_id = a.id)
+                  (SELECT coalesce(sum(lifetime_nusd), 0)::bigint FROM api_key WHERE account_id = :id)
                   - (SELECT coalesce(sum(cost_nusd - refunded_nusd), 0)::bigint FROM usage_day
-                     WHERE account_id = a.id AND day < :first_day) AS spent_nusd
+                     WHERE account_id = :id AND day < :first_day) AS spent_nusd
            FROM account a WHERE a.id = :id""",
         id=account_id, first_day=first.date(),
     )  # fmt: skip

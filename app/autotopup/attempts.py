@@ -81,7 +81,7 @@ async def claim(session: AsyncSession, ref: AttemptRef, now: datetime) -> Row | 
         f"""UPDATE nwc_attempt n SET claimed_until = :until
             WHERE account_id = :account_id AND id = :id AND {_IS_OPEN} AND (claimed_until IS NULL OR claimed_until <= :now)
               AND (next_at <= :now
-                   OR (SELECT credited_nusd FROM topup t WHERE t.account_id = n.account_id AND t.id = n.topup_id) > 0)
+                   OR (SELECT credited_nusd FROM topup t WHERE t.account_id = :account_id AND t.id = n.topup_id) > 0)
             RETURNING *""",
         until=now + LEASE, account_id=ref.account_id, id=ref.attempt_id, now=now,
     )  # fmt: skip

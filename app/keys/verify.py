@@ -334,11 +334,11 @@ _WORKS: Final = (
 )
 _IS_LIVE: Final = f"""
     {_WORKS.format(key="k")} AND (k.ancestor_ids IS NULL OR cardinality(k.ancestor_ids) = (
-        SELECT count(*) FROM api_key x WHERE x.account_id = k.account_id AND x.id = ANY (k.ancestor_ids) AND {_WORKS.format(key="x")}))"""
+        SELECT count(*) FROM api_key x WHERE x.account_id = %(account_id)s AND x.id = ANY (k.ancestor_ids) AND {_WORKS.format(key="x")}))"""
 """A key works as long as every key above it does."""
 _SCOPES: Final = """
     k.scopes, CASE WHEN k.ancestor_ids IS NOT NULL THEN (
-        SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = k.account_id AND x.id = ANY (k.ancestor_ids)) END AS scopes_above"""
+        SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = %(account_id)s AND x.id = ANY (k.ancestor_ids)) END AS scopes_above"""
 _LIVE_KEY_BY_ID: Final = (
     f"SELECT {_SCOPES} FROM api_key k WHERE k.account_id = %(account_id)s AND k.id = %(key_id)s AND {_IS_LIVE}"
 )

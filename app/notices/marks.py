@@ -22,7 +22,7 @@ async def arm(session: AsyncSession, account_id: uuid.UUID, base_nusd: int | Non
     await row(
         session,
         """UPDATE account a SET notice_base_nusd = coalesce(:base, a.notice_base_nusd), notice_mark_nusd =
-               CASE WHEN EXISTS (SELECT 1 FROM notice_address n WHERE n.account_id = a.id)
+               CASE WHEN EXISTS (SELECT 1 FROM notice_address n WHERE n.account_id = :account_id)
                     THEN meter_mark(coalesce(:base, a.notice_base_nusd), a.low_balance_nusd, a.floor_nusd, :all) END
            WHERE a.id = :account_id""",
         account_id=account_id, base=base_nusd, all=_ALL,
@@ -42,7 +42,7 @@ async def adjusted(session: AsyncSession, account_id: uuid.UUID, amount_nusd: in
         session,
         """UPDATE account a SET notice_mark_nusd = greatest(
                a.notice_mark_nusd, meter_mark(a.notice_base_nusd, a.low_balance_nusd, a.floor_nusd, a.posted_nusd))
-           WHERE a.id = :account_id AND EXISTS (SELECT 1 FROM notice_address n WHERE n.account_id = a.id)""",
+           WHERE a.id = :account_id AND EXISTS (SELECT 1 FROM notice_address n WHERE n.account_id = :account_id)""",
         account_id=account_id,
     )
 

@@ -40,7 +40,7 @@ async def read_credits(session: AsyncSession, account_id: uuid.UUID) -> Credits:
     """From the keys' lifetimes, which are the sum of all usage, so that no entry needs to be added up."""
     found = await row(
         session,
-        """SELECT a.posted_nusd, (SELECT coalesce(sum(lifetime_nusd), 0)::bigint FROM api_key WHERE account_id = a.id) AS used_nusd
+        """SELECT a.posted_nusd, (SELECT coalesce(sum(lifetime_nusd), 0)::bigint FROM api_key WHERE account_id = :id) AS used_nusd
            FROM account a WHERE a.id = :id""",
         id=account_id,
     )

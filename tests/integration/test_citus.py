@@ -1,0 +1,188 @@
+"""Accounts over several servers (Citus): each is decided where it is, one server that dies takes no other with it, shards move.
+
+CITUS_URL is a coordinator with two workers or more, as its superuser; what is in that database is lost. The other files of `make
+citus` run the ordinary acceptance there. CITUS_DOWN and CITUS_UP are commands that stop and start one of the workers.
+"""
+
+import asyncio
+import os
+import subprocess
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+
+from app.audit import audit
+from app.kernel.db import Database
+from app.kernel.errors import DatabaseUnavailable
+from app.kernel.shards import Shards, everywhere, unreachable
+from app.keys.verify import KeyOwner
+from app.metering.functions import OF_ACCOUNT
+from app.metering.holds import Ask, Meter, Work, expire_holds
+from app.migrations import MigrationError, check, migrate
+from tests.databases import CITUS
+from tests.rig import Customer, Rig
+from tests.test_batches import PEPPER, SERVICE, plant
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CITUS, reason="CITUS_URL is not set")]
+_DOWN, _UP = os.environ.get("CITUS_DOWN", ""), os.environ.get("CITUS_UP", "")
+_SHARDS = """SELECT s.shardid, n.nodename, n.nodeport FROM pg_dist_shard s JOIN pg_dist_placement USING (shardid)
+             JOIN pg_dist_node n USING (groupid) WHERE s.logicalrelid = 'account'::regclass ORDER BY 1"""
+
+
+@pytest.fixture
+async def db(clean: str) -> AsyncIterator[Database]:
+    made = Database(clean, pool_size=12)
+    await made.open()
+    yield made
+    report = await audit(made)
+    await made.close()
+    assert report.is_clean, report.findings
+
+
+def metered(db: Database) -> Meter:
+    return Meter(db, PEPPER, hold_sync_commit=True, batch=True, by_account=True)
+
+
+async def test_every_server_with_accounts_has_the_functions_beside_each_shard(clean: str, db: Database) -> None:
+    with psycopg.connect(clean, autocommit=True) as conn:
+        shard, host, port = conn.execute(_SHARDS).fetchall()[0]
+        command = f"SET citus.enable_ddl_propagation = off; DROP SCHEMA shard_{shard} CASCADE"
+        conn.execute(
+            "SELECT master_run_on_worker(ARRAY[%s::text], ARRAY[%s::int], ARRAY[%s], false)", [host, port, command]
+        )
+    with pytest.raises(MigrationError, match=f"1 shards do not have this code's functions .*shard_{shard}.*migrate"):
+        check(clean)
+    assert migrate(clean)
+    check(clean)
+    assert not migrate(clean)
+
+
+async def test_accounts_of_two_shards_are_never_decided_by_one(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    owners = plant(owner_conn, [1_000] * 20, [{}])
+    first, other = await _of_two_shards(db, owners)
+    asked = OF_ACCOUNT["meter_expire"].call()
+    accounts = [first.account_id, other.account_id]
+    with pytest.raises(psycopg.DataError, match="not all in one shard"):
+        await db.one(
+            f"SELECT * FROM {asked}", {"account": accounts[0], "lock": accounts, "wait": False, "charge_id": []}
+        )
+
+
+async def test_the_role_of_the_service_rewrites_no_entry_on_any_server(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    plant(owner_conn, [1_000] * 20, [{}])
+    for shard, host, port in owner_conn.execute(_SHARDS).fetchall():
+        told = {"host": host, "port": port, "user": "satmeter_runtime", "dbname": owner_conn.info.dbname}
+        with psycopg.connect(**told, autocommit=True) as conn:
+            for forged in (
+                "UPDATE {}.entry SET amount_nusd = 1",
+                "UPDATE {}.account SET floor_nusd = -1",
+                "UPDATE {}.usage SET cost_nusd = 0",
+            ):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    conn.execute(forged.format(f"shard_{shard}").encode())
+
+
+async def test_a_shard_that_moves_under_load_loses_no_call(db: Database, owner_conn: psycopg.Connection[Any]) -> None:
+    """What is asked between the move and the next `migrate` is answered 503, and may be asked again."""
+    owners = plant(owner_conn, [10**9] * 40, [{}])
+    meter, charged, is_over = metered(db), Counter[uuid.UUID](), asyncio.Event()
+
+    async def call(number: int) -> None:
+        while not is_over.is_set():
+            owner, ask = owners[number % len(owners)], Ask(uuid.uuid4().hex, 100, None, None)
+            held = await _until_answered(lambda: meter.authorize(SERVICE, owner, ask))  # noqa: B023 - called at once
+            await _until_answered(lambda: meter.settle(SERVICE, held.hold_id, Work(50)))  # noqa: B023
+            charged[owner.account_id] += 1
+            number += 7
+
+    def move() -> None:
+        places = owner_conn.execute(_SHARDS).fetchall()
+        shard, *source = places[0]
+        target = next(place[1:] for place in places if place[1:] != tuple(source))
+        owner_conn.execute(
+            "SELECT citus_move_shard_placement(%s, %s, %s, %s, %s, 'block_writes')", [shard, *source, *target]
+        )
+        migrate(CITUS)
+
+    calls = [asyncio.create_task(call(number)) for number in range(16)]
+    await asyncio.sleep(1)
+    await asyncio.to_thread(move)
+    await asyncio.sleep(1)
+    is_over.set()
+    await asyncio.gather(*calls)
+    found = owner_conn.execute("SELECT account_id, count(*) FROM usage GROUP BY 1").fetchall()
+    assert dict(found) == charged
+    print(f"a shard moved under load: {charged.total()} pairs, none lost, none twice")
+
+
+@pytest.mark.skipif(not (_DOWN and _UP), reason="CITUS_DOWN and CITUS_UP are not set")
+async def test_a_server_that_dies_takes_only_its_own_accounts_with_it(rig: Rig) -> None:
+    customers = [await rig.customer("10") for _ in range(16)]
+    late = [await rig.topup(each, "10", "btc") for each in customers]
+    holds = [await rig.authorize(each.api_key, "0.1", ttl_seconds=60) for each in customers]
+    rig.sql("UPDATE hold SET expires_at = created_at")
+    subprocess.run(_DOWN, shell=True, check=True)
+    try:
+        [away] = await unreachable(rig.house.db)
+        ready = await rig.client.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"], ready.json()["database"]) == (200, "degraded", "degraded")
+        assert away in ready.json()["warnings"][0]
+        answers = [await _tried(rig, each) for each in customers]
+        assert set(answers) == {200, 503}
+        living = [each for each, answer in zip(customers, answers, strict=True) if answer == 200]
+        seen = await everywhere(rig.house.db, {"id": "uuid"}, "SELECT id FROM account", {})
+        assert len(seen) == len(living)
+        assert await expire_holds(rig.house.db) == len(living)
+        for invoice_id in late:
+            rig.btcpay.pay(invoice_id)
+            assert (await rig.deliver(invoice_id)).status_code == 200
+        await rig.process()
+        assert [await rig.balance(each) for each in living] == [Decimal(20)] * len(living)
+    finally:
+        subprocess.run(_UP, shell=True, check=True)
+    await _until_answered(lambda: _all_reachable(rig.house.db))
+    assert [await _tried(rig, each) for each in customers] == [200] * len(customers)
+    rig.sql("UPDATE webhook_delivery SET next_try_at = received_at")
+    await rig.process()
+    assert [await rig.balance(each) for each in customers] == [Decimal(20)] * len(customers)
+    assert len(holds) == len(customers)
+    print(
+        f"{away} down: {len(living)} of {len(customers)} accounts went on, the others 503, all credited once when it was back"
+    )
+
+
+async def _tried(rig: Rig, customer: Customer) -> int:
+    answer = await rig.meter("authorize", api_key=customer.api_key, request_id=uuid.uuid4().hex, max_cost_usd="0.01")
+    return answer.status_code
+
+
+async def _all_reachable(db: Database) -> None:
+    if await unreachable(db):
+        raise DatabaseUnavailable(retry_after_seconds=1)
+
+
+async def _until_answered(ask: Any) -> Any:
+    for _ in range(600):
+        try:
+            return await ask()
+        except DatabaseUnavailable:
+            await asyncio.sleep(0.05)
+    raise AssertionError("not answered within 30 seconds")
+
+
+async def _of_two_shards(db: Database, owners: list[KeyOwner]) -> tuple[KeyOwner, KeyOwner]:
+    shards = Shards(db)
+    first = owners[0]
+    for other in owners:
+        if await shards.of(other.account_id) != await shards.of(first.account_id):
+            return first, other
+    raise AssertionError("all of these accounts are in one shard")
