@@ -7,7 +7,6 @@ leaves no half of one, and two who seal at the same time meet on a key, where th
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,7 +34,6 @@ LAG: Final = "interval '90 seconds'"
 _BEAT: Final = "interval '1 minute'"
 """A run at least as often, be there something to seal or not: it says that nothing was left out."""
 _NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_NOBODY: Final = uuid.UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +98,7 @@ async def seal(db: Database, pepper: Pepper, *, whole: bool = False, entries_at_
     ):
         while not source.is_done:
             made += await db.transaction(lambda session, source=source: _run(session, pepper, source))  # type: ignore[misc]
+            source.go_on()
     await db.transaction(lambda session: _promise(session, pepper, begun["until"], made))
     return made
 
@@ -187,12 +186,16 @@ async def has_run(session: AsyncSession, head: Head | None) -> bool:
 
 
 class _Source(ABC):
-    """Something that is sealed portion by portion. `some` returns the seals of the next portion, and sets `is_done` at the last."""
+    """Something that is sealed portion by portion. `some` returns the seals of the next one, and again the same until `go_on`: what
+    was rolled back, and a transaction may be tried twice, was not sealed. `is_done` behind the last."""
 
     is_done = False
 
     @abstractmethod
     async def some(self, session: AsyncSession) -> list[Sealed]: ...
+
+    @abstractmethod
+    def go_on(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,18 +206,25 @@ class _Range:
     before: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """What is due of some accounts, and whether there are others behind them."""
+
+    due: tuple[_Range, ...]
+    after: uuid.UUID
+    is_all: bool
+
+
 class _Entries(_Source):
     """Entries with their calls, account by account. Whose they are is asked once for many portions."""
 
     def __init__(self, pepper: Pepper, since: datetime | None, at_once: int) -> None:
-        self._pepper, self._since, self._at_once, self._after = pepper, since, at_once, _NOBODY
-        self._due = deque[_Range]()
-        self._is_listed = False
+        self._pepper, self._since, self._at_once = pepper, since, at_once
+        self._now = self._then = _Listed((), uuid.UUID(int=0), is_all=False)
 
     async def some(self, session: AsyncSession) -> list[Sealed]:
-        if not self._due:
-            await self._list(session)
-        ranges = _portion(self._due, self._at_once)
+        listed = self._now if self._now.due else await self._list(session)
+        ranges, rest = _portion(listed.due, self._at_once)
         seals: list[Sealed] = []
         if ranges:
             found = await rows(
@@ -222,28 +232,25 @@ class _Entries(_Source):
                 accounts=_array(each.account_id for each in ranges), first=[each.first for each in ranges], last=[each.last for each in ranges],
             )  # fmt: skip
             seals = list(self._sealed(ranges, found))
-            self._go_on(ranges[-1], seals)
-        self.is_done = self._is_listed and not self._due
+        self._then = replace(listed, due=_behind(ranges, seals, rest))
         return seals
 
-    async def _list(self, session: AsyncSession) -> None:
-        due = await rows(
-            session, _DUE_ENTRIES.format(fresh=_FRESH if self._since else _ALL),
-            after=self._after, at_once=self._at_once, **({"since": self._since} if self._since else {}),
-        )  # fmt: skip
-        for each in due:
-            before = bytes(each["link"]) if each["link"] else NO_LINK
-            self._due.append(_Range(each["account_id"], each["sealed"] + 1, each["last"], before))
-            self._after = each["account_id"]
-        self._is_listed = len(due) < self._at_once
+    def go_on(self) -> None:
+        self._now = self._then
+        self.is_done = self._now.is_all and not self._now.due
 
-    def _go_on(self, last: _Range, seals: Sequence[Sealed]) -> None:
-        """Where a range was cut its rest comes next, behind the link that was made last; behind a gap there is no going on."""
-        if not self._due or self._due[0].account_id != last.account_id:
-            return
-        rest, made = self._due.popleft(), seals[-1] if seals else None
-        if made is not None and made.account_id == last.account_id and made.number + made.count == rest.first:
-            self._due.appendleft(replace(rest, before=made.last_link))
+    async def _list(self, session: AsyncSession) -> _Listed:
+        found = await rows(
+            session, _DUE_ENTRIES.format(fresh=_FRESH if self._since else _ALL),
+            after=self._now.after, at_once=self._at_once, **({"since": self._since} if self._since else {}),
+        )  # fmt: skip
+        due = tuple(
+            _Range(
+                each["account_id"], each["sealed"] + 1, each["last"], bytes(each["link"]) if each["link"] else NO_LINK
+            )
+            for each in found
+        )
+        return _Listed(due, due[-1].account_id if due else self._now.after, is_all=len(due) < self._at_once)
 
     def _sealed(self, ranges: Sequence[_Range], found: Iterable[Row]) -> Iterator[Sealed]:
         by_account: dict[uuid.UUID, list[Row]] = {each.account_id: [] for each in ranges}
@@ -263,30 +270,40 @@ class _Entries(_Source):
                 yield Sealed(each.account_id, ENTRIES, each.first, bytes(links), bytes(kept))
 
 
-def _portion(due: deque[_Range], left: int) -> list[_Range]:
-    """Takes the first ranges, of so many entries at most; the last one is cut."""
-    some: list[_Range] = []
-    while due and left > 0:
-        each = due.popleft()
-        last = min(each.last, each.first + left - 1)
-        left -= last - each.first + 1
-        if last < each.last:
-            due.appendleft(replace(each, first=last + 1))
-            each = replace(each, last=last)
-        some.append(each)
-    return some
+def _portion(due: Sequence[_Range], most: int) -> tuple[list[_Range], tuple[_Range, ...]]:
+    """The first ranges, of `most` entries at most, and the rest; the last of them is cut."""
+    left = most
+    for place, each in enumerate(due):
+        if each.last - each.first + 1 >= left:
+            cut = replace(each, last=each.first + left - 1)
+            rest = (replace(each, first=cut.last + 1),) if cut.last < each.last else ()
+            return [*due[:place], cut], (*rest, *due[place + 1 :])
+        left -= each.last - each.first + 1
+    return list(due), ()
+
+
+def _behind(ranges: Sequence[_Range], seals: Sequence[Sealed], rest: tuple[_Range, ...]) -> tuple[_Range, ...]:
+    """Where a range was cut its rest goes on behind the link that was made last. Behind a gap there is no going on."""
+    if not ranges or not rest or rest[0].account_id != ranges[-1].account_id:
+        return rest
+    if seals and (seals[-1].account_id, seals[-1].number + seals[-1].count) == (rest[0].account_id, rest[0].first):
+        return replace(rest[0], before=seals[-1].last_link), *rest[1:]
+    return rest[1:]
 
 
 class _Prices(_Source):
     """Versions of prices, each as a whole once it is there: an import is one transaction."""
 
     def __init__(self, pepper: Pepper) -> None:
-        self._pepper = pepper
+        self._pepper, self._was_last = pepper, False
+
+    def go_on(self) -> None:
+        self.is_done = self._was_last
 
     async def some(self, session: AsyncSession) -> list[Sealed]:
         found = await row(session, _DUE_VERSION, house=HOUSE)
+        self._was_last = found is None
         if found is None:
-            self.is_done = True
             return []
         name, links, kept, before = f"prices/{found['id']}", bytearray(), bytearray(), NO_LINK
         lines = await rows(session, PRICES, version_id=found["id"])
@@ -301,6 +318,7 @@ class _Rows(_Source):
 
     def __init__(self, pepper: Pepper, kind: Kind, since: datetime | None) -> None:
         self._pepper, self._kind, self._since = pepper, kind, since
+        self._due: list[Row] = []
         self._after = (uuid.UUID(int=0), "")
         self._newer = "since >= :since OR ends_at >= :since" if kind.may_end else "since >= :since"
 
@@ -310,12 +328,15 @@ class _Rows(_Source):
             after_account=self._after[0], after_chain=self._after[1], at_once=_ROWS_AT_ONCE,
             **({"since": self._since} if self._since else {}),
         )  # fmt: skip
-        self.is_done = len(due) < _ROWS_AT_ONCE
-        if due:
-            self._after = due[-1]["account_id"], due[-1]["chain"]
+        self._due = due
         if self._kind.table == "api_key":
             due = await proven(session, self._pepper, due)
         return [self._sealed(each) for each in due if may_become(each)]
+
+    def go_on(self) -> None:
+        self.is_done = len(self._due) < _ROWS_AT_ONCE
+        if self._due:
+            self._after = self._due[-1]["account_id"], self._due[-1]["chain"]
 
     def _sealed(self, each: Row) -> Sealed:
         before = bytes(each["link"]) if each["link"] else NO_LINK
