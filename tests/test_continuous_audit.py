@@ -74,6 +74,19 @@ async def test_an_entry_that_nothing_explains_shows_as_soon_as_it_is_new(books: 
     assert 3600 <= aged.oldest_unexplained_seconds < 7200
 
 
+async def test_an_entry_that_was_committed_late_is_looked_at_too(books: Books, owner_conn: Owner) -> None:
+    await a_round(books.house)
+    assert await look_at_new(books.house.db) == 0
+    with planted(owner_conn, UNEXPLAINED[0], books):
+        owner_conn.execute("UPDATE entry SET created_at = now() - interval '1 minute' WHERE reference = 'forged'")
+        assert await look_at_new(books.house.db) == 0  # it looks at what came since it looked last
+        owner_conn.execute("UPDATE audit_walk SET seen_until = seen_until - interval '100 seconds' WHERE name = 'walk'")
+        assert await look_at_new(books.house.db) == 1
+    found = await told(books.house)
+    assert found is not None
+    assert found.explained_ratio < 1
+
+
 async def test_what_was_unexplained_and_is_no_more_is_forgotten(books: Books, owner_conn: Owner) -> None:
     with planted(owner_conn, UNEXPLAINED[0], books):
         await a_round(books.house)

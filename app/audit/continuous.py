@@ -68,30 +68,44 @@ async def look_on(db: Database) -> int:
 
 
 async def look_at_new(db: Database) -> int:
-    """Whether new entries are explained. Returns how many accounts have one that is not."""
-    found = await db.transaction(_unexplained_of_new)
-    await db.transaction(lambda session: _keep_new(session, found))
-    return len(found)
+    """Whether new entries are explained. Returns how many accounts have one that is not.
+
+    Each turn looks at what came since the one before, and every 90 seconds one looks also at what may have been committed late.
+    """
+    since, account_ids = await db.transaction(_unexplained_of_new)
+    await db.transaction(lambda session: _keep_new(session, since, account_ids))
+    return len(account_ids)
 
 
-async def _unexplained_of_new(session: AsyncSession) -> list[uuid.UUID]:
+async def _unexplained_of_new(session: AsyncSession) -> tuple[Row | None, list[uuid.UUID]]:
     await _read_on_a_snapshot(session)
     await row(session, "SET LOCAL enable_seqscan = off")  # what is new is a small part, whatever the statistics say
-    before = await row(session, "SELECT seen_until FROM audit_walk WHERE name = 'walk'")
-    if before is None or before["seen_until"] is None:
-        return []  # the first round looks at everything
+    since = await row(session, _SINCE)
+    if since is None:
+        return None, []  # the first round looks at everything
     of_new = unexplained("e.created_at >= :since")
-    found = await rows(session, f"SELECT DISTINCT account_id FROM ({of_new}) x LIMIT 1000", since=before["seen_until"])
-    return [each["account_id"] for each in found]
+    found = await rows(session, f"SELECT DISTINCT account_id FROM ({of_new}) x LIMIT 1000", since=since["since"])
+    return since, [each["account_id"] for each in found]
 
 
-async def _keep_new(session: AsyncSession, account_ids: Sequence[uuid.UUID]) -> None:
+_SINCE: Final = f"""
+    SELECT now() AS now, is_whole, CASE WHEN is_whole THEN seen_until ELSE looked_until - interval '5 seconds' END AS since
+    FROM (SELECT w.seen_until, n.seen_until AS looked_until,
+                 coalesce(w.seen_until < now() - 2 * {LAG} OR n.seen_until < w.seen_until, true) AS is_whole
+          FROM audit_walk w LEFT JOIN audit_walk n ON n.name = 'new' WHERE w.name = 'walk' AND w.seen_until IS NOT NULL) x"""
+"""Up to `seen_until` of the walk nothing is left out; `new` is when the last turn looked. Short transactions take no five seconds."""
+
+
+async def _keep_new(session: AsyncSession, since: Row | None, account_ids: Sequence[uuid.UUID]) -> None:
     await row(
         session,
-        f"""INSERT INTO audit_walk (name, after, seen_until) VALUES ('walk', :start, now() - {LAG})
-            ON CONFLICT (name) DO UPDATE SET seen_until = EXCLUDED.seen_until""",
-        start=HOUSE,
-    )
+        f"""INSERT INTO audit_walk (name, after, seen_until)
+            SELECT u.name, :start, u.seen_until
+            FROM (SELECT coalesce(CAST(:looked_at AS timestamptz), now()) AS looked_at) x,
+                 LATERAL (VALUES ('walk', x.looked_at - {LAG}), ('new', x.looked_at)) u (name, seen_until)
+            ON CONFLICT (name) DO UPDATE SET seen_until = EXCLUDED.seen_until WHERE EXCLUDED.name = 'new' OR :is_whole""",
+        start=HOUSE, looked_at=since and since["now"], is_whole=since is None or since["is_whole"],
+    )  # fmt: skip
     if account_ids:
         for found in (await _unexplained(session, account_ids)).values():
             await row(session, _KEEP, differences=None, **found)

@@ -64,7 +64,7 @@ class AuditFinding(SQLModel, table=True):
 class AuditWalk(SQLModel, table=True):
     """Where the continuous audit is: the account it looked at last in this round, and how much it has seen.
 
-    `seen_until` is up to when new entries were looked at; `entries` were seen in this round, `entries_before` in the one before.
+    `seen_until` is up to when nothing new was left out, in a row `new` when new entries were looked at last; `entries` were seen in this round, `entries_before` in the one before.
     """
 
     __tablename__ = "audit_walk"
