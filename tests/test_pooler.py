@@ -1,15 +1,8 @@
 """Behind a pooler, a real PgBouncer, each connection is the service's own role with its time limits, or we do not start."""
 
 import asyncio
-import contextlib
-import os
-import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -21,7 +14,9 @@ from app.kernel.connection import as_set
 from app.kernel.db import RUNTIME_ROLE, Database, row
 from app.kernel.errors import DatabaseUnavailable
 from app.migrations import MigrationError, check, migrate
-from tests.program import ExternalPostgres, external_postgres, installation, nobody
+from tests.pooler import pooler, told
+from tests.program import ExternalPostgres, external_postgres, installation
+from tests.world import tell
 
 WHO = """SELECT current_user::text AS who, current_setting('statement_timeout') AS statement,
                 current_setting('lock_timeout') AS lock, current_setting('TimeZone') AS zone"""
@@ -29,50 +24,13 @@ OURS = {"who": RUNTIME_ROLE, "statement": "15s", "lock": "10s", "zone": "UTC"}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[ExternalPostgres, str]]:
+def server(pytestconfig: pytest.Config) -> Iterator[tuple[ExternalPostgres, str]]:
     """A PostgreSQL of the machine's, migrated, and its owner's URL."""
+    tell(pytestconfig, f"poolers: {told()}")
     with external_postgres() as made:
         url = made.new_database("owner", "CREATEROLE")
         migrate(url)
         yield made, url
-
-
-@contextlib.contextmanager
-def pooler(direct: str, mode: str, ignored: str = "options", database: str = "satmeter") -> Iterator[str]:
-    """PgBouncer in front of a database; skips where it is not installed."""
-    program = shutil.which("pgbouncer", path=f"/usr/sbin:{os.defpath}")
-    if program is None:
-        pytest.skip("pgbouncer is not installed (apt-get install pgbouncer)")
-    user = nobody() if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="satmeter-pool-"))
-    folder.chmod(0o755)
-    if user is not None:
-        shutil.chown(folder, user)
-    host = psycopg.conninfo.conninfo_to_dict(direct)["host"]
-    (folder / "pgbouncer.ini").write_text(
-        f"""[databases]
-satmeter = host={host} port=5432 dbname={database} user=owner
-[pgbouncer]
-unix_socket_dir = {folder}
-listen_port = 6432
-auth_type = any
-pool_mode = {mode}
-ignore_startup_parameters = {ignored}
-default_pool_size = 40
-"""
-    )
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, str(folder / "pgbouncer.ini")], user=user, stdout=log, stderr=log, cwd="/")
-    try:
-        deadline = time.monotonic() + 10
-        while not (folder / ".s.PGSQL.6432").exists():
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.02)
-        yield f"postgresql://owner@/satmeter?host={folder}&port=6432"
-    finally:
-        process.terminate()
-        process.wait(10)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def through_every_door(db: Database) -> list[Any]:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from tests.pooler import pooler, told
 from tests.program import external_postgres
-from tests.test_pooler import pooler
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +31,6 @@ def test_metering_is_the_same_through_a_pooler(mode: str, chosen: str) -> None:
             timeout=900,
             check=False,
         )
-        told = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
-        print(f"\nthrough PgBouncer, {mode}: {told}", end="")
+        last_line = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
+        print(f"\nthrough {told()}, {mode}: {last_line}", end="")
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
