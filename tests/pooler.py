@@ -35,10 +35,6 @@ class Pooler:
         self.url = f"postgresql://owner@/satmeter?host={folder}&port=6432"
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def version(self) -> tuple[int, ...]:
-        return tuple(int(part) for part in _version(_program()).split()[1].split("."))
-
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -46,11 +42,22 @@ class Pooler:
             )
         eventually(self._answers, 20)
 
+    def tell(self, what: signal.Signals) -> None:
+        """A signal; to one that has ended already, nothing."""
+        assert self._process is not None
+        self._process.send_signal(what)
+
+    def has_ended(self, within_seconds: float) -> bool:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(within_seconds)
+            return True
+        return False
+
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """At once, or as it understands another signal."""
-        assert self._process is not None
-        self._process.send_signal(how)
-        self._process.wait(20)
+        self.tell(how)
+        assert self.has_ended(within_seconds=20), f"it goes on after {how.name}"
 
     def command(self, statement: str) -> list[tuple[Any, ...]]:
         """What its console answers."""
@@ -83,7 +90,7 @@ def pooler_of(direct: str, mode: str, ignored: str = "options", database: str = 
     host = psycopg.conninfo.conninfo_to_dict(direct)["host"]
     lines = [
         "[databases]", f"satmeter = host={host} port=5432 dbname={database} user=owner",
-        "[pgbouncer]", f"unix_socket_dir = {folder}", "listen_port = 6432", "auth_type = any", f"pool_mode = {mode}",
+        "[pgbouncer]", f"unix_socket_dir = {folder}", "listen_port = 6432", "auth_type = any", "admin_users = owner", f"pool_mode = {mode}",
         f"ignore_startup_parameters = {ignored}", "default_pool_size = 40", *_settings(),
     ]  # fmt: skip
     (folder / "pgbouncer.ini").write_text("\n".join([*lines, ""]))
@@ -92,8 +99,7 @@ def pooler_of(direct: str, mode: str, ignored: str = "options", database: str = 
         made.start()
         yield made
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            made.stop()
+        made.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -163,12 +163,15 @@ class Program:
             return None
 
     def sql(self, statement: str, *params: Any) -> list[tuple[Any, ...]]:
-        """As the owner of the embedded database."""
-        lines = (self.data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
-        url = f"host={lines[4]} port={lines[3]} user=postgres dbname=satmeter"
+        """As the owner of its database."""
+        url = self._environ.get("DATABASE_URL") or self._embedded_url()
         with psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
             cursor = conn.execute(statement, params)
             return cursor.fetchall() if cursor.description else []
+
+    def _embedded_url(self) -> str:
+        lines = (self.data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
+        return f"host={lines[4]} port={lines[3]} user=postgres dbname=satmeter"
 
     # --- the end ---
 
