@@ -32,17 +32,22 @@ def sum_of(name: str) -> str:
 SUMS: Final = ", ".join(f"{sum_of(name)} AS {name}" for name in FIGURES)
 
 
-def told_by(ranges: str, *, few: bool = False) -> str:
+def told_by(ranges: str, *, few: bool = False, account: str | None = None) -> str:
     """SQL: what entries tell of calls, a row each: KEY and FIGURES. `ranges` has account_id, after, until: of each account its
     entries behind `after`, up to `until`. Where they are `few`, they and their calls are looked up one by one, whatever the
-    planner thinks of how many there are."""
+    planner thinks of how many there are. `account`, where it is one alone, is said wherever a database that is sharded looks for it."""
+    is_it = "true" if account is None else f"{{}}.account_id = {account}"
     call = "usage u ON u.account_id = e.account_id AND u.id = e.call_id"
     entries = "entry n ON n.account_id = r.account_id AND n.id > r.after AND n.id <= r.until"
     if few:
         call = (
-            "LATERAL (SELECT * FROM usage c WHERE c.account_id = e.account_id AND c.id = e.call_id LIMIT 1) u ON true"
+            "LATERAL (SELECT * FROM usage c WHERE c.account_id = e.account_id AND c.id = e.call_id"
+            f" AND {is_it.format('c')} LIMIT 1) u ON true"
         )
-        entries = "LATERAL (SELECT * FROM entry n WHERE n.account_id = r.account_id AND n.id > r.after AND n.id <= r.until OFFSET 0) n ON true"
+        entries = (
+            "LATERAL (SELECT * FROM entry n WHERE n.account_id = r.account_id AND n.id > r.after AND n.id <= r.until"
+            f" AND {is_it.format('n')} OFFSET 0) n ON true"
+        )
 
     def of_call(figure: str) -> str:
         return f"CASE WHEN e.is_call THEN {figure} ELSE 0 END"
@@ -73,7 +78,8 @@ def lines(of_days: str = "true", *, of_all: bool = False) -> str:
     """
     columns = ", ".join((*KEY, *FIGURES))
     one, ranges = ("true", _OPEN) if of_all else ("account_id = :account_id", f"{_OPEN} AND a.id = :account_id")
+    account = None if of_all else ":account_id"
     return f"""
     SELECT {columns} FROM usage_day WHERE {one} AND {of_days}
     UNION ALL
-    SELECT {columns} FROM ({told_by(ranges, few=True)}) behind WHERE {of_days}"""
+    SELECT {columns} FROM ({told_by(ranges, few=True, account=account)}) behind WHERE {of_days}"""

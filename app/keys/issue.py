@@ -158,12 +158,11 @@ class Keyring:
             account_id=account_id, ids=list(key_ids),
         )  # fmt: skip
         assert len(found) == len(key_ids)
-        await row(
-            session,
-            """UPDATE api_key k SET proof = u.proof FROM unnest(CAST(:ids AS uuid[]), CAST(:proofs AS bytea[])) u (id, proof)
-               WHERE k.account_id = :account_id AND k.id = u.id""",
-            account_id=account_id, ids=[key["id"] for key in found], proofs=[key_proof(self._pepper, key) for key in found],
-        )  # fmt: skip
+        for key in found:
+            await row(
+                session, "UPDATE api_key SET proof = :proof WHERE account_id = :account_id AND id = :id",
+                account_id=account_id, id=key["id"], proof=key_proof(self._pepper, key),
+            )  # fmt: skip
 
     def seal(self, secret: str, account_id: uuid.UUID, key_id: uuid.UUID) -> str | None:
         return self._sealer.seal(secret.encode(), sealed_as(account_id, key_id)) if self.reveal else None
