@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.accounts import end_account
-from app.kernel.db import Database, rows
+from app.kernel.db import Database, row, rows
 from app.keys.issue import Keyring
 
 _NO_USE: Final = ("api_key", "credential", "seal", "audit_finding")
@@ -65,12 +65,9 @@ async def _reap_some(
     empty = f"SELECT a.id FROM account a WHERE a.id = ANY(:ids) AND {_UNTOUCHED} {unused}"
     found = await rows(session, empty, ids=[each["id"] for each in walked], days=days)
     # Nobody spends from it or tops it up while we hold its row; who did a moment ago shows on the snapshot after the lock.
-    locked = await rows(
-        session,
-        "SELECT id FROM account WHERE id = ANY(:ids) ORDER BY id FOR UPDATE SKIP LOCKED",
-        ids=[each["id"] for each in found],
-    )
-    still = await rows(session, empty, ids=[each["id"] for each in locked], days=days)
+    lock = "SELECT id FROM account WHERE id = :id FOR UPDATE SKIP LOCKED"
+    locked = [each["id"] for each in found if await row(session, lock, id=each["id"])]
+    still = await rows(session, empty, ids=locked, days=days)
     for each in still:
         await end_account(session, keyring, each["id"])
     return len(still), walked[-1]["id"] if len(walked) == at_once else None

@@ -17,6 +17,7 @@ from app.activity.calendar import IS_DROPPED
 from app.activity.summed import FIGURES, KEY, SUMMED, SUMS, told_by
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.progress import Told, nobody
+from app.kernel.shards import is_sharded
 
 _ENTRIES_AT_ONCE: Final = 20_000
 _ACCOUNTS_AT_ONCE: Final = 500
@@ -62,7 +63,12 @@ async def sum_all(session: AsyncSession) -> None:
 
 
 async def _sum_due(db: Database, due: str, **given: int) -> int:
-    """Portion by portion: a portion is as many entries as a transaction is short with, or so many of one account at a time."""
+    """Portion by portion: a portion is as many entries as a transaction is short with, or so many of one account at a time.
+
+    Not where accounts live on several servers, which take no statement of this kind: who reads adds up what is not summed.
+    """
+    if await is_sharded(db):
+        return 0
     total, after = 0, _NOBODY
     while some := await db.transaction(functools.partial(_next, due=due, after=after, given=given)):
         for portion in _portions(some):
