@@ -9,7 +9,9 @@ N ?= 2
 TIMES ?= 20
 TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) -rsfE --durations=10
 
-.PHONY: help setup run quick test check lint torture in-a-row bench bench-gateway vendor
+CITUS_TESTS = tests/test_walkthrough.py tests/test_metering.py tests/test_topups.py tests/test_by_account.py
+
+.PHONY: help setup run quick test check lint torture in-a-row citus bench bench-gateway vendor
 
 help:
 	@echo "make setup    install the locked requirements and the command satmeter into .venv"
@@ -20,6 +22,7 @@ help:
 	@echo "make check    lint and test: what CI runs first"
 	@echo "make torture  the slow suites: crashes, real chains, a browser, long random runs"
 	@echo "make in-a-row failovers and rolling restarts under load, 20 each (TIMES=n), one after the other; some minutes"
+	@echo "make citus    the acceptance on a Citus of yours, CITUS_URL, whose database is emptied"
 	@echo "make bench    the hot path beside pgbench"
 	@echo "make bench-gateway  the gateway beside its bare upstream"
 	@echo "make vendor   the pages' scripts and stylesheet from npm, as pinned; they are committed, nobody else needs this"
@@ -63,6 +66,8 @@ torture: .venv/.dev
 in-a-row: .venv/.dev
 	FAILOVERS=$(TIMES) $(BIN)/python -m pytest -s -rs -m slow tests/integration/test_failover.py
 	ROLLING_RESTARTS=$(TIMES) $(BIN)/python -m pytest -s -rs -m slow tests/integration/test_rolling_restart.py
+citus: .venv/.dev
+	$(BIN)/python -m pytest -n 0 -s -rs tests/integration/test_citus.py $(CITUS_TESTS)
 bench: .venv/.dev
 	$(BIN)/python -m tests.bench $(BENCH)
 bench-gateway: .venv/.dev

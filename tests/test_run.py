@@ -676,6 +676,7 @@ def test_make_alone_lists_what_there_is_and_does_nothing(checkout: Path) -> None
         "check",
         "torture",
         "in-a-row",
+        "citus",
         "bench",
         "bench-gateway",
         "vendor",
