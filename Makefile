@@ -9,7 +9,7 @@ N ?= 2
 TIMES ?= 20
 TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(N) -rsfE --durations=10
 
-CITUS_TESTS = tests/test_walkthrough.py tests/test_metering.py tests/test_topups.py tests/test_by_account.py
+CITUS_TESTS = tests/test_walkthrough.py tests/test_metering.py tests/test_topups.py
 
 .PHONY: help setup run quick test check lint torture in-a-row citus bench bench-gateway vendor
 

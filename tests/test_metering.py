@@ -13,6 +13,7 @@ from app.admin.tokens import create_token
 from app.kernel.errors import KeyLimitExceeded
 from app.keys.verify import KeyOwner
 from app.metering.holds import Ask, Meter, Work, expire_holds
+from tests.databases import CITUS
 from tests.rig import Rig, exact
 
 D = Decimal
@@ -49,7 +50,7 @@ async def test_parallel_charges_on_one_key_never_pass_its_limit(rig: Rig) -> Non
 @pytest.mark.parametrize("batch", [True, False])
 async def test_a_call_for_nothing_does_not_pass_a_key_whose_limit_is_exhausted(rig: Rig, batch: bool) -> None:
     house = rig.house
-    meter = Meter(house.db, house.settings.pepper, hold_sync_commit=True, batch=batch)
+    meter = Meter(house.db, house.settings.pepper, hold_sync_commit=True, batch=batch, by_account=bool(CITUS))
     customer = await rig.customer("10")
     key = (await rig.new_key(customer, usage_limit_usd="0.5"))["api_key"]
     [(account_id, key_id)] = rig.sql("SELECT account_id, id FROM api_key WHERE limit_nusd IS NOT NULL")
