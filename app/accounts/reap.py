@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.accounts import end_account
-from app.kernel.db import Database, row, rows
+from app.kernel.db import Database, Row, row, rows
 from app.keys.issue import Keyring
 
 _NO_USE: Final = ("api_key", "credential", "seal", "audit_finding")
@@ -43,31 +43,45 @@ async def reap_empty(db: Database, keyring: Keyring, days: int, at_once: int = 1
         after = last
 
 
-async def _tables_of_uses(session: AsyncSession) -> list[str]:
-    found = await rows(
+async def _tables_of_uses(session: AsyncSession) -> list[Row]:
+    """`is_by_account`: its rows are where their account is; those of the others, which are look-ups, may be on another server."""
+    return await rows(
         session,
-        """SELECT c.relname AS name FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'account_id'
+        """SELECT c.relname AS name, EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
+                                             AND i.indkey[0] = a.attnum) AS is_by_account
+           FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'account_id'
            WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
              AND c.relname <> ALL(:known)""",
         known=list(_NO_USE),
     )
-    return [each["name"] for each in found]
 
 
 async def _reap_some(
-    session: AsyncSession, *, keyring: Keyring, uses: list[str], days: int, after: uuid.UUID, at_once: int
+    session: AsyncSession, *, keyring: Keyring, uses: list[Row], days: int, after: uuid.UUID, at_once: int
 ) -> tuple[int, uuid.UUID | None]:
     """Of the next accounts behind `after` close those that are empty; returns the last one looked at, None at the end."""
     walked = await rows(
         session, "SELECT id FROM account WHERE id > :after ORDER BY id LIMIT :at_once", after=after, at_once=at_once
     )
-    unused = " ".join(f"AND NOT EXISTS (SELECT FROM {name} x WHERE x.account_id = a.id)" for name in uses)
-    empty = f"SELECT a.id FROM account a WHERE a.id = ANY(:ids) AND {_UNTOUCHED} {unused}"
-    found = await rows(session, empty, ids=[each["id"] for each in walked], days=days)
+    found = await _empty(session, uses, [each["id"] for each in walked], days)
     # Nobody spends from it or tops it up while we hold its row; who did a moment ago shows on the snapshot after the lock.
     lock = "SELECT id FROM account WHERE id = :id FOR UPDATE SKIP LOCKED"
-    locked = [each["id"] for each in found if await row(session, lock, id=each["id"])]
-    still = await rows(session, empty, ids=locked, days=days)
-    for each in still:
-        await end_account(session, keyring, each["id"])
+    still = await _empty(session, uses, [each for each in found if await row(session, lock, id=each)], days)
+    for account_id in still:
+        await end_account(session, keyring, account_id)
     return len(still), walked[-1]["id"] if len(walked) == at_once else None
+
+
+async def _empty(session: AsyncSession, uses: list[Row], ids: list[uuid.UUID], days: int) -> list[uuid.UUID]:
+    """Those of these accounts that nothing was ever done with."""
+    own = [each["name"] for each in uses if each["is_by_account"]]
+    unused = " ".join(f"AND NOT EXISTS (SELECT FROM {name} x WHERE x.account_id = a.id)" for name in own)
+    found = await rows(
+        session, f"SELECT a.id FROM account a WHERE a.id = ANY(:ids) AND {_UNTOUCHED} {unused}", ids=ids, days=days
+    )
+    looked_up = set[uuid.UUID]()
+    for each in uses if found else ():
+        if not each["is_by_account"]:
+            named = await rows(session, f"SELECT account_id FROM {each['name']} WHERE account_id = ANY(:ids)", ids=ids)
+            looked_up |= {one["account_id"] for one in named}
+    return [each["id"] for each in found if each["id"] not in looked_up]
