@@ -85,7 +85,11 @@ async def _months(session: AsyncSession) -> Sequence[Row]:
                        WHEN c.relname ~ '^usage_[0-9]{4}_[0-9]{2}_[0-9]{2}$' THEN to_date(right(c.relname, 10), 'YYYY_MM_DD') END AS month
            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'usage'::regclass ORDER BY 1""",
     )
-    counted = await rows(session, "SELECT tableoid::regclass::text AS name, count(*) AS calls FROM usage GROUP BY 1")
+    # A shard (Citus) has its number behind the partition's name.
+    counted = await rows(
+        session,
+        "SELECT regexp_replace(tableoid::regclass::text, '_[0-9]{6,}$', '') AS name, count(*) AS calls FROM usage GROUP BY 1",
+    )
     calls = {each["name"]: each["calls"] for each in counted}
     archived = await rows(session, "SELECT * FROM usage_archive")
     found = [each | {"calls": calls.get(each["name"], 0)} for each in parts]
