@@ -407,7 +407,8 @@ END $$;
 -- was held. An open hold was never charged: its entry need not be looked for. Where the hold is of another key than the ticket
 -- says (one was lost, and the request made again by another key), the call counts to the hold's.
 -- charge: where needed_nusd is given (to all items or none), the key must be able to pay that much. A refused call consumes
--- nothing, so what is left is carried from call to call. What is known of a request_id is not asked for money again.
+-- nothing, so what is left is carried from call to call. What is known of a request_id is not asked for money again, and what is new
+-- is not looked for again.
 -- What a key is charged counts to every key above it, in each window that had begun when the call began; only lifetime_nusd is
 -- the key's own.
 CREATE OR REPLACE FUNCTION meter_charge(
@@ -441,11 +442,13 @@ DECLARE
     v_key_calls bigint[];
     v_key_nusd bigint[];
     v_admitted boolean[];
+    v_new boolean[];
 BEGIN
     IF p_needed_nusd[1] IS NOT NULL THEN
         v_key_nusd := array_fill(0::bigint, ARRAY[cardinality(p_hold_id)]);
         v_key_calls := v_key_nusd;
         v_admitted := array_fill(false, ARRAY[cardinality(p_hold_id)]);
+        v_new := v_admitted;
         FOR item, verdict, posted_nusd, held_nusd, floor_nusd, limit_nusd, spent_nusd, key_held_nusd, reset_at, v_account_id,
             v_most_nusd, v_calls_left, v_key_number, v_chain IN
             SELECT u.item, CASE WHEN h.is_there OR e.is_there THEN 'known' ELSE meter_refusal(k, a.status, u.names) END,
@@ -516,6 +519,7 @@ BEGIN
                         END LOOP;
                     END IF;
                     v_admitted[item] := true;
+                    v_new[item] := true;
                     CONTINUE;
                 END IF;
             ELSIF verdict = 'known' THEN
@@ -537,15 +541,18 @@ BEGIN
                h.place AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
                CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.is_there AND u.request_hash IS NOT NULL) THEN 'reuse'
                     WHEN e.is_there THEN 'repeat' ELSE 'charged' END AS verdict
-        FROM unnest(p_account_id, p_key_id, p_hold_id, p_request_hash, p_window_start, p_charge_id, p_cost_nusd, p_at_least_hold, v_admitted)
+        FROM unnest(p_account_id, p_key_id, p_hold_id, p_request_hash, p_window_start, p_charge_id, p_cost_nusd, p_at_least_hold, v_admitted, v_new)
              WITH ORDINALITY u (account_id, told_key_id, hold_id, request_hash, ticket_window_start, charge_id, told_nusd, at_least_hold,
-                                is_admitted, item)
+                                is_admitted, is_new, item)
         JOIN account a ON a.id = u.account_id
-        LEFT JOIN LATERAL (SELECT h.*, h.ctid AS place FROM hold h WHERE h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1) h ON true
+        LEFT JOIN LATERAL (
+            SELECT h.*, h.ctid AS place FROM hold h
+            WHERE u.is_new IS NOT TRUE AND h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1
+        ) h ON true
         LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = coalesce(h.key_id, u.told_key_id)
         LEFT JOIN LATERAL (
             SELECT true AS is_there FROM entry e
-            WHERE h.state IS DISTINCT FROM 'open' AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+            WHERE u.is_new IS NOT TRUE AND h.state IS DISTINCT FROM 'open' AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
             LIMIT 1
         ) e ON true
         WHERE (v_all OR u.account_id = ANY (v_locked)) AND u.is_admitted IS DISTINCT FROM false
