@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from app.kernel.db import RUNTIME_ROLE
-from app.kernel.shards import ON_SHARDS_HERE
+from app.kernel.shards import IN_SHARD, ON_SHARDS_HERE
 from app.metering.functions import BY_ACCOUNT, FUNCTIONS, OF_ACCOUNT, Function
 
 _DISTRIBUTED: Final[LiteralString] = """
@@ -38,9 +38,9 @@ SELECT a.shardid AS number, n.nodename AS host, n.nodeport AS port,
        jsonb_object_agg(c.relname, s.shardid ORDER BY c.relname) AS tables, (SELECT version_num FROM alembic_version) AS revision
 FROM pg_dist_shard a JOIN pg_dist_placement p USING (shardid) JOIN pg_dist_node n USING (groupid)
 JOIN pg_dist_partition d ON d.logicalrelid = 'public.account'::regclass
-JOIN pg_dist_partition o ON o.colocationid = d.colocationid
+JOIN pg_dist_partition o ON o.colocationid = d.colocationid OR o.repmodel = 't'  -- a table that each node has all of is one shard
 JOIN pg_class c ON c.oid = o.logicalrelid AND NOT c.relispartition AND c.relnamespace = 'public'::regnamespace
-JOIN pg_dist_shard s ON s.logicalrelid = c.oid AND s.shardminvalue = a.shardminvalue
+JOIN pg_dist_shard s ON s.logicalrelid = c.oid AND coalesce(s.shardminvalue, a.shardminvalue) = a.shardminvalue
 WHERE a.logicalrelid = d.logicalrelid AND n.noderole = 'primary'
 GROUP BY 1, 2, 3 ORDER BY 1
 """
@@ -105,6 +105,28 @@ _ON_SHARDS_HERE: Final = Function(
 """The rows that a SELECT finds in each shard of this node, with the rights of who asks."""
 
 
+_IN_SHARD_BODY: Final = f"""
+DECLARE
+    v_before text := current_setting('search_path');
+    v_found record;
+BEGIN
+    PERFORM set_config('search_path', {BY_ACCOUNT}.shard_here(p_account, p_beside) || ', pg_temp', true);
+    FOR v_found IN EXECUTE p_statement LOOP
+        RETURN NEXT to_jsonb(v_found);
+    END LOOP;
+    PERFORM set_config('search_path', v_before, true);
+END """
+_IN_SHARD: Final = Function(
+    IN_SHARD,
+    f"CREATE OR REPLACE FUNCTION {IN_SHARD}(p_account uuid, p_beside uuid[], p_statement text) RETURNS SETOF jsonb\n"
+    f"LANGUAGE plpgsql AS $${_IN_SHARD_BODY}$$;",
+    _IN_SHARD_BODY,
+    {"account": "uuid", "beside": "uuid[]", "statement": "text"},
+    {},
+)
+"""The rows of a statement over accounts of one shard, with the rights of who asks."""
+
+
 class ShardingError(Exception):
     """The database cannot be sharded, or its shards are not this code's; the message says why and what would help."""
 
@@ -152,7 +174,7 @@ class Place:
         """Who asks has the rights of the shard's table, and no others."""
         return (
             f'CREATE VIEW "{name}" WITH (security_invoker) AS SELECT *, ctid FROM public."{name}_{shard}";\n'
-            f'GRANT SELECT, INSERT, UPDATE ON "{name}" TO {RUNTIME_ROLE}'
+            f'GRANT SELECT, INSERT, UPDATE, DELETE ON "{name}" TO {RUNTIME_ROLE}'
         )
 
 
@@ -198,12 +220,12 @@ def distribute(conn: psycopg.Connection[Any]) -> list[str]:
 
 def wrappers() -> list[Function]:
     """What stands in place of the wrappers by account: each asks the function beside the account's shard."""
-    return [_SHARD_HERE, _ON_SHARDS_HERE, *map(_delegated, OF_ACCOUNT.values())]
+    return [_SHARD_HERE, _ON_SHARDS_HERE, _IN_SHARD, *map(_delegated, OF_ACCOUNT.values())]
 
 
 def delegate(conn: psycopg.Connection[Any]) -> None:
     """Have the wrappers run on the worker of the account that comes first, also within a transaction of more."""
-    for function in OF_ACCOUNT.values():
+    for function in (_IN_SHARD, *OF_ACCOUNT.values()):
         conn.execute(
             "SELECT create_distributed_function(%s::regproc::regprocedure, 'p_account', 'public.account', true)",
             [function.name],

@@ -25,6 +25,7 @@ from app.activity.spreadsheet import line_writer
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
 from app.kernel.progress import Told, nobody
+from app.kernel.shards import beside
 
 MONTHS_AHEAD: Final = 3
 DAYS_AHEAD: Final = 7
@@ -158,7 +159,7 @@ async def drop(db: Database, month: date | Span, now: datetime, *, force: bool =
     _must_be_over(span, now)
     if not force and now - midnight(span.end) < LEAST_AGE:
         raise InvalidField(f"{span} ended less than {LEAST_AGE.days} days ago: refunds may still come", param="month")
-    return await db.transaction(lambda session: _drop(session, span))
+    return await db.transaction(lambda session: _drop(session, db, span))
 
 
 async def sort_calls(db: Database) -> None:
@@ -286,7 +287,7 @@ async def _counted(session: AsyncSession, span: Span) -> tuple[int, int]:
 # --- dropping ---------------------------------------------------------------------------------------
 
 
-async def _drop(session: AsyncSession, span: Span) -> Dropped:
+async def _drop(session: AsyncSession, db: Database, span: Span) -> Dropped:
     await row(session, "SET LOCAL statement_timeout = 0")
     await row(session, "SET LOCAL lock_timeout = '3s'")  # whoever waits for us would make others' calls wait, too
     archive = await row(
@@ -306,7 +307,7 @@ async def _drop(session: AsyncSession, span: Span) -> Dropped:
     counted = await _counted(session, span)
     if counted != (archive["calls"], archive["cost_nusd"]) or counted[0] != await _count_in(session, parts):
         raise InvalidField(f"calls of {span} were added since it was exported: export again", param="month")
-    await _sum_for_good(session, span)
+    await _sum_for_good(session, db, span)
     # A refund that has read its call already is waited for here; one that comes later finds no call.
     await row(session, f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
     await _refuse_late_refund(session, span)
@@ -342,25 +343,25 @@ async def _count_in(session: AsyncSession, parts: Sequence[Row]) -> int:
     return sum(each["calls"] for each in counts if each is not None)
 
 
-async def _sum_for_good(session: AsyncSession, span: Span) -> None:
-    await sum_all(session)
-    await row(
-        session,
-        # What is kept tells every window there is, of the key and of those above it, which calls count to it; windows that come
-        # begin later. A call below another key says when it began itself, so that one row of each would be as many as there were calls.
-        f"""INSERT INTO usage_dropped (account_id, month, key_id, window_start, calls, cost_nusd, refunded_nusd)
-            SELECT account_id, :month, key_id, min(window_start), sum(calls)::bigint, sum(cost_nusd)::bigint, sum(refunded_nusd)::bigint
-            FROM (SELECT account_id, key_id, window_start, count(*) AS calls, sum(cost_nusd) AS cost_nusd, sum(refunded_nusd) AS refunded_nusd
-                  FROM (SELECT {CALL} WHERE u.id >= :first_id AND u.id < :end_id) calls GROUP BY account_id, key_id, window_start) c
-            CROSS JOIN LATERAL (
-                SELECT max(w.start) AS begun FROM api_key k
-                JOIN api_key x ON x.account_id = k.account_id AND x.id = ANY (array_append(k.ancestor_ids, k.id)),
-                     unnest(array_append(x.more_starts, x.window_start)) w (start)
-                WHERE k.account_id = c.account_id AND k.id = c.key_id AND w.start <= c.window_start
-            ) last
-            GROUP BY account_id, key_id, last.begun""",
-        month=span.first, **span.ids,
-    )  # fmt: skip
+async def _sum_for_good(session: AsyncSession, db: Database, span: Span) -> None:
+    for account_ids in await sum_all(session, db):
+        await beside(db, session, account_ids, _KEEP, month=span.first, **span.ids)
+
+
+# What is kept tells every window there is, of the key and of those above it, which calls count to it; windows that come
+# begin later. A call below another key says when it began itself, so that one row of each would be as many as there were calls.
+_KEEP: Final = f"""
+    INSERT INTO usage_dropped (account_id, month, key_id, window_start, calls, cost_nusd, refunded_nusd)
+    SELECT account_id, :month, key_id, min(window_start), sum(calls)::bigint, sum(cost_nusd)::bigint, sum(refunded_nusd)::bigint
+    FROM (SELECT account_id, key_id, window_start, count(*) AS calls, sum(cost_nusd) AS cost_nusd, sum(refunded_nusd) AS refunded_nusd
+          FROM (SELECT {CALL} WHERE u.id >= :first_id AND u.id < :end_id) calls GROUP BY account_id, key_id, window_start) c
+    CROSS JOIN LATERAL (
+        SELECT max(w.start) AS begun FROM api_key k
+        JOIN api_key x ON x.account_id = k.account_id AND x.id = ANY (array_append(k.ancestor_ids, k.id)),
+             unnest(array_append(x.more_starts, x.window_start)) w (start)
+        WHERE k.account_id = c.account_id AND k.id = c.key_id AND w.start <= c.window_start
+    ) last
+    GROUP BY account_id, key_id, last.begun RETURNING 1 AS kept"""
 
 
 async def _refuse_late_refund(session: AsyncSession, span: Span) -> None:

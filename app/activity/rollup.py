@@ -17,7 +17,7 @@ from app.activity.calendar import IS_DROPPED
 from app.activity.summed import FIGURES, KEY, SUMMED, SUMS, told_by
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.progress import Told, nobody
-from app.kernel.shards import is_sharded
+from app.kernel.shards import apart, beside
 
 _ENTRIES_AT_ONCE: Final = 20_000
 _ACCOUNTS_AT_ONCE: Final = 500
@@ -43,38 +43,38 @@ async def roll_up(db: Database) -> int:
 async def rebuild(db: Database, told: Told = nobody) -> int:
     """Sum again, of every account, what usage_day tells. Returns how many sums changed; those of dropped months stay as they are."""
     found = await db.transaction(lambda session: rows(session, "SELECT account_id FROM usage_summed ORDER BY 1"))
-    accounts = [each["account_id"] for each in found]
     changed = 0
-    for start in range(0, len(accounts), _ACCOUNTS_AT_ONCE):
-        told(start, len(accounts))
-        some = accounts[start : start + _ACCOUNTS_AT_ONCE]
-        changed += await db.transaction(functools.partial(_again, account_ids=some))
-    told(len(accounts), len(accounts))
+    for start in range(0, len(found), _ACCOUNTS_AT_ONCE):
+        told(start, len(found))
+        for some in await apart(db, found[start : start + _ACCOUNTS_AT_ONCE]):
+            account_ids = [each["account_id"] for each in some]
+            changed += await db.transaction(functools.partial(_again, db=db, account_ids=account_ids))
+    told(len(found), len(found))
     return changed
 
 
-async def sum_all(session: AsyncSession) -> None:
-    """The same as `roll_up` for who may not let go between: waits for others who sum, and holds every account's mark after it."""
-    due = await rows(session, "SELECT id FROM account WHERE entry_count > 0")
-    account_ids = [each["id"] for each in due]
-    await _begin(session, account_ids)
-    await rows(session, _HOLD, account_ids=account_ids)
-    await _sum(session, account_ids, None)
+async def sum_all(session: AsyncSession, db: Database) -> list[list[uuid.UUID]]:
+    """The same as `roll_up` for who may not let go between: waits for others who sum, and holds every account's mark after it.
+
+    Returns the accounts, those that are beside each other together.
+    """
+    due = await rows(session, "SELECT id AS account_id FROM account WHERE entry_count > 0")
+    groups = [[each["account_id"] for each in some] for some in await apart(db, due)]
+    for account_ids in groups:
+        await _begin(session, db, account_ids)
+        await beside(db, session, account_ids, _HOLD, account_ids=account_ids)
+        await _sum(session, db, account_ids, None)
+    return groups
 
 
 async def _sum_due(db: Database, due: str, **given: int) -> int:
-    """Portion by portion: a portion is as many entries as a transaction is short with, or so many of one account at a time.
-
-    Not where accounts live on several servers, which take no statement of this kind: who reads adds up what is not summed.
-    """
-    if await is_sharded(db):
-        return 0
+    """Portion by portion: a portion is as many entries as a transaction is short with, or so many of one account at a time."""
     total, after = 0, _NOBODY
     while some := await db.transaction(functools.partial(_next, due=due, after=after, given=given)):
-        for portion in _portions(some):
+        for portion in [portion for each in await apart(db, some) for portion in _portions(each)]:
             account_ids = [each["account_id"] for each in portion]
             for _ in range(0, sum(each["entries"] for each in portion), _ENTRIES_AT_ONCE):
-                total += await db.transaction(functools.partial(_sum_some, account_ids=account_ids))
+                total += await db.transaction(functools.partial(_sum_some, db=db, account_ids=account_ids))
         if len(some) < _LISTED_AT_ONCE:
             break
         after = some[-1]["account_id"]
@@ -101,38 +101,41 @@ def _portions(due: Sequence[Row]) -> Iterator[list[Row]]:
         yield some
 
 
-async def _sum_some(session: AsyncSession, account_ids: Sequence[uuid.UUID]) -> int:
+async def _sum_some(session: AsyncSession, db: Database, account_ids: Sequence[uuid.UUID]) -> int:
     """Of these accounts, but for those that somebody else is summing now. Returns how many entries were looked at."""
-    await _begin(session, account_ids)
-    held = await rows(session, f"{_HOLD} SKIP LOCKED", account_ids=list(account_ids))
-    return await _sum(session, [each["account_id"] for each in held], _ENTRIES_AT_ONCE)
+    await _begin(session, db, account_ids)
+    held = await beside(db, session, account_ids, f"{_HOLD} SKIP LOCKED", account_ids=list(account_ids))
+    return await _sum(session, db, [_id(each["account_id"]) for each in held], _ENTRIES_AT_ONCE)
 
 
-async def _begin(session: AsyncSession, account_ids: Sequence[uuid.UUID]) -> None:
+async def _begin(session: AsyncSession, db: Database, account_ids: Sequence[uuid.UUID]) -> None:
     """A mark for each account that has none."""
     await row(session, "SET LOCAL statement_timeout = 0")
-    await rows(
-        session,
+    await beside(
+        db, session, account_ids,
         """INSERT INTO usage_summed (account_id) SELECT u.id FROM unnest(CAST(:account_ids AS uuid[])) u (id)
-           WHERE NOT EXISTS (SELECT FROM usage_summed s WHERE s.account_id = u.id) ORDER BY 1 ON CONFLICT DO NOTHING""",
+           WHERE NOT EXISTS (SELECT FROM usage_summed s WHERE s.account_id = u.id) ORDER BY 1 ON CONFLICT DO NOTHING
+           RETURNING account_id""",
         account_ids=list(account_ids),
-    )
+    )  # fmt: skip
 
 
-async def _sum(session: AsyncSession, account_ids: Sequence[uuid.UUID], at_once: int | None) -> int:
+async def _sum(session: AsyncSession, db: Database, account_ids: Sequence[uuid.UUID], at_once: int | None) -> int:
     """Take the next entries, `at_once` of each account at most, into the days that they tell of. The marks must be held."""
     if not account_ids:
         return 0
-    found = await row(session, _SUM, account_ids=list(account_ids), at_once=at_once)
-    assert found is not None
+    [found] = await beside(db, session, account_ids, _SUM, account_ids=list(account_ids), at_once=at_once)
     return int(found["entries"])
 
 
-async def _again(session: AsyncSession, account_ids: Sequence[uuid.UUID]) -> int:
+def _id(value: uuid.UUID | str) -> uuid.UUID:
+    return value if isinstance(value, uuid.UUID) else uuid.UUID(value)
+
+
+async def _again(session: AsyncSession, db: Database, account_ids: Sequence[uuid.UUID]) -> int:
     await row(session, "SET LOCAL statement_timeout = 0")
-    held = await rows(session, _HOLD, account_ids=list(account_ids))
-    found = await row(session, _AGAIN, account_ids=[each["account_id"] for each in held])
-    assert found is not None
+    held = await beside(db, session, account_ids, _HOLD, account_ids=list(account_ids))
+    [found] = await beside(db, session, account_ids, _AGAIN, account_ids=[_id(each["account_id"]) for each in held])
     return int(found["changed"])
 
 

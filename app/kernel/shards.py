@@ -3,18 +3,22 @@
 A statement over all shards would be refused as a whole while one server is down, and every job with it.
 """
 
+import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, LiteralString
 
 from psycopg import sql
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Params, Row
+from app.kernel.db import Database, Params, Row, rows
 from app.kernel.logs import log
 
 ON_SHARDS_HERE: Final = "by_account.on_shards_here"
 """The function of a sharded database that asks a server about all accounts it has; app/sharding.py makes it."""
+IN_SHARD: Final = "by_account.in_shard"
+"""And the one that runs a statement over accounts of one shard where they are."""
 _IS_SHARDED: Final[LiteralString] = f"SELECT to_regproc('{ON_SHARDS_HERE}') IS NOT NULL AS is_so"
 _EVERYWHERE: Final[LiteralString] = """
 SELECT w.nodename || ':' || w.nodeport AS node, w.success AS is_answered, q.*
@@ -83,6 +87,34 @@ async def everywhere(
         log.warning("shards.passed_by", node=node)
     first = next(iter(columns))
     return [{name: each[name] for name in columns} for each in found if each[first] is not None]
+
+
+async def apart(db: Database, found: Iterable[Row]) -> list[list[Row]]:
+    """Rows with an `account_id`, those whose accounts are in one shard together; all of them, where nothing is sharded."""
+    if not await is_sharded(db):
+        return [list(found)]
+    shards, by_shard = Shards(db), dict[int | uuid.UUID, list[Row]]()
+    for each in found:
+        by_shard.setdefault(await shards.of(each["account_id"]), []).append(each)
+    return list(by_shard.values())
+
+
+async def beside(
+    db: Database, session: AsyncSession, account_ids: Sequence[uuid.UUID], statement: str, /, **params: Any
+) -> list[Row]:
+    """The rows of a statement over accounts of one shard, in whatever form: it is run where they are, over plain tables. There they
+    come as JSON has them."""
+    if not await is_sharded(db):
+        return await rows(session, statement, **params)
+    asked = _NAMED.sub(lambda found: _literal(params[found[1]]) if found[1] in params else found[0], statement)
+    found = await rows(session, _BESIDE, account=account_ids[0], accounts=list(account_ids), asked=asked)
+    return [dict(each["found"]) for each in found]
+
+
+_NAMED: Final = re.compile(r"(?<![:\w]):(\w+)")
+_BESIDE: Final = (
+    f"SELECT found FROM {IN_SHARD}(CAST(:account AS uuid), CAST(:accounts AS uuid[]), CAST(:asked AS text)) found"
+)
 
 
 async def unreachable(db: Database) -> list[str]:

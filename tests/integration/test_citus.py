@@ -10,12 +10,16 @@ import subprocess
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from app.activity.archive import drop, export, make_partitions
+from app.activity.rollup import keep_up, rebuild, roll_up
 from app.audit import audit
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
@@ -86,9 +90,46 @@ async def test_the_role_of_the_service_rewrites_no_entry_on_any_server(
                 "UPDATE {}.entry SET amount_nusd = 1",
                 "UPDATE {}.account SET floor_nusd = -1",
                 "UPDATE {}.usage SET cost_nusd = 0",
+                "DELETE FROM {}.entry",
             ):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     conn.execute(forged.format(f"shard_{shard}").encode())
+
+
+async def test_calls_are_summed_by_day_beside_their_accounts(db: Database, owner_conn: psycopg.Connection[Any]) -> None:
+    owners = plant(owner_conn, [10**9] * 20, [{}])
+    meter = metered(db)
+    for owner in owners:
+        for _ in range(3):
+            await meter.charge(SERVICE, owner, Ask(uuid.uuid4().hex, 100, None, None), Work(50))
+    assert await keep_up(db) == 60 + 20  # the calls, and the entry that each account began with
+    days = owner_conn.execute("SELECT requests, cost_nusd FROM usage_day").fetchall()
+    assert days == [(3, 150)] * 20
+    assert await roll_up(db) == 0
+    owner_conn.execute("UPDATE usage_day SET requests = 4")
+    assert await rebuild(db) == 20
+    assert owner_conn.execute("SELECT sum(requests) FROM usage_day").fetchone() == (60,)
+
+
+async def test_a_month_of_calls_is_exported_and_dropped(
+    db: Database, owner_conn: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    owners = plant(owner_conn, [10**9] * 20, [{}])
+    meter, month = metered(db), datetime.now(UTC).date().replace(day=1)
+    for owner in owners:
+        await meter.charge(SERVICE, owner, Ask(uuid.uuid4().hex, 100, None, None), Work(50))
+    later = datetime.now(UTC) + timedelta(days=120)
+    owning = Database(CITUS, pool_size=2, role=None)
+    await owning.open()
+    try:
+        assert (await export(owning, month, tmp_path / "calls.csv.gz", later)).calls == 20
+        assert (await drop(owning, month, later)).calls == 20
+        assert owner_conn.execute("SELECT count(*) FROM usage").fetchone() == (0,)
+        assert owner_conn.execute("SELECT sum(calls), sum(cost_nusd) FROM usage_dropped").fetchone() == (20, 1000)
+        assert (await audit(db)).is_clean
+    finally:
+        await owning.close()
+        await make_partitions(db)
 
 
 async def test_a_shard_that_moves_under_load_loses_no_call(db: Database, owner_conn: psycopg.Connection[Any]) -> None:
