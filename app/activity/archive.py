@@ -265,9 +265,10 @@ async def _remember_export(session: AsyncSession, span: Span, done: Exported) ->
     )
     await row(
         session,
-        """INSERT INTO usage_archive (month, is_day, calls, cost_nusd, sha256) VALUES (:month, :is_day, :calls, :cost_nusd, :sha256)
+        """INSERT INTO usage_archive (month, is_day, calls, cost_nusd, sha256, exported_at)
+           VALUES (:month, :is_day, :calls, :cost_nusd, :sha256, now())
            ON CONFLICT (month) DO UPDATE SET calls = excluded.calls, cost_nusd = excluded.cost_nusd, sha256 = excluded.sha256,
-                                             exported_at = now()""",
+                                             exported_at = excluded.exported_at""",
         month=span.first, is_day=span.is_day, calls=done.calls, cost_nusd=done.cost_nusd, sha256=done.sha256,
     )  # fmt: skip
 

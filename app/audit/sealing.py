@@ -23,6 +23,7 @@ from app.kernel.db import Database, Row, row, rows
 from app.kernel.lease import leads
 from app.kernel.logs import log
 from app.kernel.security import Pepper, equal
+from app.kernel.shards import is_sharded
 from app.keys.proof import PROVEN, key_proof
 
 _ENTRIES_AT_ONCE: Final = 10_000
@@ -90,11 +91,11 @@ async def seal(db: Database, pepper: Pepper, *, whole: bool = False, entries_at_
     """
     begun = await db.transaction(_begin)
     since = None if whole or begun["since"] is None else begun["since"]
-    made = 0
+    made, sharded = 0, await is_sharded(db)
     for source in (
         _Entries(pepper, since, entries_at_once),
         _Prices(pepper),
-        *(_Rows(pepper, kind, since) for kind in KINDS),
+        *(_Rows(pepper, kind, since, sharded=sharded) for kind in KINDS),
     ):
         while not source.is_done:
             made += await db.transaction(lambda session, source=source: _run(session, pepper, source))  # type: ignore[misc]
@@ -316,33 +317,54 @@ class _Prices(_Source):
 class _Rows(_Source):
     """Rows of one kind that are new, or that changed in a way in which they may."""
 
-    def __init__(self, pepper: Pepper, kind: Kind, since: datetime | None) -> None:
-        self._pepper, self._kind, self._since = pepper, kind, since
-        self._due: list[Row] = []
+    def __init__(self, pepper: Pepper, kind: Kind, since: datetime | None, *, sharded: bool) -> None:
+        """`sharded`: seals live on several servers, and are looked up by themselves."""
+        self._pepper, self._kind, self._since, self._sharded = pepper, kind, since, sharded
+        self._looked_at: list[Row] = []
         self._after = (uuid.UUID(int=0), "")
         self._newer = "since >= :since OR ends_at >= :since" if kind.may_end else "since >= :since"
 
     async def some(self, session: AsyncSession) -> list[Sealed]:
-        due = await rows(
-            session, _DUE_ROWS.format(rows=self._kind.rows(self._newer if self._since else "true")),
+        statement = _ROWS_BEHIND if self._sharded else _DUE_ROWS
+        due = self._looked_at = await rows(
+            session, statement.format(rows=self._kind.rows(self._newer if self._since else "true")),
             after_account=self._after[0], after_chain=self._after[1], at_once=_ROWS_AT_ONCE,
             **({"since": self._since} if self._since else {}),
         )  # fmt: skip
-        self._due = due
+        if self._sharded:
+            due = await _due_of(session, due)
         if self._kind.table == "api_key":
             due = await proven(session, self._pepper, due)
         return [self._sealed(each) for each in due if may_become(each)]
 
     def go_on(self) -> None:
-        self.is_done = len(self._due) < _ROWS_AT_ONCE
-        if self._due:
-            self._after = self._due[-1]["account_id"], self._due[-1]["chain"]
+        self.is_done = len(self._looked_at) < _ROWS_AT_ONCE
+        if self._looked_at:
+            self._after = self._looked_at[-1]["account_id"], self._looked_at[-1]["chain"]
 
     def _sealed(self, each: Row) -> Sealed:
         before = bytes(each["link"]) if each["link"] else NO_LINK
         number = each["revision"] if each["revision"] > (each["number"] or 0) else each["number"] + 1
         made = chain.link(self._pepper, before, each["account_id"], each["chain"], number, bytes(each["says"]))
         return Sealed(each["account_id"], each["chain"], number, made, bytes(each["says"]))
+
+
+async def _due_of(session: AsyncSession, looked_at: Sequence[Row]) -> list[Row]:
+    """Those that are not sealed as they are, with their last seals: what _DUE_ROWS asks in one."""
+    found = await rows(
+        session,
+        _LAST_SEALS,
+        accounts=[each["account_id"] for each in looked_at],
+        chains=[each["chain"] for each in looked_at],
+    )
+    last = {(each["account_id"], each["chain"]): each for each in found}
+    none = {"number": None, "kept": None, "link": None}
+    beside = [each | last.get((each["account_id"], each["chain"]), none) for each in looked_at]
+    return [
+        each
+        for each in beside
+        if each["number"] is None or each["revision"] > each["number"] or bytes(each["kept"]) != bytes(each["says"])
+    ]
 
 
 def may_become(each: Row) -> bool:
@@ -398,3 +420,10 @@ _DUE_ROWS: Final = f"""
     WHERE (x.account_id, x.chain) > (:after_account, :after_chain)
       AND (s.number IS NULL OR x.revision > s.number OR s.kept <> {SAYS})
     ORDER BY x.account_id, x.chain LIMIT :at_once"""
+_ROWS_BEHIND: Final = f"""
+    SELECT x.account_id, x.chain, x.revision, {SAYS} AS says FROM ({{rows}}) x
+    WHERE (x.account_id, x.chain) > (:after_account, :after_chain) ORDER BY x.account_id, x.chain LIMIT :at_once"""
+_LAST_SEALS: Final = """
+    SELECT DISTINCT ON (s.account_id, s.chain) s.account_id, s.chain, s.number, s.kept, s.links AS link
+    FROM unnest(CAST(:accounts AS uuid[]), CAST(:chains AS text[])) u (account_id, chain)
+    JOIN seal s ON s.account_id = u.account_id AND s.chain = u.chain ORDER BY s.account_id, s.chain, s.number DESC"""
