@@ -25,7 +25,7 @@ from app.activity.spreadsheet import line_writer
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
 from app.kernel.progress import Told, nobody
-from app.kernel.shards import beside
+from app.kernel.shards import beside, relation_size
 
 MONTHS_AHEAD: Final = 3
 DAYS_AHEAD: Final = 7
@@ -66,7 +66,8 @@ async def make_partitions(db: Database, *, by_day: bool = False, now: datetime |
 async def months(db: Database) -> Sequence[Row]:
     """The months and days there are calls of or were, as they are kept: name, month (the first day of it; None for the default
     partition), calls, bytes, exported_at, dropped_at."""
-    return await db.transaction(_months)
+    size = await relation_size(db)
+    return await db.transaction(lambda session: _months(session, size))
 
 
 async def exported(session: AsyncSession) -> Sequence[Row]:
@@ -77,13 +78,13 @@ async def exported(session: AsyncSession) -> Sequence[Row]:
     )
 
 
-async def _months(session: AsyncSession) -> Sequence[Row]:
+async def _months(session: AsyncSession, size: str) -> Sequence[Row]:
     await row(session, "SET LOCAL statement_timeout = 0")
     parts = await rows(
         session,
-        """SELECT c.relname AS name, pg_total_relation_size(c.oid) AS bytes,
-                  CASE WHEN c.relname ~ '^usage_[0-9]{4}_[0-9]{2}$' THEN to_date(right(c.relname, 7), 'YYYY_MM')
-                       WHEN c.relname ~ '^usage_[0-9]{4}_[0-9]{2}_[0-9]{2}$' THEN to_date(right(c.relname, 10), 'YYYY_MM_DD') END AS month
+        f"""SELECT c.relname AS name, {size}(c.oid) AS bytes,
+                  CASE WHEN c.relname ~ '^usage_[0-9]{{4}}_[0-9]{{2}}$' THEN to_date(right(c.relname, 7), 'YYYY_MM')
+                       WHEN c.relname ~ '^usage_[0-9]{{4}}_[0-9]{{2}}_[0-9]{{2}}$' THEN to_date(right(c.relname, 10), 'YYYY_MM_DD') END AS month
            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'usage'::regclass ORDER BY 1""",
     )
     # A shard (Citus) has its number behind the partition's name.
@@ -300,7 +301,7 @@ async def _drop(session: AsyncSession, db: Database, span: Span) -> Dropped:
         raise InvalidField(f"{span} was dropped before", param="month")
     if archive is None:
         raise InvalidField(f"{span} was not exported: `usage export` first", param="month")
-    parts = await _partitions(session, span)
+    parts = await _partitions(session, span, await relation_size(db))
     names = ", ".join(each["name"] for each in parts)
     if not parts:
         raise InvalidField(f"{span} is in its month's partition: export and drop the month", param="month")
@@ -327,12 +328,12 @@ async def _drop(session: AsyncSession, db: Database, span: Span) -> Dropped:
     return Dropped(archive["calls"], archive["cost_nusd"], sum(each["bytes"] for each in parts))
 
 
-async def _partitions(session: AsyncSession, span: Span) -> Sequence[Row]:
+async def _partitions(session: AsyncSession, span: Span, size: str) -> Sequence[Row]:
     """Those that have calls of this span alone: the month's, or the days'."""
     name = _name(span)
     return await rows(
         session,
-        """SELECT c.relname AS name, pg_total_relation_size(c.oid) AS bytes
+        f"""SELECT c.relname AS name, {size}(c.oid) AS bytes
            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
            WHERE i.inhparent = 'usage'::regclass AND (c.relname = :name OR starts_with(c.relname, :days)) ORDER BY 1""",
         name=name, days=f"{name}_",

@@ -89,6 +89,11 @@ async def everywhere(
     return [{name: each[name] for name in columns} for each in found if each[first] is not None]
 
 
+async def relation_size(db: Database) -> str:
+    """The SQL function that says how many bytes a table has with its indexes, wherever they are."""
+    return "citus_total_relation_size" if await is_sharded(db) else "pg_total_relation_size"
+
+
 async def apart(db: Database, found: Iterable[Row]) -> list[list[Row]]:
     """Rows with an `account_id`, those whose accounts are in one shard together; all of them, where nothing is sharded."""
     if not await is_sharded(db):

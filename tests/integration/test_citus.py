@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.activity.archive import drop, export, make_partitions
+from app.activity.archive import drop, export, make_partitions, months
 from app.activity.rollup import keep_up, rebuild, roll_up
 from app.audit import audit
 from app.kernel.db import Database
@@ -123,6 +123,9 @@ async def test_a_month_of_calls_is_exported_and_dropped(
     await owning.open()
     try:
         assert (await export(owning, month, tmp_path / "calls.csv.gz", later)).calls == 20
+        [kept] = [each for each in await months(owning) if each["month"] == month]
+        assert kept["calls"] == 20
+        assert kept["bytes"] > 500_000  # of all shards, where the coordinator's own table is empty
         assert (await drop(owning, month, later)).calls == 20
         assert owner_conn.execute("SELECT count(*) FROM usage").fetchone() == (0,)
         assert owner_conn.execute("SELECT sum(calls), sum(cost_nusd) FROM usage_dropped").fetchone() == (20, 1000)
