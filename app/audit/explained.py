@@ -23,8 +23,8 @@ def unexplained(which: str) -> str:
                                                         AND t.credited_nusd >= e.amount_nusd AND t.backend || ':' || t.method = e.contra)
         WHEN 'bonus' THEN EXISTS (SELECT FROM topup t WHERE t.account_id = e.account_id AND t.id::text = split_part(e.reference, '/', 1)
                                                         AND t.bonus_nusd >= e.amount_nusd)
-        WHEN 'adjustment' THEN EXISTS (SELECT FROM admin_log l WHERE e.reference = 'act/' || l.id AND l.amount_nusd = e.amount_nusd
-                                                                 AND split_part(l.subject, '/', 1) = e.account_id::text)
+        WHEN 'adjustment' THEN (e.reference, e.amount_nusd, e.account_id::text) IN (
+                                   SELECT 'act/' || l.id, l.amount_nusd, split_part(l.subject, '/', 1) FROM admin_log l)
                                OR (starts_with(e.reference, 'review/') AND EXISTS (
                                    SELECT FROM topup t WHERE t.account_id = e.account_id AND t.id::text = split_part(e.reference, '/', 2)
                                                          AND t.reviewed IS NOT NULL))
