@@ -25,6 +25,7 @@ from app.admin.prices import noting
 from app.admin.tokens import create_token
 from app.agents import command as agents
 from app.audit import Report, Secrets, audit
+from app.audit import commands as entries
 from app.audit.background import note_verdict
 from app.autotopup import connect as wallets
 from app.doctor import examine, exit_code
@@ -125,6 +126,10 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="VERB", dest="verb"
     )
     usage.add_arguments(lambda verb, says: command(verb, _usage, says, usage_verbs))
+    entry_verbs = commands.add_parser("entries", help="ledger entries of long ago: export, drop").add_subparsers(
+        required=True, metavar="VERB", dest="verb"
+    )
+    entries.add_arguments(lambda verb, says: command(verb, _entries, says, entry_verbs))
     says = "models behind the meter: a door of its own, which knows Satmeter by its wire (GATEWAY_SERVICE_TOKEN)"
     gateway = commands.add_parser("gateway", help=says, description=says)
     gateway.set_defaults(command=_gateway, reads=gateways.load)
@@ -431,13 +436,26 @@ _COUNTED: Final = {"export": ("Exporting", "calls"), "rebuild": ("Summing again"
 def _usage(settings: Settings, args: argparse.Namespace) -> int:
     """With the owner's connection: the service's own role may not drop what was written."""
 
+    return _as_owner(settings, args, lambda db, told, reads: usage.run(db, args.verb, args, told, reads))
+
+
+def _entries(settings: Settings, args: argparse.Namespace) -> int:
+    return _as_owner(
+        settings, args, lambda db, told, reads: entries.run(db, settings.pepper, args.verb, args, told, reads)
+    )
+
+
+def _as_owner(
+    settings: Settings, args: argparse.Namespace,
+    does: Callable[[Database, progress.Told, Database | None], Awaitable[usage.Answer]],
+) -> int:  # fmt: skip
     async def work(url: str) -> usage.Answer:
         db = Database(url, pool_size=2, role=None, pooler=settings.database_pooler)
         reads = standby(settings, db, role=None)
         await db.open()
         try:
             with progress.shown(*_COUNTED.get(args.verb, ("Working", "steps"))) as told:
-                return await usage.run(db, args.verb, args, told, reads or db)
+                return await does(db, told, reads)
         finally:
             if reads is not None:
                 await reads.close()

@@ -630,6 +630,7 @@ LIES = (
     Lie("a dropped month made cheaper", "dropped_calls_are_in_their_entries", "UPDATE usage_dropped SET cost_nusd = cost_nusd - 1 WHERE account_id = {account} AND cost_nusd > 0", is_of_the_past=True),
     Lie("what is kept of a dropped month removed", "dropped_calls_are_in_their_entries", "DELETE FROM usage_dropped WHERE account_id = {other}", is_of_the_past=True),
     Lie("a month called dropped to hide a call", "dropped_calls_are_in_their_entries", f"DELETE FROM usage; INSERT INTO usage_archive (month, calls, cost_nusd, sha256, dropped_at, fingerprint) SELECT date_trunc('month', day), 1, 1, '', now(), '0' FROM usage_day WHERE {_RECENT}", is_of_the_past=True),
+    Lie("entries called put away", "put_away_entries_are_those_of_their_archive", "INSERT INTO entry_closing (account_id, first_id, last_id, month, amount_nusd, balance_after_nusd, digest, mac) VALUES ({account}, 900, 901, '2001-01-01', 0, 0, '', '')"),
     Lie("a dropped month that was none", "usage_entry_has_its_call", "UPDATE usage_archive SET dropped_at = NULL, fingerprint = NULL", is_of_the_past=True),
     Lie("a dropped month's calls given to another key", "key_lifetime_is_sum_of_usage", "UPDATE usage_dropped SET key_id = (SELECT id FROM api_key WHERE account_id = {account} AND name = 'moved') WHERE key_id = {key}", is_of_the_past=True),
     Lie("a dropped month's refund forgotten", "key_lifetime_is_sum_of_usage", "UPDATE usage_dropped SET refunded_nusd = 0 WHERE key_id = {key}", is_of_the_past=True),
@@ -675,6 +676,7 @@ SWAP = """
 """With no more than the service's own rights; nothing in the database tells it from the truth."""
 
 PROVED_LIES = (
+    Lie("a closing of nobody's", "closing_is_ours", "INSERT INTO entry_closing (account_id, first_id, last_id, month, amount_nusd, balance_after_nusd, digest, mac) VALUES ({account}, 900, 901, '2001-01-01', 0, 0, '', '')"),
     Lie("a kept key moved to another key", "kept_key_opens", "UPDATE api_key SET sealed_secret = (SELECT sealed_secret FROM api_key WHERE id = {key}) WHERE account_id = {other}"),
     Lie("a kept key moved to another account", "kept_key_opens", "UPDATE api_key SET account_id = {other}, name = 'mine' WHERE id = {key}"),
     Lie("a kept key altered", "kept_key_opens", "UPDATE api_key SET sealed_secret = overlay(sealed_secret placing 'dead' from 40) WHERE id = {key}"),

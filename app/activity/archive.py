@@ -136,14 +136,14 @@ async def export(
     _must_be_over(span, now)
     await sort_calls(db)
     after: tuple[uuid.UUID, uuid.UUID] | None = None
-    with CallsFile(path) as file:
+    with RowsFile(path, "cost_nusd") as file:
         while some := await (reads or db).transaction(functools.partial(_some_calls, span=span, after=after)):
             file.write(some)
-            told(file.calls, None)
+            told(file.count, None)
             after = some[-1]["account_id"], some[-1]["id"]
             if len(some) < _ROWS_AT_ONCE:
                 break
-        done = Exported(file.calls, file.cost_nusd, file.finish())
+        done = Exported(file.count, file.amount_nusd, file.finish())
         await db.transaction(lambda session: _remember_export(session, span, done))
         file.keep()
     return done
@@ -180,15 +180,15 @@ def _must_be_over(span: Span, now: datetime) -> None:
 # --- exporting --------------------------------------------------------------------------------------
 
 
-class CallsFile:
-    """A gzipped CSV of calls being written; it is gone again unless it was kept. Only its owner may read it."""
+class RowsFile:
+    """A gzipped CSV of rows being written, and the sum of their `amount`; it is gone again unless it was kept. Only its owner may read it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.calls = self.cost_nusd = 0
+    def __init__(self, path: Path, amount: str) -> None:
+        self._path, self._amount = path, amount
+        self.count = self.amount_nusd = 0
         self._is_kept = False
 
-    def __enter__(self) -> "CallsFile":
+    def __enter__(self) -> "RowsFile":
         try:
             self._file = self._path.open("xb")
         except OSError as error:
@@ -199,13 +199,13 @@ class CallsFile:
         self._write_line = line_writer(self._text)
         return self
 
-    def write(self, calls: Sequence[Row]) -> None:
-        if not self.calls:
-            self._write_line(calls[0])
-        for call in calls:
-            self._write_line(_cell(value) for value in call.values())
-        self.calls += len(calls)
-        self.cost_nusd += sum(call["cost_nusd"] for call in calls)
+    def write(self, some: Sequence[Row]) -> None:
+        if not self.count:
+            self._write_line(some[0])
+        for each in some:
+            self._write_line(_cell(value) for value in each.values())
+        self.count += len(some)
+        self.amount_nusd += sum(each[self._amount] for each in some)
 
     def finish(self) -> str:
         """Everything is in the file; returns its SHA-256 in hex."""

@@ -32,17 +32,18 @@ def add_arguments(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "export",
         "write a month's or a day's calls to a gzipped CSV file; a cell that begins like a formula has an apostrophe before it",
     )
-    _add_span(save)
+    add_span(save)
     save.add_argument("--out", required=True, metavar="FILE.csv.gz")
     gone = add("drop", "drop the calls of an exported month or day; balances, keys and days stay")
-    _add_span(gone)
+    add_span(gone)
     gone.add_argument(
         "--force", action="store_true", help=f"also a month that ended less than {LEAST_AGE.days} days ago"
     )
     add("rebuild", "sum every day's calls again")
 
 
-def _add_span(parser: argparse.ArgumentParser) -> None:
+def add_span(parser: argparse.ArgumentParser) -> None:
+    """A month or a day, one of them."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--month", metavar="YYYY-MM")
     which.add_argument("--day", metavar="YYYY-MM-DD", help="where calls are kept by day: USAGE_PARTITIONS")
@@ -59,8 +60,7 @@ async def run(
         await roll_up(db)
         changed = await rebuild(db, told)
         return Answer(f"Every day was summed again: {changed} sums changed.", {"changed": changed})
-    span = Span(read_day(args.day), is_day=True) if args.day else Span(read_month(args.month))
-    named = {"day" if args.day else "month": str(span)}
+    span, named = span_of(args)
     if verb == "export":
         saved = await export(db, span, Path(args.out), now, told, reads)
         text = f"{saved.calls} calls, {usd_text(saved.cost_nusd)} USD, SHA-256 {saved.sha256}"
@@ -70,6 +70,13 @@ async def run(
     gone = await drop(db, span, now, force=args.force)
     data = {"calls": gone.calls, "cost_usd": usd_text(gone.cost_nusd), "freed_bytes": gone.freed_bytes}
     return Answer(f"Dropped {span}: {gone.calls} calls, {gone.freed_bytes:,} bytes.", named | data)
+
+
+def span_of(args: argparse.Namespace) -> tuple[Span, dict[str, str]]:
+    """What `add_span` asked for, and how it is named in JSON. Raises InvalidField."""
+    if args.day:
+        return Span(read_day(args.day), is_day=True), {"day": args.day}
+    return Span(read_month(args.month)), {"month": args.month}
 
 
 async def _months(db: Database) -> Answer:

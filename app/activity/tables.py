@@ -3,7 +3,7 @@
 import uuid
 from datetime import date, datetime
 
-from sqlalchemy import Boolean, CheckConstraint, Date, DateTime, Index, PrimaryKeyConstraint
+from sqlalchemy import Boolean, CheckConstraint, Date, DateTime, Index, LargeBinary, PrimaryKeyConstraint
 from sqlalchemy.dialects.postgresql import UUID
 from sqlmodel import Field, SQLModel
 
@@ -70,7 +70,8 @@ class UsageDropped(SQLModel, table=True):
 class UsageArchive(SQLModel, table=True):
     """A month of calls, or a day of them, that was exported, and perhaps dropped; `month` is its first day, or that day.
 
-    `sha256` is the exported file's; `fingerprint` tells whether the month's rows of usage_day are those of the drop.
+    `sha256` is the exported file's; `fingerprint` tells whether the month's rows of usage_day are those of the drop. The entries
+    of dropped calls may follow them: how many, their file's SHA-256, a digest over their closings, and when.
     """
 
     __tablename__ = "usage_archive"
@@ -86,3 +87,8 @@ class UsageArchive(SQLModel, table=True):
     exported_at: datetime = when()
     dropped_at: datetime | None = when(nullable=True)
     fingerprint: str | None = words(default=None)
+    entries: int | None = money(nullable=True)
+    entries_sha256: str | None = words(default=None)
+    entries_digest: bytes | None = Field(default=None, sa_type=LargeBinary)
+    entries_exported_at: datetime | None = when(nullable=True)
+    entries_dropped_at: datetime | None = when(nullable=True)

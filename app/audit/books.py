@@ -4,35 +4,41 @@ from typing import Final
 
 from app.audit.check import Check
 
+_BOOKED: Final = """
+    (SELECT account_id, id AS first_id, id, amount_nusd, balance_after_nusd FROM entry
+     UNION ALL SELECT account_id, first_id, last_id, amount_nusd, balance_after_nusd FROM entry_closing)"""
+"""Entries, and what is kept of those that were put away: many in a row, from `first_id` to `id`."""
+
 BOOKS: Final = (
     Check(
         "balance_is_sum_of_entries",
         "An account's balance is the sum of its entries.",
-        """SELECT a.id::text AS subject, a.posted_nusd AS recorded, coalesce(e.total, 0) AS recomputed
-           FROM account a LEFT JOIN (SELECT account_id, sum(amount_nusd) AS total FROM entry GROUP BY 1) e ON e.account_id = a.id
+        f"""SELECT a.id::text AS subject, a.posted_nusd AS recorded, coalesce(e.total, 0) AS recomputed
+           FROM account a LEFT JOIN (SELECT account_id, sum(amount_nusd) AS total FROM {_BOOKED} e GROUP BY 1) e ON e.account_id = a.id
            WHERE a.posted_nusd <> coalesce(e.total, 0)""",
         is_money=True,
     ),
     Check(
         "entries_are_counted",
         "An account's entry count is the number of its entries.",
-        """SELECT a.id::text AS subject, a.entry_count AS recorded, coalesce(e.count, 0) AS recomputed
-           FROM account a LEFT JOIN (SELECT account_id, count(*) AS count FROM entry GROUP BY 1) e ON e.account_id = a.id
+        f"""SELECT a.id::text AS subject, a.entry_count AS recorded, coalesce(e.count, 0) AS recomputed
+           FROM account a LEFT JOIN (SELECT account_id, sum(id - first_id + 1) AS count FROM {_BOOKED} e GROUP BY 1) e ON e.account_id = a.id
            WHERE a.entry_count <> coalesce(e.count, 0)""",
     ),
     Check(
         "entry_ids_have_no_gap",
         "Entries of an account are numbered 1, 2, 3 … The first wrong number is shown.",
-        """SELECT DISTINCT ON (account_id) account_id::text AS subject, id AS recorded, place AS recomputed
-           FROM (SELECT account_id, id, row_number() OVER (PARTITION BY account_id ORDER BY id) AS place FROM entry) e
+        f"""SELECT DISTINCT ON (account_id) account_id::text AS subject, id AS recorded, place AS recomputed
+           FROM (SELECT account_id, id, sum(id - first_id + 1) OVER (PARTITION BY account_id ORDER BY id ROWS UNBOUNDED PRECEDING) AS place
+                 FROM {_BOOKED} e) e
            WHERE id <> place ORDER BY account_id, id""",
     ),
     Check(
         "balance_after_is_running_sum",
         "An entry's balance after it is the sum of the entries up to it. The first wrong one of an account is shown.",
-        """SELECT DISTINCT ON (account_id) account_id || '/' || id AS subject, balance_after_nusd AS recorded, sum AS recomputed
+        f"""SELECT DISTINCT ON (account_id) account_id || '/' || id AS subject, balance_after_nusd AS recorded, sum AS recomputed
            FROM (SELECT account_id, id, balance_after_nusd,
-                        sum(amount_nusd) OVER (PARTITION BY account_id ORDER BY id ROWS UNBOUNDED PRECEDING) AS sum FROM entry) e
+                        sum(amount_nusd) OVER (PARTITION BY account_id ORDER BY id ROWS UNBOUNDED PRECEDING) AS sum FROM {_BOOKED} e) e
            WHERE balance_after_nusd <> sum ORDER BY account_id, id""",
         is_money=True,
     ),
@@ -97,9 +103,9 @@ BOOKS: Final = (
     Check(
         "all_balances_are_all_entries",
         "All balances together are all entries together.",
-        """SELECT 'all accounts' AS subject, recorded, recomputed
+        f"""SELECT 'all accounts' AS subject, recorded, recomputed
            FROM (SELECT coalesce(sum(posted_nusd), 0) AS recorded FROM account) a,
-                (SELECT coalesce(sum(amount_nusd), 0) AS recomputed FROM entry) e
+                (SELECT coalesce(sum(amount_nusd), 0) AS recomputed FROM {_BOOKED} e) e
            WHERE recorded <> recomputed""",
         is_money=True,
     ),
@@ -107,7 +113,8 @@ BOOKS: Final = (
         "all_revenue_is_all_usage",
         "What the house earned is what all calls cost.",
         """SELECT 'revenue:usage' AS subject, recorded, recomputed
-           FROM (SELECT coalesce(-sum(amount_nusd), 0) AS recorded FROM entry WHERE kind = 'usage') e,
+           FROM (SELECT coalesce(-sum(amount_nusd), 0) AS recorded
+                 FROM (SELECT amount_nusd FROM entry WHERE kind = 'usage' UNION ALL SELECT amount_nusd FROM entry_closing) e) e,
                 (SELECT coalesce(sum(cost_nusd), 0) AS recomputed
                  FROM (SELECT cost_nusd FROM usage UNION ALL SELECT cost_nusd FROM usage_dropped) u) u
            WHERE recorded <> recomputed""",

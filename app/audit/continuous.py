@@ -32,10 +32,10 @@ _ROUND_SECONDS: Final = 60
 _LEASE_SECONDS: Final = 120
 
 _OF_ACCOUNTS: Final = (
-    "entry", "usage", "hold", "api_key", "credential", "topup", "payment", "topup_invoice", "topup_address", "usage_day",
+    "entry", "entry_closing", "usage", "hold", "api_key", "credential", "topup", "payment", "topup_invoice", "topup_address", "usage_day",
     "usage_summed", "usage_dropped", "nwc_connection", "nwc_attempt", "notice", "notice_address", "credential_event", "nostr_event", "offer", "proof_ref",
 )  # fmt: skip
-_OF_ALL: Final = frozenset({"days_of_dropped_months_stay"})
+_OF_ALL: Final = frozenset({"days_of_dropped_months_stay", "put_away_entries_are_those_of_their_archive"})
 """What is true of all accounts together, and so not of a slice of them."""
 SLICED: Final[tuple[Check, ...]] = tuple(check for check in CHECKS if check not in SCHEMA and check.name not in _OF_ALL)
 

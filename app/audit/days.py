@@ -30,8 +30,11 @@ DAYS: Final = (
         "What is kept of an account's calls of a dropped month is what their entries took; one that came later is still there.",
         f"""WITH dropped AS (SELECT month, {first_id_of("month")} AS first_id, {first_id_of(end_of("x"))} AS end_id
                              FROM usage_archive x WHERE dropped_at IS NOT NULL),
-                 taken AS (SELECT e.account_id, d.month, count(*) AS calls, -sum(e.amount_nusd) AS nusd
-                           FROM dropped d JOIN entry e ON e.kind = 'usage' AND e.usage_id >= d.first_id AND e.usage_id < d.end_id
+                 taken AS (SELECT account_id, month, sum(calls) AS calls, sum(nusd) AS nusd
+                           FROM (SELECT e.account_id, d.month, count(*) AS calls, -sum(e.amount_nusd) AS nusd
+                                 FROM dropped d JOIN entry e ON e.kind = 'usage' AND e.usage_id >= d.first_id AND e.usage_id < d.end_id
+                                 GROUP BY 1, 2
+                                 UNION ALL SELECT account_id, month, last_id - first_id + 1, -amount_nusd FROM entry_closing) t
                            GROUP BY 1, 2),
                  kept AS (SELECT account_id, month, sum(calls) AS calls, sum(cost_nusd) AS nusd
                           FROM (SELECT account_id, month, calls, cost_nusd FROM usage_dropped
@@ -41,6 +44,14 @@ DAYS: Final = (
                    concat(coalesce(t.calls, 0), ' calls, ', coalesce(t.nusd, 0), ' nano-USD') AS recomputed
             FROM kept k FULL JOIN taken t USING (account_id, month)
             WHERE (k.calls, k.nusd) IS DISTINCT FROM (t.calls, t.nusd)""",
+    ),
+    Check(
+        "put_away_entries_are_those_of_their_archive",
+        "As many entries are closed for a month or day of calls as were put away, and none for one whose entries were not.",
+        """SELECT coalesce(x.month, c.month)::text AS subject, coalesce(c.entries, 0) AS recorded, coalesce(x.entries, 0) AS recomputed
+           FROM (SELECT month, entries FROM usage_archive WHERE entries_dropped_at IS NOT NULL) x
+           FULL JOIN (SELECT month, sum(last_id - first_id + 1) AS entries FROM entry_closing GROUP BY 1) c ON c.month = x.month
+           WHERE coalesce(c.entries, 0) <> coalesce(x.entries, 0)""",
     ),
     Check(
         "days_of_dropped_months_stay",

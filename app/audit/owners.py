@@ -5,7 +5,7 @@ from typing import Final
 from app.audit.check import Check
 
 _OWNED: Final = (
-    "entry", "hold", "usage", "usage_day", "usage_summed", "usage_dropped", "topup", "payment", "api_key", "credential", "topup_invoice",
+    "entry", "entry_closing", "hold", "usage", "usage_day", "usage_summed", "usage_dropped", "topup", "payment", "api_key", "credential", "topup_invoice",
     "nwc_connection", "nwc_attempt", "credential_event", "nostr_event", "offer", "proof_ref",
 )  # fmt: skip
 _BY_KEY: Final = ("hold", "usage", "usage_day", "usage_dropped", "topup", "offer")

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.audit.autotopup import AUTOTOPUP
 from app.audit.books import BOOKS
 from app.audit.check import Check, Finding, Proof, Secrets
+from app.audit.closing import CLOSINGS
 from app.audit.days import DAYS
 from app.audit.holds import HOLDS
 from app.audit.keys import KEYS
@@ -32,7 +33,7 @@ CHECKS: Final[tuple[Check, ...]] = (
 )  # fmt: skip
 """Everything an audit looks at, in the order it looks."""
 
-PROOFS: Final[tuple[Proof, ...]] = (*SEALS, *ALIASES)
+PROOFS: Final[tuple[Proof, ...]] = (*SEALS, *CLOSINGS, *ALIASES)
 """What it looks at besides where it is given the secrets that are kept outside the database."""
 
 

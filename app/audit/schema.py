@@ -11,7 +11,7 @@ from app.audit.tables import Seal, SealRun
 from app.autotopup.tables import NwcAttempt, NwcConnection
 from app.kernel.db import RUNTIME_ROLE
 from app.keys.tables import ApiKey, Credential, CredentialEvent, NostrEvent
-from app.ledger.tables import Account, Entry
+from app.ledger.tables import Account, Entry, EntryClosing
 from app.metering.tables import Hold, Usage
 from app.offers.tables import Offer, ProofRef
 from app.topups.tables import Payment, Topup, TopupAddress, TopupInvoice
@@ -19,7 +19,7 @@ from app.topups.tables import Payment, Topup, TopupAddress, TopupInvoice
 _BOOKS: Final = tuple(
     SQLModel.metadata.tables[str(model.__tablename__)]
     for model in (
-        Account, Entry, ApiKey, Credential, Hold, Usage, UsageDay, UsageSummed, UsageDropped, UsageArchive, Topup, TopupInvoice, TopupAddress, Payment,
+        Account, Entry, EntryClosing, ApiKey, Credential, Hold, Usage, UsageDay, UsageSummed, UsageDropped, UsageArchive, Topup, TopupInvoice, TopupAddress, Payment,
         NwcConnection, NwcAttempt, Offer, ProofRef, Seal, SealRun, CredentialEvent, NostrEvent,
     )
 )  # fmt: skip
@@ -56,7 +56,7 @@ SCHEMA: Final = (
         "books_are_append_only",
         "The service's role may not change or delete what was written to the books.",
         f"""SELECT '{RUNTIME_ROLE} on ' || x.place AS subject, 'may change rows' AS recorded, 'may only add rows' AS recomputed
-            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('usage'), ('usage_dropped'), ('usage_archive'), ('topup_invoice'), ('topup_address'), ('proof_ref'), ('admin_log'), ('seal'), ('seal_run'), ('credential_event')) AS x (place)
+            FROM pg_roles r CROSS JOIN (VALUES ('entry'), ('entry_closing'), ('usage'), ('usage_dropped'), ('usage_archive'), ('topup_invoice'), ('topup_address'), ('proof_ref'), ('admin_log'), ('seal'), ('seal_run'), ('credential_event')) AS x (place)
             WHERE r.rolname = '{RUNTIME_ROLE}'
               AND (has_table_privilege(r.oid, to_regclass(x.place), 'UPDATE, DELETE, TRUNCATE, TRIGGER')
                    OR has_any_column_privilege(r.oid, to_regclass(x.place), 'UPDATE'))""",

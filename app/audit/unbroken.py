@@ -145,16 +145,26 @@ _ENTRIES_WITH_CALLS: Final = f"""
     FROM entry e LEFT JOIN usage u ON u.account_id = e.account_id AND u.id = e.usage_id ORDER BY e.account_id, e.id"""
 
 
+_CLOSINGS: Final = "SELECT account_id, first_id, last_id FROM entry_closing ORDER BY account_id, first_id"
+
+
 async def _look_at_entries(this: _Look) -> None:
     seals = await _Ahead.of(_stream(this.session, _SEALS_OF_ENTRIES))
     entries = await _Ahead.of(_stream(this.session, _ENTRIES_WITH_CALLS))
-    while seals.next is not None or entries.next is not None:
-        account_id = min(ahead.next.account_id for ahead in (seals, entries) if ahead.next is not None)
-        await _look_at_account(this, account_id, seals, entries)
+    closings = await _Ahead.of(_stream(this.session, _CLOSINGS))
+    every = (seals, entries, closings)
+    while any(ahead.next is not None for ahead in every):
+        account_id = min(ahead.next.account_id for ahead in every if ahead.next is not None)
+        await _look_at_account(this, account_id, *every)
 
 
-async def _look_at_account(this: _Look, account_id: uuid.UUID, seals: "_Ahead", entries: "_Ahead") -> None:
-    """An account's chain up to the first place that differs, and past the rest."""
+async def _look_at_account(
+    this: _Look, account_id: uuid.UUID, seals: "_Ahead", entries: "_Ahead", closings: "_Ahead"
+) -> None:
+    """An account's chain up to the first place that differs, and past the rest.
+
+    Of entries that were put away their links are left: as the run's MAC says, they are those that were made.
+    """
     number, before, is_whole = 1, NO_LINK, True
     while (seal := seals.of_account(account_id)) is not None:
         if is_whole and seal.number != number:
@@ -162,7 +172,17 @@ async def _look_at_account(this: _Look, account_id: uuid.UUID, seals: "_Ahead", 
             is_whole = False
         for place in range(seal.count if is_whole else 0):
             kept = bytes(seal.kept[place * LINK_BYTES : (place + 1) * LINK_BYTES])
-            entry = entries.of_account(account_id)
+            entry, closing = entries.of_account(account_id), closings.of_account(account_id)
+            if closing is not None and closing.first_id <= number:
+                if entry is not None and entry.id == number:
+                    this.find(_ENTRIES, f"{account_id}/{number}", "an entry that was put away", "no entry")
+                    is_whole = False
+                    break
+                before = bytes(seal.links[place * LINK_BYTES : (place + 1) * LINK_BYTES])
+                if closing.last_id <= number:
+                    await closings.go_on()
+                number += 1
+                continue
             before = chain.link(this.pepper, before, account_id, ENTRIES, number, _content(entry, kept))
             differs = _difference(this.pepper, number, entry, kept)
             if not differs and before != bytes(seal.links[place * LINK_BYTES : (place + 1) * LINK_BYTES]):
@@ -178,6 +198,11 @@ async def _look_at_account(this: _Look, account_id: uuid.UUID, seals: "_Ahead", 
         if is_whole:
             is_whole = not this.unsealed(f"{account_id}/{entry.id}", entry.created_at)
         await entries.go_on()
+    while (closing := closings.of_account(account_id)) is not None:
+        if is_whole:
+            this.find(_ENTRIES, f"{account_id}/{closing.first_id}", "no seal", "a seal, as it was put away")
+            is_whole = False
+        await closings.go_on()
 
 
 def _content(entry: Any, kept: bytes) -> bytes:

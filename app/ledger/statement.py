@@ -37,11 +37,18 @@ async def balance(session: AsyncSession, account_id: uuid.UUID) -> Balance:
 async def statement(
     session: AsyncSession, account_id: uuid.UUID, *, limit: int = 50, before_id: int | None = None
 ) -> Sequence[Row]:
-    """A page of entries, newest first; `before_id` is the id that ended the page before."""
+    """A page of entries, newest first; `before_id` is the id that ended the page before. What was put away is one line for as many
+    entries as its reference names, so that each balance is the one below it and the amount."""
     return await rows(
         session,
-        """SELECT id, kind, reference, contra, amount_nusd, balance_after_nusd, created_at FROM entry
-           WHERE account_id = :account_id AND (CAST(:before_id AS bigint) IS NULL OR id < :before_id)
+        """SELECT * FROM (
+               (SELECT id, kind, reference, contra, amount_nusd, balance_after_nusd, created_at FROM entry
+                WHERE account_id = :account_id AND (CAST(:before_id AS bigint) IS NULL OR id < :before_id) ORDER BY id DESC LIMIT :limit)
+               UNION ALL
+               (SELECT last_id, 'usage', concat('put away/', first_id, '-', last_id), 'revenue:usage', amount_nusd, balance_after_nusd, ended_at
+                FROM entry_closing
+                WHERE account_id = :account_id AND (CAST(:before_id AS bigint) IS NULL OR last_id < :before_id)
+                ORDER BY first_id DESC LIMIT :limit)) lines
            ORDER BY id DESC LIMIT :limit""",
         account_id=account_id, before_id=before_id, limit=limit,
     )  # fmt: skip

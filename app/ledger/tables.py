@@ -1,10 +1,10 @@
 """What the books remember: an account's running balance, and the entries that explain it."""
 
 import uuid
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 
-from sqlalchemy import BigInteger, CheckConstraint, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, Date, Index, LargeBinary, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import UUID
 from sqlmodel import Field, SQLModel
 
@@ -84,3 +84,25 @@ class Entry(SQLModel, table=True):
     balance_after_nusd: int = money(default=None)
     usage_id: uuid.UUID | None = Field(default=None, sa_type=UUID)
     created_at: datetime = when()
+
+
+class EntryClosing(SQLModel, table=True):
+    """What is kept of entries of usage that were put away: those of one account from `first_id` to `last_id`, without a gap.
+
+    `month` names the archive of usage_archive that their calls are in. `amount_nusd` is their sum, `balance_after_nusd` the balance
+    carried on, `digest` a SHA-256 over their own digests, `mac` a MAC by the pepper over all of it: whoever can only write to the
+    database cannot make one. Written by the database's owner alone, and never changed.
+    """
+
+    __tablename__ = "entry_closing"
+    __table_args__ = (CheckConstraint("first_id > 0 AND last_id >= first_id", name="entry_closing_has_entries"),)
+
+    account_id: uuid.UUID = account_key_of_calls()
+    first_id: int = Field(sa_type=BigInteger, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    last_id: int = money(default=None)
+    month: date = Field(sa_type=Date)
+    amount_nusd: int = money(default=None)
+    balance_after_nusd: int = money(default=None)
+    ended_at: datetime = when()
+    digest: bytes = Field(sa_type=LargeBinary)
+    mac: bytes = Field(sa_type=LargeBinary)

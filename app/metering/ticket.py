@@ -3,7 +3,7 @@
 import base64
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -11,6 +11,8 @@ import msgspec
 from app.kernel.errors import HoldNotFound
 from app.kernel.security import Pepper, equal
 
+SETTLED_WITHIN: Final = timedelta(days=365)
+"""So long after it was made a hold may be spoken of. What guards a later settle from charging twice may be put away by then."""
 _TAG_LENGTH: Final = 22
 
 
@@ -40,13 +42,18 @@ class HoldTicket(msgspec.Struct, frozen=True, array_like=True):
         return (_tag(pepper, service, body) + body).decode()
 
     @classmethod
-    def opened(cls, text: str, pepper: Pepper, service: str) -> "HoldTicket":
-        """Raises HoldNotFound for anything that we did not make for this service."""
+    def opened(cls, text: str, pepper: Pepper, service: str, now: datetime | None = None) -> "HoldTicket":
+        """Raises HoldNotFound for anything that we did not make for this service, or made longer ago than SETTLED_WITHIN."""
         data = text.encode("ascii", "replace")
         tag, body = data[:_TAG_LENGTH], data[_TAG_LENGTH:]
         if not equal(tag, _tag(pepper, service, body)):  # of the text: Base64 would read other spellings of it alike
             raise HoldNotFound
-        return _unpack(base64.urlsafe_b64decode(body + b"=="))
+        ticket = _unpack(base64.urlsafe_b64decode(body + b"=="))
+        if (now or datetime.now(UTC)) - ticket.made_at > SETTLED_WITHIN:
+            raise HoldNotFound(
+                f"This hold was made more than {SETTLED_WITHIN.days} days ago: nothing is settled so late"
+            )
+        return ticket
 
 
 _pack: Final = msgspec.msgpack.Encoder(uuid_format="bytes").encode

@@ -1,24 +1,38 @@
 """python -m tests.bench.growth: what a pair of calls leaves in the database, by table, and in its journal.
 
-Beside the schema as it is, with the indexes of holds that were thought of instead: what each would take and save.
+Beside the schema as it is, what is left of the pairs when they were put away; and the indexes of holds that were thought of instead:
+what each would take and save.
 """
 
 import argparse
 import asyncio
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 
+from app.activity import archive
+from app.activity.calendar import Span
+from app.activity.rollup import GRACE, roll_up
+from app.audit import putting_away
+from app.audit.sealing import seal
 from app.kernel.db import Database
 from app.metering.holds import Ask, Meter, Work
+from app.metering.retention import forget_closed_holds
 from tests import databases
+from tests.past import move_back_and_sort
 from tests.test_batches import PEPPER, SERVICE, plant
 
 _IN_FLIGHT: Final = 64
+_DAYS_AGO: Final = 500
+_KEPT: Final = ("entry", "entry_closing", "seal", "usage_day", "usage_dropped")
+"""What there is of calls that were put away; entries also of how each account came to its money."""
 _ACCOUNTS: Final = 500
 _SIZES: Final = """
     SELECT CASE WHEN starts_with(relname, 'usage_2') THEN 'usage' ELSE relname END AS name, sum(pg_table_size(oid))::bigint AS heap,
@@ -88,6 +102,35 @@ async def _pairs(url: str, owners: list[Any], count: int) -> None:
         await db.close()
 
 
+def put_away(conn: psycopg.Connection[Any], url: str, pairs: int) -> tuple[Growth, float]:
+    """What is left of pairs that were measured just now when they are old, exported and dropped, calls and entries, and their space was
+    given back; and how many entries a second went, with their seals compared."""
+    seconds = asyncio.run(_put_away(conn, url))
+    conn.execute("VACUUM FULL")
+    left = {name: (heap / pairs, indexes / pairs) for name, (heap, indexes) in _sizes(conn).items() if name in _KEPT}
+    return Growth(pairs, left, 0, 0), pairs / seconds
+
+
+async def _put_away(conn: psycopg.Connection[Any], url: str) -> float:
+    db, now = Database(url, pool_size=2, role=None), datetime.now(UTC)
+    month = (now - timedelta(days=_DAYS_AGO)).date().replace(day=1)
+    await db.open()
+    try:
+        await move_back_and_sort(db, conn, _DAYS_AGO)
+        await forget_closed_holds(db)
+        await roll_up(db, now + GRACE)
+        await seal(db, PEPPER)
+        with tempfile.TemporaryDirectory() as folder:
+            await archive.export(db, month, Path(folder) / "calls", now)
+            await archive.drop(db, month, now)
+            await putting_away.export(db, Span(month), Path(folder) / "entries")
+        began = time.perf_counter()
+        await putting_away.drop(db, PEPPER, Span(month), now)
+        return time.perf_counter() - began
+    finally:
+        await db.close()
+
+
 def _sizes(conn: psycopg.Connection[Any]) -> dict[str, tuple[int, int]]:
     return {name: (heap, indexes) for name, heap, indexes in conn.execute(_SIZES.encode()).fetchall()}
 
@@ -115,6 +158,11 @@ def report(pairs: int) -> None:
             for statement in statements:
                 conn.execute(statement.encode())
             print(f"growth, {name}, {pairs:,} pairs:\n{measure(conn, url, pairs).text()}", flush=True)
+            if not statements:
+                left, a_second = put_away(conn, url, pairs)
+                print(
+                    f"and what is left of them, put away, {a_second:,.0f} entries a second:\n{left.text()}", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ class Load:
             except httpx.TransportError as error:
                 self.ends[f"lost: {type(error).__name__}"] += 1
                 continue
-            self.ends[str(answer.status_code)] += 1
+            refused = answer.json()["error"]["code"] if answer.is_error and "error" in answer.text[:20] else ""
+            self.ends[f"{answer.status_code} {refused}".strip()] += 1
             if "decision" in answer.text:
                 assert answer.json()["decision"] == "allow", answer.text
                 self.charged.add(request_id)
@@ -148,6 +149,7 @@ def deployment() -> Iterator[Deployment]:
         environ = {
             "DATABASE_URL": url, "SECRET_PEPPER": "a pepper of both hosts, long enough", "SEALING_KEYS": "k1:" + "A" * 43 + "=",
             "BTCPAY_URL": "http://127.0.0.1:9", "BTCPAY_API_KEY": "k", "BTCPAY_STORE_ID": "store", "BTCPAY_WEBHOOK_SECRET": "w" * 24,
+            "ACCOUNTS_PER_HOUR": "1000000000", "ACCOUNTS_PER_HOUR_PER_BLOCK": "1000000000",  # twenty rounds open ten thousand
             "DRAIN_SECONDS": "1", "TRUSTED_PROXIES": "127.0.0.1", "DATA_DIR": tempfile.mkdtemp(prefix="satmeter-unused-"),
         }  # fmt: skip
         hosts = [stack.enter_context(installation(**environ, WORKERS=str(workers))) for workers in (2, 1)]
