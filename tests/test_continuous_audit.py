@@ -124,7 +124,8 @@ async def test_a_slice_finds_what_the_whole_audit_finds(books: Books, owner_conn
 
 def test_every_check_but_those_of_all_accounts_is_done_in_slices() -> None:
     assert {check.name for check in CHECKS} - {check.name for check in (*SLICED, *SCHEMA)} == {
-        "days_of_dropped_months_stay"
+        "days_of_dropped_months_stay",
+        "put_away_entries_are_those_of_their_archive",
     }
     assert "entry AS" in only_of("SELECT 1 FROM entry e")
     assert only_of("SELECT 1 FROM webhook_delivery") == ""

@@ -19,7 +19,7 @@ import psycopg
 
 from app.activity import archive
 from app.activity.calendar import Span
-from app.activity.rollup import GRACE, roll_up
+from app.activity.rollup import roll_up
 from app.audit import putting_away
 from app.audit.sealing import seal
 from app.kernel.db import Database
@@ -118,7 +118,7 @@ async def _put_away(conn: psycopg.Connection[Any], url: str) -> float:
     try:
         await move_back_and_sort(db, conn, _DAYS_AGO)
         await forget_closed_holds(db)
-        await roll_up(db, now + GRACE)
+        await roll_up(db)
         await seal(db, PEPPER)
         with tempfile.TemporaryDirectory() as folder:
             await archive.export(db, month, Path(folder) / "calls", now)
