@@ -22,9 +22,11 @@ from tests.rig import Rig
 from tests.wallets import FakeLightning, FakeWallets
 from tests.world import tell
 
-# Whoever starts the tests with SIGINT ignored (`nohup make test &`) would have every program started by them ignore it.
+# Whoever starts the tests with SIGINT and SIGQUIT ignored (`nohup make test &`) would have every program started by them ignore them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # What the app has to say is for operators; a test that wants to read it configures the logs itself.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -1,7 +1,7 @@
 """Crediting: asks the backend what was paid, and books the difference to what was credited, once."""
 
 import uuid
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -283,14 +283,18 @@ async def _find_lost_invoice(db: Database, gateway: InvoiceGateway, ref: TopupRe
 async def _claim_due(db: Database, backend: str, limit: int) -> list[Row]:
     """Take the rows that are due, by moving their time on: a second poller then sees none of them."""
     due = await everywhere(db, {"account_id": "uuid", "id": "uuid"}, _DUE, {"backend": backend, "limit": limit})
-    claimed = [await db.one(_CLAIM, each) for each in due[:limit]]
+    return await db.transaction(lambda session: _claim(session, due[:limit])) if due else []
+
+
+async def _claim(session: AsyncSession, due: Sequence[Row]) -> list[Row]:
+    claimed = [await row(session, _CLAIM, **each) for each in due]
     return [each for each in claimed if each is not None]
 
 
 _DUE: Final[LiteralString] = """
 SELECT account_id, id FROM topup WHERE next_check_at <= now() AND backend = %(backend)s ORDER BY next_check_at LIMIT %(limit)s
 """
-_CLAIM: Final[LiteralString] = """
+_CLAIM: Final = """
 UPDATE topup SET next_check_at = now() + interval '1 minute'
-WHERE account_id = %(account_id)s AND id = %(id)s AND next_check_at <= now() RETURNING account_id, id
+WHERE account_id = :account_id AND id = :id AND next_check_at <= now() RETURNING account_id, id
 """
