@@ -6,6 +6,7 @@ No commit stands anywhere but here.
 """
 
 import asyncio
+import functools
 import random
 import time
 import uuid
@@ -209,9 +210,13 @@ class Database:
             return False
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        """For SQLAlchemy, whose transactions psycopg begins, or else we."""
+        """For SQLAlchemy, whose transactions psycopg begins, or else we.
+
+        Nothing is prepared: a plan made while a table was empty would be kept while it grows, and a job that joins thousands of
+        entries with their calls would read all calls for each of them.
+        """
         conn = await psycopg.AsyncConnection.connect(
-            self._url, connect_timeout=5, autocommit=True, **self._started_with(prepare_threshold=5)
+            self._url, connect_timeout=5, autocommit=True, **self._started_with(prepare_threshold=None)
         )
         try:
             await self._become_ours(conn)
@@ -221,7 +226,7 @@ class Database:
             raise
         return conn
 
-    def _started_with(self, prepare_threshold: int) -> dict[str, Any]:
+    def _started_with(self, prepare_threshold: int | None) -> dict[str, Any]:
         """A pooler refuses options at the start, and its server processes do not know each other's prepared statements."""
         if self._is_pooled:
             return {"prepare_threshold": None}
@@ -361,9 +366,13 @@ def _raise(error: Exception) -> NoReturn:
     raise error
 
 
+_text: Final = functools.lru_cache(1024)(text)
+"""SQLAlchemy looks for names in a text whenever it is given it: of a long one that takes as long as an answer."""
+
+
 async def rows(session: AsyncSession, statement: str, **params: Any) -> list[Row]:
     """Run one SQL text and return its rows as dicts."""
-    result = cast("CursorResult[Any]", await session.execute(text(statement), params))
+    result = cast("CursorResult[Any]", await session.execute(_text(statement), params))
     if not result.returns_rows:
         return []
     names = tuple(result.keys())

@@ -86,6 +86,19 @@ async def test_what_was_called_just_now_is_summed_without_a_look_at_other_accoun
     assert past.kept() == past.fresh()
 
 
+async def test_no_plan_is_kept_that_was_made_when_there_were_no_calls(past: Past) -> None:
+    """On a first day, and in a month's first minute, what joins entries with calls was planned for none."""
+
+    async def kept(session: AsyncSession) -> list[Row]:
+        for _ in range(
+            12
+        ):  # the driver prepares what it is asked often, and the server keeps a plan of what is prepared
+            await rows(session, "SELECT id FROM usage WHERE outcome = :outcome", outcome="completed")
+        return await rows(session, "SELECT statement FROM pg_prepared_statements")
+
+    assert await past.rig.house.db.transaction(kept) == []
+
+
 async def test_days_are_the_sum_of_usage_in_every_snapshot_whatever_was_summed_when(past: Past) -> None:
     """Calls and refunds, some of them uncommitted while others are summed, some with ids of other days; jobs of several processes,
     rebuilds; and readers who compare all the while."""
