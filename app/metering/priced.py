@@ -126,9 +126,14 @@ class Pricer:
         """A cost that came with the call, kept beside what the catalogue asks for what it used."""
         if used is None or not served.model:
             return Cost(cost_nusd)
+        if version_id is None or moment is None:
+            version_id, now = await self.moment()
+            moment = moment or now
+        if version_id is None:  # nothing is sold; whether something has been just now is asked where it decides a price
+            return Cost(cost_nusd)
         try:
-            catalogue, moment = await self._catalogue(version_id, moment)
-        except (NoActiveVersion, InvalidField):
+            catalogue = await self._catalogues.at(self._db, version_id)
+        except InvalidField:
             return Cost(cost_nusd)
         quote = catalogue_quote(catalogue, served, used, moment)
         if quote is not None:
