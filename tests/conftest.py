@@ -1,5 +1,6 @@
 """The house that tests live in: a real PostgreSQL migrated by Alembic, a real app, a behaving sandbox."""
 
+import gc
 import logging
 import os
 import signal
@@ -43,6 +44,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if databases.WORKER:
         items.sort(key=is_short)
+    gc.freeze()  # as the service does: thousands of tests' items need not be looked at by every collection
+    gc.set_threshold(20_000, 20, 50)
 
 
 def is_short(item: pytest.Item) -> bool:
