@@ -22,7 +22,6 @@ from typing import Any, Final, Literal
 from prometheus_client import REGISTRY
 
 from app.admin.tokens import create_token, verify_service
-from app.gateway.app import create_gateway
 from app.gateway.settings import GatewaySettings, GatewaySettingsError
 from app.gateway.settings import port as gateway_port
 from app.jobs import schedule
@@ -419,6 +418,8 @@ def serve(role: str, settings: Settings) -> None:
 
 def serve_gateway(settings: GatewaySettings) -> None:
     """The gateway's life: on the socket that a parent bound, or on its own port until SIGTERM."""
+    from app.gateway.app import create_gateway  # a fifth of a second, which no other command need wait for
+
     descriptors = raise_descriptor_limit()
     connections = Connections(
         Limits(body_seconds=_UPLOAD_SECONDS, per_address=_GATEWAY_PER_ADDRESS).within(descriptors)
