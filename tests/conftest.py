@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import structlog
 
+from app.audit import audit
 from app.kernel import logs
 from app.kernel.db import Database
 from app.kernel.settings import Settings, load
@@ -115,6 +116,17 @@ def clean(database_url: str) -> str:
     """An empty database before the test."""
     databases.empty(database_url)
     return database_url
+
+
+@pytest.fixture
+async def db(clean: str) -> AsyncIterator[Database]:
+    """The database without a house; after the test the books are audited."""
+    made = Database(clean, pool_size=12)
+    await made.open()
+    yield made
+    report = await audit(made)
+    await made.close()
+    assert report.is_clean, report.findings
 
 
 @pytest.fixture

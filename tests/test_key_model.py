@@ -2,14 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final
 
 import psycopg
 import pytest
 
-from app.audit import audit
 from app.kernel.db import Database
 from app.kernel.errors import InvalidField
 from app.keys.issue import change
@@ -31,16 +29,6 @@ KEYS: Final[list[dict[str, Any]]] = [
     {"parent": 7, "call_limit": 100}, {"parent": 8}, {"parent": 9}, {"parent": 0, "more": [("week", 4_000)], "limit_nusd": 3_000, "reset_period": "day"},
 ]  # fmt: skip
 """`parent` is another key's place in the list."""
-
-
-@pytest.fixture
-async def db(clean: str) -> AsyncIterator[Database]:
-    made = Database(clean, pool_size=6)
-    await made.open()
-    yield made
-    report = await audit(made)
-    await made.close()
-    assert report.is_clean, report.findings
 
 
 class Trees(Stream):

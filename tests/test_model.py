@@ -4,7 +4,7 @@ import asyncio
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,7 +14,6 @@ import msgspec
 import psycopg
 import pytest
 
-from app.audit import audit
 from app.kernel.db import Database
 from app.kernel.errors import AppError, InsufficientBalance
 from app.kernel.security import Pepper, Sealer
@@ -37,16 +36,6 @@ KEYS: Final[list[dict[str, Any]]] = [
 RANKS: Final = {"settle": 0, "report": 0, "release": 1, "extend": 2, "authorize": 3, "charge": 4}
 """The order in which the verbs of a batch are decided; reports are settles without a hold."""
 FIGURES: Final = ("required_usd", "available_usd", "captured_usd")
-
-
-@pytest.fixture
-async def db(clean: str) -> AsyncIterator[Database]:
-    made = Database(clean, pool_size=6)
-    await made.open()
-    yield made
-    report = await audit(made)
-    await made.close()
-    assert report.is_clean, report.findings
 
 
 @dataclass(slots=True)

@@ -3,14 +3,13 @@
 import asyncio
 import gc
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
 import psycopg
 import pytest
 
-from app.audit import audit
 from app.kernel.db import Database, Params, Row
 from app.kernel.errors import AppError, DatabaseUnavailable, HoldClosed, InvalidApiKey, RequestIdReuse
 from app.keys.verify import KeyOwner
@@ -21,16 +20,6 @@ from tests.rig import reported
 from tests.test_batches import ACTS, PEPPER, SERVICE, function, meter, plant
 
 MOST_NUSD = 2**63 - 1
-
-
-@pytest.fixture
-async def db(clean: str) -> AsyncIterator[Database]:
-    made = Database(clean, pool_size=12)
-    await made.open()
-    yield made
-    report = await audit(made)
-    await made.close()
-    assert report.is_clean, report.findings
 
 
 def lose_holds(conn: psycopg.Connection[Any]) -> None:
