@@ -806,6 +806,9 @@ END $$;
 -- A month that has a partition stays whole, and one of which a day has its own goes on by days: so either may follow the other at
 -- any moment. By day, months to come that nothing is in yet give way. Nobody is kept waiting for long: what cannot be locked within
 -- half a second is left for the next time.
+-- Where accounts are sharded (Citus), calls are written beside each shard, where LOCK does not reach and a table that has rows of the
+-- default partition's is refused. There the default partition is taken off while its calls move, which locks each shard's `usage`, and
+-- moves each call within its shard; all nodes commit that together, or none.
 CREATE OR REPLACE FUNCTION make_usage_partitions(p_ahead int, p_by_day boolean DEFAULT false, p_now timestamptz DEFAULT now()) RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
@@ -814,6 +817,8 @@ DECLARE
     v_empty text;
     v_is_used boolean;
     v_is_locked boolean := false;
+    v_is_sharded boolean := false;
+    v_is_off boolean := false;
     v_name text;
     v_day timestamptz;
     v_first timestamptz;
@@ -822,7 +827,12 @@ DECLARE
     v_end_id uuid;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('make_usage_partitions'));
-    PERFORM set_config('lock_timeout', '500ms', true);
+    IF to_regclass('pg_dist_partition') IS NOT NULL THEN
+        SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'usage'::regclass) INTO v_is_sharded;
+    END IF;
+    SET LOCAL citus.multi_shard_modify_mode = 'sequential';  -- one connection to each node, so that its locks are not in its own way
+    SET LOCAL citus.propagate_set_commands = 'local';
+    SET LOCAL lock_timeout = '500ms';
 
     IF NOT p_by_day THEN
         v_last := date_trunc('month', p_now) + make_interval(months => p_ahead + 1) - interval '1 day';
@@ -834,10 +844,16 @@ BEGIN
         EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I)', v_empty) INTO v_is_used;
         CONTINUE WHEN v_is_used;
         BEGIN
-            LOCK TABLE ONLY usage IN ACCESS EXCLUSIVE MODE;
-            EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', v_empty);
+            IF v_is_sharded THEN
+                EXECUTE format('ALTER TABLE usage DETACH PARTITION %I', v_empty);
+            ELSE
+                LOCK TABLE ONLY usage IN ACCESS EXCLUSIVE MODE;
+                EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', v_empty);
+            END IF;
             EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I)', v_empty) INTO v_is_used;
-            IF NOT v_is_used THEN
+            IF v_is_used AND v_is_sharded THEN
+                RAISE lock_not_available;  -- a call came in just now: the partition is put back, and stays
+            ELSIF NOT v_is_used THEN
                 EXECUTE format('DROP TABLE %I', v_empty);
             END IF;
             v_is_locked := true;
@@ -865,17 +881,31 @@ BEGIN
         END IF;
         v_first_id := rpad(lpad(to_hex((extract(epoch FROM v_first) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
         v_end_id := rpad(lpad(to_hex((extract(epoch FROM v_first + v_step) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
-        IF NOT v_is_locked AND v_first + v_step > p_now THEN
+        IF v_is_sharded AND NOT v_is_off THEN
+            SELECT EXISTS (SELECT 1 FROM usage_default WHERE id >= v_first_id AND id < v_end_id) INTO v_is_off;
+            IF v_is_off THEN
+                ALTER TABLE usage DETACH PARTITION usage_default;
+            END IF;
+        ELSIF NOT v_is_sharded AND NOT v_is_locked AND v_first + v_step > p_now THEN
             SELECT EXISTS (SELECT 1 FROM usage_default WHERE id >= v_first_id AND id < v_end_id) INTO v_is_locked;
             IF v_is_locked THEN  -- calls of now come in there: they wait at the door, and find the new partition behind it
                 LOCK TABLE ONLY usage IN ACCESS EXCLUSIVE MODE;
             END IF;
         END IF;
         EXECUTE format('CREATE TABLE %I (LIKE usage INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', v_name);
-        EXECUTE format('WITH moved AS (DELETE FROM usage_default WHERE id >= %L AND id < %L RETURNING *) INSERT INTO %I SELECT * FROM moved',
-                       v_first_id, v_end_id, v_name);
+        IF NOT v_is_sharded THEN
+            EXECUTE format('WITH moved AS (DELETE FROM usage_default WHERE id >= %L AND id < %L RETURNING *) INSERT INTO %I SELECT * FROM moved',
+                           v_first_id, v_end_id, v_name);
+        END IF;
         EXECUTE format('ALTER TABLE usage ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', v_name, v_first_id, v_end_id);
+        IF v_is_off THEN
+            EXECUTE format('INSERT INTO %I SELECT * FROM usage_default WHERE id >= %L AND id < %L', v_name, v_first_id, v_end_id);
+            EXECUTE format('DELETE FROM usage_default WHERE id >= %L AND id < %L', v_first_id, v_end_id);
+        END IF;
         made := made + 1;
     END LOOP;
+    IF v_is_off THEN
+        ALTER TABLE usage ATTACH PARTITION usage_default DEFAULT;
+    END IF;
     RETURN made;
 END $$;

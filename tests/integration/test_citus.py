@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.activity.archive import drop, export, make_partitions, months
+from app.activity.archive import DAYS_AHEAD, drop, export, make_partitions, months
 from app.activity.rollup import keep_up, rebuild, roll_up
 from app.audit import audit
 from app.kernel.db import Database
@@ -28,7 +28,7 @@ from app.keys.verify import KeyOwner
 from app.metering.functions import OF_ACCOUNT
 from app.metering.holds import Ask, Meter, Work, expire_holds
 from app.migrations import MigrationError, check, migrate
-from tests.databases import CITUS
+from tests.databases import CITUS, empty
 from tests.rig import Customer, Rig
 from tests.test_batches import PEPPER, SERVICE, plant
 
@@ -132,6 +132,54 @@ async def test_a_month_of_calls_is_exported_and_dropped(
         assert (await audit(db)).is_clean
     finally:
         await owning.close()
+        await make_partitions(db)
+
+
+@pytest.mark.parametrize("by_day", [False, True])
+async def test_calls_that_came_before_their_partition_move_into_it_while_more_come(
+    db: Database, owner_conn: psycopg.Connection[Any], by_day: bool
+) -> None:
+    owners = plant(owner_conn, [10**9] * 20, [{}])
+    meter, charged, is_over, today = metered(db), Counter[uuid.UUID](), asyncio.Event(), datetime.now(UTC)
+    month, day = f"usage_{today:%Y_%m}", f"usage_{today:%Y_%m_%d}"
+    owner_conn.execute(f"DROP TABLE IF EXISTS {month}".encode())
+
+    async def call(number: int) -> None:
+        while not is_over.is_set():
+            owner, ask = owners[number % len(owners)], Ask(uuid.uuid4().hex, 100, None, None)
+            await _until_answered(lambda: meter.charge(SERVICE, owner, ask, Work(50)))  # noqa: B023 - called at once
+            charged[owner.account_id] += 1
+            number += 7
+
+    calls = [asyncio.create_task(call(number)) for number in range(8)]
+    try:
+        await asyncio.sleep(1)
+        late = owner_conn.execute("SELECT count(*) FROM usage_default").fetchone()
+        made = await _until_answered(lambda: make_partitions(db, by_day=by_day))
+        before = charged.total()
+        await asyncio.sleep(1)
+        assert charged.total() > before
+    finally:
+        is_over.set()
+        await asyncio.gather(*calls)
+    try:
+        assert late is not None
+        assert late[0] > 20
+        assert made == (DAYS_AHEAD + 1 if by_day else 1)
+        assert owner_conn.execute("SELECT count(*) FROM usage_default").fetchone() == (0,)
+        found = owner_conn.execute(
+            f"SELECT account_id, count(*) FROM {day if by_day else month} GROUP BY 1".encode()
+        ).fetchall()
+        assert dict(found) == charged
+        assert (await audit(db)).is_clean
+        print(f"{late[0]} calls were there before their partition: {charged.total()} in it, none lost, none twice")
+    finally:
+        empty(CITUS)
+        for (name,) in owner_conn.execute(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'usage'::regclass"
+        ).fetchall():
+            if len(name) == len(day):
+                owner_conn.execute(f"DROP TABLE {name}".encode())
         await make_partitions(db)
 
 
