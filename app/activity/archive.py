@@ -25,12 +25,13 @@ from app.activity.spreadsheet import line_writer
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
 from app.kernel.progress import Told, nobody
-from app.kernel.shards import beside, relation_size
+from app.kernel.shards import beside, in_order, relation_size
 
 MONTHS_AHEAD: Final = 3
 DAYS_AHEAD: Final = 7
 LEAST_AGE: Final = 60 * DAY
 _ROWS_AT_ONCE: Final = 5_000
+_NONE: Final = uuid.UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +136,11 @@ async def export(
     span = _span(month)
     _must_be_over(span, now)
     await sort_calls(db)
-    after: tuple[uuid.UUID, uuid.UUID] | None = None
+    read = reads or db
     with RowsFile(path, "cost_nusd") as file:
-        while some := await (reads or db).transaction(functools.partial(_some_calls, span=span, after=after)):
+        async for some in in_order(read, read.transaction, functools.partial(_some_calls, span=span), _ROWS_AT_ONCE):
             file.write(some)
             told(file.count, None)
-            after = some[-1]["account_id"], some[-1]["id"]
-            if len(some) < _ROWS_AT_ONCE:
-                break
         done = Exported(file.count, file.amount_nusd, file.finish())
         await db.transaction(lambda session: _remember_export(session, span, done))
         file.keep()
@@ -236,13 +234,16 @@ def _cell(value: Any) -> str | int | None:
     return value if value is None or type(value) is int else str(value)
 
 
-async def _some_calls(session: AsyncSession, span: Span, after: tuple[uuid.UUID, uuid.UUID] | None) -> Sequence[Row]:
-    account_id, call_id = after or (uuid.UUID(int=0), uuid.UUID(int=0))
+async def _some_calls(
+    session: AsyncSession, account_ids: Sequence[uuid.UUID] | None, after: Row | None, at_once: int, *, span: Span
+) -> Sequence[Row]:
     return await rows(
         session,
-        """SELECT * FROM usage WHERE id >= :first_id AND id < :end_id AND (account_id, id) > (:account_id, :call_id)
-           ORDER BY account_id, id LIMIT :limit""",
-        account_id=account_id, call_id=call_id, limit=_ROWS_AT_ONCE, **span.ids,
+        f"""SELECT * FROM usage WHERE id >= :first_id AND id < :end_id AND (account_id, id) > (:account_id, :call_id)
+            {"AND account_id = ANY (CAST(:account_ids AS uuid[]))" if account_ids else ""}
+            ORDER BY account_id, id LIMIT :limit""",
+        account_id=after["account_id"] if after else _NONE, call_id=after["id"] if after else _NONE, limit=at_once, **span.ids,
+        **({"account_ids": account_ids} if account_ids else {}),
     )  # fmt: skip
 
 

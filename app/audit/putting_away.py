@@ -7,7 +7,7 @@ left of each account's are its closings and its seals. These verbs are for the d
 import functools
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
 from app.kernel.progress import Told, nobody
 from app.kernel.security import Pepper
+from app.kernel.shards import apart, beside, in_order
 from app.ledger.tables import EntryClosing
 from app.metering.ticket import SETTLED_WITHIN
 
@@ -49,14 +50,12 @@ async def export(db: Database, span: Span, path: Path, told: Told = nobody, read
     Raises InvalidField for one whose calls were not dropped, or whose entries went before; NotFound where there are none.
     """
     await db.transaction(lambda session: _archive(session, span))
-    total, after = _Total(), None
-    runs = Runs(span.first)
+    total, runs, read = _Total(), Runs(span.first), reads or db
     with RowsFile(path, "amount_nusd") as file:
-        while some := await (reads or db).transaction(functools.partial(_some, span=span, after=after)):
+        async for some in in_order(read, read.transaction, functools.partial(_some, span=span), _ROWS_AT_ONCE):
             file.write([_as_told(each) for each in some])
             total.take(runs.take(some))
             told(file.count, None)
-            after = some[-1]["account_id"], some[-1]["id"]
         total.take(runs.end())
         if not file.count:
             raise NotFound(f"There are no entries of {span} to put away")
@@ -76,7 +75,7 @@ async def drop(db: Database, pepper: Pepper, span: Span, now: datetime, told: To
         raise InvalidField(
             f"{span} ended less than {LEAST_AGE.days} days ago: its calls might be settled again", param="month"
         )
-    return await db.transaction(lambda session: _drop(session, pepper, span, told))
+    return await db.transaction(lambda session: _drop(session, db, pepper, span, told))
 
 
 # --- which entries ----------------------------------------------------------------------------------
@@ -88,20 +87,27 @@ _SOME: Final = f"""
            {chain.ENTRY_DIGEST} AS content
     FROM entry e
     WHERE (e.account_id, e.id) > (:account_id, :entry_id) AND e.kind = 'usage' AND e.usage_id >= :first_id AND e.usage_id < :end_id
-      AND NOT EXISTS (SELECT FROM usage u WHERE u.account_id = e.account_id AND u.id = e.usage_id)
-      AND NOT EXISTS (SELECT FROM hold h WHERE h.account_id = e.account_id AND h.id = {_HOLD_ID})
-      AND NOT EXISTS (SELECT FROM entry r WHERE r.account_id = e.account_id AND r.kind = 'refund' AND r.reference = e.usage_id::text)
-    ORDER BY e.account_id, e.id LIMIT :limit"""
+      AND NOT EXISTS (SELECT 1 FROM usage u WHERE u.account_id = e.account_id AND u.id = e.usage_id)
+      AND NOT EXISTS (SELECT 1 FROM hold h WHERE h.account_id = e.account_id AND h.id = {_HOLD_ID})
+      AND NOT EXISTS (SELECT 1 FROM entry r WHERE r.account_id = e.account_id AND r.kind = 'refund' AND r.reference = e.usage_id::text)"""
 """A call that came when its month was dropped is still there, and so keeps its entry; a refund needs its charge beside it."""
 
 
-async def _some(session: AsyncSession, span: Span, after: tuple[uuid.UUID, int] | None) -> Sequence[Row]:
+async def _some(
+    session: AsyncSession, account_ids: Sequence[uuid.UUID] | None, after: Row | None, at_once: int, *, span: Span
+) -> Sequence[Row]:
+    await row(session, "SET LOCAL citus.propagate_set_commands = 'local'")  # what is said here goes for each server
     await row(session, "SET LOCAL statement_timeout = 0")
     # In the order of the key and from one place to the next; whatever the statistics say, no portion sorts the whole table.
     for plan in ("seqscan", "sort", "hashjoin", "mergejoin"):
         await row(session, f"SET LOCAL enable_{plan} = off")
-    account_id, entry_id = after or (uuid.UUID(int=0), 0)
-    return await rows(session, _SOME, account_id=account_id, entry_id=entry_id, limit=_ROWS_AT_ONCE, **span.ids)
+    return await rows(
+        session,
+        f"""{_SOME} {"AND e.account_id = ANY (CAST(:account_ids AS uuid[]))" if account_ids else ""}
+            ORDER BY e.account_id, e.id LIMIT :limit""",
+        account_id=after["account_id"] if after else uuid.UUID(int=0), entry_id=after["id"] if after else 0, limit=at_once, **span.ids,
+        **({"account_ids": account_ids} if account_ids else {}),
+    )  # fmt: skip
 
 
 def _as_told(entry: Row) -> Row:
@@ -161,32 +167,26 @@ async def _remember(session: AsyncSession, span: Span, done: PutAway, digest: by
 # --- dropping ---------------------------------------------------------------------------------------
 
 
-async def _drop(session: AsyncSession, pepper: Pepper, span: Span, told: Told) -> PutAway:
+async def _drop(session: AsyncSession, db: Database, pepper: Pepper, span: Span, told: Told) -> PutAway:
     archive = await _archive(session, span)
     if archive["entries_exported_at"] is None:
         raise InvalidField(f"the entries of {span} were not exported: `entries export` first", param="month")
     total, runs = _Total(), Runs(span.first)
-    async for some in _portions(session, span):
-        await _compare(session, pepper, some)
-        await _close(session, pepper, total.take(runs.take(some)))
+    async for some in in_order(db, lambda work: work(session), functools.partial(_some, span=span), _ROWS_AT_ONCE):
+        for of_shard in await apart(db, some):
+            await _compare(session, db, pepper, of_shard)
+        await _close(session, db, pepper, total.take(runs.take(some)))
         told(total.entries, archive["entries"])
-    await _close(session, pepper, total.take(runs.end()))
+    await _close(session, db, pepper, total.take(runs.end()))
     if (total.entries, total.digest()) != (archive["entries"], bytes(archive["entries_digest"])):
         raise InvalidField(f"the entries of {span} are not those that were exported: export again", param="month")
     await row(session, "UPDATE usage_archive SET entries_dropped_at = now() WHERE month = :month", month=span.first)
     return PutAway(total.entries, total.amount_nusd, archive["entries_sha256"])
 
 
-async def _portions(session: AsyncSession, span: Span) -> AsyncIterator[Sequence[Row]]:
-    after: tuple[uuid.UUID, int] | None = None
-    while some := await _some(session, span, after):
-        after = some[-1]["account_id"], some[-1]["id"]
-        yield some
-
-
-async def _compare(session: AsyncSession, pepper: Pepper, entries: Sequence[Row]) -> None:
+async def _compare(session: AsyncSession, db: Database, pepper: Pepper, entries: Sequence[Row]) -> None:
     """Each entry with its own seal."""
-    places = await _places(session, entries)
+    places = await _places(session, db, entries)
     for each in entries:
         account_id, number = each["account_id"], each["id"]
         link, kept = places.get((account_id, number), (b"", b""))
@@ -197,23 +197,27 @@ async def _compare(session: AsyncSession, pepper: Pepper, entries: Sequence[Row]
             raise InvalidField(f"entry {account_id}/{number} is not as it was sealed: `audit` first", param="month")
 
 
-async def _places(session: AsyncSession, entries: Sequence[Row]) -> dict[tuple[uuid.UUID, int], tuple[bytes, bytes]]:
+async def _places(
+    session: AsyncSession, db: Database, entries: Sequence[Row]
+) -> dict[tuple[uuid.UUID, int], tuple[bytes, bytes]]:
     """Link and what is kept beside it of these entries' places, and of the place before each first."""
     first: dict[uuid.UUID, int] = {}
     last: dict[uuid.UUID, int] = {}
     for each in entries:
         first.setdefault(each["account_id"], each["id"] - 1)
         last[each["account_id"]] = each["id"]
-    found = await rows(
-        session,
-        f"""SELECT s.account_id, s.number, s.count, s.links, s.kept
+    accounts = list(first)
+    found = await beside(
+        db, session, accounts,
+        f"""SELECT s.account_id::text AS account_id, s.number, s.count, encode(s.links, 'hex') AS links, encode(s.kept, 'hex') AS kept
             FROM unnest(CAST(:accounts AS uuid[]), CAST(:first AS bigint[]), CAST(:last AS bigint[])) r (account_id, first, last)
             JOIN seal s ON s.account_id = r.account_id AND s.chain = '{ENTRIES}' AND s.number <= r.last AND s.number + s.count > r.first""",
-        accounts=list(first), first=list(first.values()), last=[last[each] for each in first],
+        accounts=accounts, first=list(first.values()), last=[last[each] for each in accounts],
     )  # fmt: skip
     places = {}
     for seal in found:
-        account_id, links, kept = seal["account_id"], bytes(seal["links"]), bytes(seal["kept"])
+        account_id = uuid.UUID(seal["account_id"])
+        links, kept = bytes.fromhex(seal["links"]), bytes.fromhex(seal["kept"])
         begin, end = max(seal["number"], first[account_id]), min(seal["number"] + seal["count"] - 1, last[account_id])
         for number in range(begin, end + 1):
             cut = slice((number - seal["number"]) * LINK_BYTES, (number - seal["number"] + 1) * LINK_BYTES)
@@ -221,16 +225,20 @@ async def _places(session: AsyncSession, entries: Sequence[Row]) -> dict[tuple[u
     return places
 
 
-async def _close(session: AsyncSession, pepper: Pepper, closings: Sequence[Closing]) -> None:
+async def _close(session: AsyncSession, db: Database, pepper: Pepper, closings: Sequence[Closing]) -> None:
     """Put closings in the place of their entries."""
     if not closings:
         return
     await session.execute(insert(EntryClosing), [each.as_row(pepper) for each in closings])
-    await row(
-        session,
-        """DELETE FROM entry e
-           USING unnest(CAST(:accounts AS uuid[]), CAST(:first AS bigint[]), CAST(:last AS bigint[])) r (account_id, first, last)
-           WHERE e.account_id = r.account_id AND e.id BETWEEN r.first AND r.last""",
-        accounts=[each.account_id for each in closings], first=[each.first_id for each in closings],
-        last=[each.last_id for each in closings],
-    )  # fmt: skip
+    for some in await apart(db, [{"account_id": each.account_id, "closing": each} for each in closings]):
+        ended = [each["closing"] for each in some]
+        await beside(
+            db, session, [each.account_id for each in ended],
+            """WITH gone AS (
+                   DELETE FROM entry e
+                   USING unnest(CAST(:accounts AS uuid[]), CAST(:first AS bigint[]), CAST(:last AS bigint[])) r (account_id, first, last)
+                   WHERE e.account_id = r.account_id AND e.id BETWEEN r.first AND r.last RETURNING 1
+               ) SELECT count(*) AS gone FROM gone""",
+            accounts=[each.account_id for each in ended], first=[each.first_id for each in ended],
+            last=[each.last_id for each in ended],
+        )  # fmt: skip

@@ -5,8 +5,8 @@ A statement over all shards would be refused as a whole while one server is down
 
 import re
 import uuid
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, LiteralString
 
 from psycopg import sql
@@ -28,7 +28,14 @@ LEFT JOIN LATERAL jsonb_to_recordset(CASE WHEN w.success THEN w.result::jsonb EN
 _SHARD_OF: Final[LiteralString] = (
     "SELECT get_shard_id_for_distribution_column('account', %(account_id)s::uuid) AS shard"
 )
+_SHARDS_OF: Final[LiteralString] = """
+SELECT u.id, get_shard_id_for_distribution_column('account', u.id) AS shard FROM unnest(%(account_ids)s::uuid[]) u (id)
+"""
 _KNOWN_AT_MOST: Final = 1_000_000
+_NEXT_ACCOUNTS: Final = "SELECT id FROM account WHERE id > :after ORDER BY id LIMIT :at_once"
+_ACCOUNTS_AT_ONCE: Final = 500
+_ROWS_OF_SHARD_AT_ONCE: Final = 250
+"""Of each of its shards so many wait in memory until it is their account's turn."""
 _UNREACHABLE: Final[LiteralString] = """
 SELECT nodename || ':' || nodeport AS node FROM pg_dist_node
 WHERE noderole = 'primary' AND isactive AND shouldhaveshards AND NOT coalesce(citus_check_connection_to_node(nodename, nodeport), false)
@@ -96,12 +103,84 @@ async def relation_size(db: Database) -> str:
 
 async def apart(db: Database, found: Iterable[Row]) -> list[list[Row]]:
     """Rows with an `account_id`, those whose accounts are in one shard together; all of them, where nothing is sharded."""
+    found = list(found)
     if not await is_sharded(db):
-        return [list(found)]
-    shards, by_shard = Shards(db), dict[int | uuid.UUID, list[Row]]()
+        return [found]
+    asked = await db.many(_SHARDS_OF, {"account_ids": list({each["account_id"] for each in found})})
+    shards, by_shard = {each["id"]: each["shard"] for each in asked}, dict[int, list[Row]]()
     for each in found:
-        by_shard.setdefault(await shards.of(each["account_id"]), []).append(each)
+        by_shard.setdefault(shards[each["account_id"]], []).append(each)
     return list(by_shard.values())
+
+
+InTransaction = Callable[[Callable[[AsyncSession], Awaitable[Any]]], Awaitable[Any]]
+"""Runs work in a transaction: Database.transaction, or one that is open."""
+Some = Callable[[AsyncSession, Sequence[uuid.UUID] | None, Row | None, int], Awaitable[Sequence[Row]]]
+"""The next rows of these accounts, or of all, by account_id and then by whatever it pages by; after a row, and so many at most."""
+
+
+async def in_order(
+    db: Database, in_transaction: InTransaction, some: Some, at_once: int
+) -> AsyncIterator[Sequence[Row]]:
+    """All rows of all accounts, portion by portion, in the same order wherever they live.
+
+    Where they are sharded each shard is asked for its own: asked of all at once, each would send as many as the portion has, and
+    nearly all of them again with the next one.
+    """
+    if not await is_sharded(db):
+        after: Row | None = None
+        while found := await in_transaction(lambda session: some(session, None, after, at_once)):  # noqa: B023 - the same
+            yield found
+            after = found[-1]
+            if len(found) < at_once:
+                break
+        return
+    portion: list[Row] = []
+    async for account_ids in _all_accounts(in_transaction):
+        groups = await apart(db, [{"account_id": each} for each in account_ids])
+        shards = [_Shard(in_transaction, some, [each["account_id"] for each in group]) for group in groups]
+        by_account = {account_id: shard for shard in shards for account_id in shard.account_ids}
+        for account_id in account_ids:
+            while (each := await by_account[account_id].next_of(account_id)) is not None:
+                portion.append(each)
+                if len(portion) == at_once:
+                    yield portion
+                    portion = []
+    if portion:
+        yield portion
+
+
+async def _all_accounts(in_transaction: InTransaction) -> AsyncIterator[list[uuid.UUID]]:
+    after = uuid.UUID(int=0)
+    while found := await in_transaction(
+        lambda session: rows(session, _NEXT_ACCOUNTS, after=after, at_once=_ACCOUNTS_AT_ONCE)  # noqa: B023 - called at once
+    ):
+        yield [each["id"] for each in found]
+        after = found[-1]["id"]
+
+
+class _Shard:
+    """Rows of some accounts of one shard, asked for when the last are used up."""
+
+    def __init__(self, in_transaction: InTransaction, some: Some, account_ids: Sequence[uuid.UUID]) -> None:
+        self.account_ids = account_ids
+        self._in_transaction, self._some = in_transaction, some
+        self._rows: deque[Row] = deque()
+        self._last: Row | None = None
+        self._is_over = False
+
+    async def next_of(self, account_id: uuid.UUID) -> Row | None:
+        """The next row, if it is this account's."""
+        if not self._rows and not self._is_over:
+            found = await self._in_transaction(
+                lambda session: self._some(session, self.account_ids, self._last, _ROWS_OF_SHARD_AT_ONCE)
+            )
+            self._rows.extend(found)
+            self._is_over = len(found) < _ROWS_OF_SHARD_AT_ONCE
+            self._last = found[-1] if found else None
+        if self._rows and self._rows[0]["account_id"] == account_id:
+            return self._rows.popleft()
+        return None
 
 
 async def beside(

@@ -5,6 +5,8 @@ citus` run the ordinary acceptance there. CITUS_DOWN and CITUS_UP are commands t
 """
 
 import asyncio
+import csv
+import gzip
 import os
 import subprocess
 import uuid
@@ -19,17 +21,23 @@ import psycopg
 import pytest
 
 from app.activity.archive import DAYS_AHEAD, drop, export, make_partitions, months
+from app.activity.calendar import Span
 from app.activity.rollup import keep_up, rebuild, roll_up
 from app.audit import audit
+from app.audit.putting_away import drop as drop_entries
+from app.audit.putting_away import export as export_entries
+from app.audit.sealing import seal
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.shards import Shards, everywhere, unreachable
 from app.keys.verify import KeyOwner
 from app.metering.functions import OF_ACCOUNT
 from app.metering.holds import Ask, Meter, Work, expire_holds
+from app.metering.retention import forget_closed_holds
 from app.migrations import MigrationError, check, migrate
 from tests.databases import CITUS, empty
-from tests.rig import Customer, Rig
+from tests.past import move_back
+from tests.rig import Customer, Rig, exact
 from tests.test_batches import PEPPER, SERVICE, plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CITUS, reason="CITUS_URL is not set")]
@@ -181,6 +189,51 @@ async def test_calls_that_came_before_their_partition_move_into_it_while_more_co
             if len(name) == len(day):
                 owner_conn.execute(f"DROP TABLE {name}".encode())
         await make_partitions(db)
+
+
+async def test_entries_of_calls_long_dropped_are_exported_and_dropped(
+    rig: Rig, owner_conn: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    customers = [await rig.customer("10") for _ in range(12)]
+    for customer in customers:
+        await rig.settle((await rig.authorize(customer.api_key, "1"))["hold_id"], "0.25")
+        made = exact(await rig.meter("charge", api_key=customer.api_key, cost_usd="0.5", request_id=uuid.uuid4().hex))
+        for _ in range(2):
+            await rig.meter("charge", api_key=customer.api_key, cost_usd="0.01", request_id=uuid.uuid4().hex)
+    await rig.meter("refund", charge_id=made["charge_id"], amount_usd="0.2")
+    _move_back(owner_conn, 500)
+    house, month = rig.house, (datetime.now(UTC) - timedelta(days=500)).date().replace(day=1)
+    await make_partitions(house.db)
+    assert owner_conn.execute("SELECT count(*) FROM usage_default").fetchone() == (0,)
+    await roll_up(house.db)
+    owning = Database(CITUS, pool_size=2, role=None)
+    await owning.open()
+    try:
+        await export(owning, month, tmp_path / "calls.csv.gz", datetime.now(UTC))
+        await drop(owning, month, datetime.now(UTC))
+        await forget_closed_holds(house.db)
+        await seal(house.db, house.settings.pepper)
+        balances = [await rig.balance(each) for each in customers]
+        assert (await export_entries(owning, Span(month), tmp_path / "entries.csv.gz")).entries == 47
+        await rig.audit()
+        assert (await drop_entries(owning, house.settings.pepper, Span(month), datetime.now(UTC))).entries == 47
+        assert owner_conn.execute("SELECT count(*) FROM entry WHERE kind = 'usage'").fetchone() == (1,)
+        assert owner_conn.execute("SELECT sum(last_id - first_id + 1) FROM entry_closing").fetchone() == (47,)
+        assert [await rig.balance(each) for each in customers] == balances
+        with gzip.open(tmp_path / "entries.csv.gz", "rt", newline="") as file:
+            lines = list(csv.DictReader(file))
+        assert len(lines) == 47
+        assert lines == sorted(lines, key=lambda line: (line["account_id"], int(line["id"])))
+    finally:
+        await owning.close()
+
+
+def _move_back(conn: psycopg.Connection[Any], days: int) -> None:
+    """As tests/past.py does, beside each shard: a time that is computed from a column is refused by Citus."""
+    for shard, host, port in conn.execute(_SHARDS).fetchall():
+        told = {"host": host, "port": port, "user": conn.info.user, "dbname": conn.info.dbname}
+        with psycopg.connect(**told, options=f"-c search_path=shard_{shard}") as beside:
+            move_back(beside, days)
 
 
 async def test_a_shard_that_moves_under_load_loses_no_call(db: Database, owner_conn: psycopg.Connection[Any]) -> None:
