@@ -15,7 +15,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from app.kernel.db import RUNTIME_ROLE
+from app.kernel.db import COMMITTED_TOGETHER, RUNTIME_ROLE
 from app.kernel.shards import IN_SHARD, ON_SHARDS_HERE
 from app.metering.functions import BY_ACCOUNT, FUNCTIONS, OF_ACCOUNT, Function
 
@@ -127,6 +127,26 @@ _IN_SHARD: Final = Function(
 """The rows of a statement over accounts of one shard, with the rights of who asks."""
 
 
+_NOTHING: Final = f"{BY_ACCOUNT}.nothing"
+_COMMITTED_TOGETHER_BODY: Final = f"""
+BEGIN
+    IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
+        DELETE FROM {_NOTHING} WHERE id = 0;
+    END IF;
+END """
+_COMMITTED_TOGETHER: Final = Function(
+    COMMITTED_TOGETHER,
+    f"CREATE OR REPLACE FUNCTION {COMMITTED_TOGETHER}() RETURNS void\n"
+    f"LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $${_COMMITTED_TOGETHER_BODY}$$;",
+    _COMMITTED_TOGETHER_BODY,
+    {},
+    {},
+)
+"""Asked before the commit of whatever wrote. A worker that is the only one with changes is told to commit before the coordinator
+commits its own tables, of which Citus knows nothing; who dies in between leaves one half. A change to a table of the coordinator's
+that Citus knows, be it to no row, has all of them prepare first."""
+
+
 class ShardingError(Exception):
     """The database cannot be sharded, or its shards are not this code's; the message says why and what would help."""
 
@@ -220,16 +240,23 @@ def distribute(conn: psycopg.Connection[Any]) -> list[str]:
 
 def wrappers() -> list[Function]:
     """What stands in place of the wrappers by account: each asks the function beside the account's shard."""
-    return [_SHARD_HERE, _ON_SHARDS_HERE, _IN_SHARD, *map(_delegated, OF_ACCOUNT.values())]
+    return [_SHARD_HERE, _ON_SHARDS_HERE, _IN_SHARD, _COMMITTED_TOGETHER, *map(_delegated, OF_ACCOUNT.values())]
 
 
 def delegate(conn: psycopg.Connection[Any]) -> None:
-    """Have the wrappers run on the worker of the account that comes first, also within a transaction of more."""
+    """Have the wrappers run on the worker of the account that comes first, also within a transaction of more; and make the table that
+    `committed_together` changes."""
     for function in (_IN_SHARD, *OF_ACCOUNT.values()):
         conn.execute(
             "SELECT create_distributed_function(%s::regproc::regprocedure, 'p_account', 'public.account', true)",
             [function.name],
         )
+    conn.execute(f"CREATE TABLE IF NOT EXISTS {_NOTHING} (id int)".encode())
+    conn.execute(
+        """SELECT citus_add_local_table_to_metadata(c) FROM to_regclass(%s) c
+           WHERE NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = c)""",
+        [_NOTHING],
+    )
 
 
 def install(conn: psycopg.Connection[Any]) -> int:

@@ -8,6 +8,7 @@ No commit stands anywhere but here.
 import asyncio
 import functools
 import random
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -43,6 +44,15 @@ trouble, not the caller's."""
 _READ_ONLY: Final = "25006"
 """The server became a standby, or always was one: the connection is dropped, so that the next one finds the primary."""
 _OUT_OF_RANGE: Final = "22003"
+_INTERNAL: Final = "XX000"
+_NODE_LOST: Final = re.compile(
+    r"could not commit transaction for shard|server closed the connection|no connection to the server|connection not open"
+    r"|could not (send|receive) data|SSL (connection|SYSCALL)"
+)
+"""What Citus says under that number when a server was lost in the middle of a commit; whether it was done is unknown then."""
+COMMITTED_TOGETHER: Final = "by_account.committed_together"
+"""The function of a sharded database that makes what is written on several servers one act; app/sharding.py makes it."""
+IS_SHARDED: Final[LiteralString] = f"SELECT to_regproc('{COMMITTED_TOGETHER}') IS NOT NULL AS is_so"
 _ATTEMPTS: Final = 6
 _KEPT_SECONDS: Final = 300.0
 _LEAVING_SECONDS: Final = 5.0
@@ -135,6 +145,7 @@ class Database:
             try:
                 async with AsyncSession(self._engine, expire_on_commit=False) as session:
                     result = await work(session)
+                    await self._commit_together(session)
                     committing = True
                     await session.commit()
                     return result
@@ -143,6 +154,14 @@ class Database:
                     _raise(error)
                 await _pause_or_raise(error, attempt)
         raise AssertionError("unreachable")
+
+    async def _commit_together(self, session: AsyncSession) -> None:
+        """Where accounts live on several servers: what was written here and at an account's server is committed at both or at none."""
+        if self.is_sharded is None:
+            found = await row(session, IS_SHARDED)
+            self.is_sharded = found is not None and bool(found["is_so"])
+        if self.is_sharded:
+            await row(session, f"SELECT {COMMITTED_TOGETHER}()")
 
     async def once(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """One transaction that only reads, and is not tried again. Raises DatabaseUnavailable."""
@@ -172,7 +191,12 @@ class Database:
                     _raise(error)
             except psycopg.errors.ReadOnlySqlTransaction as error:
                 await _pause_or_raise(error, attempt)
-            except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.NumericValueOutOfRange) as error:
+            except (
+                psycopg.OperationalError,
+                psycopg.InterfaceError,
+                psycopg.InternalError,
+                psycopg.errors.NumericValueOutOfRange,
+            ) as error:
                 _raise(error)
         raise AssertionError("unreachable")
 
@@ -359,6 +383,7 @@ def _raise(error: Exception) -> NoReturn:
     lost = isinstance(
         error, OperationalError | InterfaceError | PoolExhausted | psycopg.OperationalError | psycopg.InterfaceError
     )
+    lost = lost or (state == _INTERNAL and _NODE_LOST.search(str(original)) is not None)
     if lost or state in _BUSY | _TRY_AGAIN or state == _READ_ONLY or (state or "").startswith(_BUSY_CLASSES):
         raise DatabaseUnavailable(retry_after_seconds=1) from error
     if state == _OUT_OF_RANGE:

@@ -12,14 +12,13 @@ from typing import Any, Final, LiteralString
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Params, Row, rows
+from app.kernel.db import IS_SHARDED, Database, Params, Row, rows
 from app.kernel.logs import log
 
 ON_SHARDS_HERE: Final = "by_account.on_shards_here"
 """The function of a sharded database that asks a server about all accounts it has; app/sharding.py makes it."""
 IN_SHARD: Final = "by_account.in_shard"
 """And the one that runs a statement over accounts of one shard where they are."""
-_IS_SHARDED: Final[LiteralString] = f"SELECT to_regproc('{ON_SHARDS_HERE}') IS NOT NULL AS is_so"
 _EVERYWHERE: Final[LiteralString] = """
 SELECT w.nodename || ':' || w.nodeport AS node, w.success AS is_answered, q.*
 FROM run_command_on_workers(%(command)s) w
@@ -48,7 +47,7 @@ async def is_sharded(db: Database) -> bool:
     if db.is_sharded is None:
         async with db.finding_out:
             if db.is_sharded is None:
-                found = await db.one(_IS_SHARDED, {})
+                found = await db.one(IS_SHARDED, {})
                 assert found is not None
                 db.is_sharded = bool(found["is_so"])
     return db.is_sharded

@@ -23,12 +23,14 @@ import pytest
 from app.activity.archive import DAYS_AHEAD, drop, export, make_partitions, months
 from app.activity.calendar import Span
 from app.activity.rollup import keep_up, rebuild, roll_up
+from app.admin.accounts import adjust
 from app.audit import audit
 from app.audit.putting_away import drop as drop_entries
 from app.audit.putting_away import export as export_entries
 from app.audit.sealing import seal
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
+from app.kernel.security import Admin
 from app.kernel.shards import Shards, everywhere, unreachable
 from app.keys.verify import KeyOwner
 from app.metering.functions import OF_ACCOUNT
@@ -85,6 +87,22 @@ async def test_accounts_of_two_shards_are_never_decided_by_one(
         await db.one(
             f"SELECT * FROM {asked}", {"account": accounts[0], "lock": accounts, "wait": False, "charge_id": []}
         )
+
+
+async def test_what_is_written_on_two_servers_is_prepared_on_both_before_it_is_committed(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    """An operator's act is the coordinator's, its entry the worker's; a charge is the worker's alone."""
+    [owner] = plant(owner_conn, [1_000], [{}])
+
+    def prepared() -> set[str]:
+        return {name for (name,) in owner_conn.execute("SELECT gid FROM pg_dist_transaction").fetchall()}
+
+    before, admin = prepared(), Admin(uuid.uuid4(), "test")
+    await metered(db).charge(SERVICE, owner, Ask(uuid.uuid4().hex, 100, None, None), Work(50))
+    assert not prepared() - before
+    await db.transaction(lambda session: adjust(session, PEPPER, admin, owner.account_id, 1_000, "for a test"))
+    assert len(prepared() - before) == 1
 
 
 async def test_the_role_of_the_service_rewrites_no_entry_on_any_server(
