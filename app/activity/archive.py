@@ -311,10 +311,11 @@ async def _drop(session: AsyncSession, db: Database, span: Span) -> Dropped:
     if counted != (archive["calls"], archive["cost_nusd"]) or counted[0] != await _count_in(session, parts):
         raise InvalidField(f"calls of {span} were added since it was exported: export again", param="month")
     await _sum_for_good(session, db, span)
-    # A refund that has read its call already is waited for here; one that comes later finds no call.
+    # A refund that has read its call already is waited for here; one that comes later finds no call. Where accounts are sharded only
+    # DROP waits for it, so it is looked for afterwards.
     await row(session, f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
-    await _refuse_late_refund(session, span)
     await row(session, f"DROP TABLE {names}")
+    await _refuse_late_refund(session, span)
     days = await row(
         session,
         f"SELECT {FINGERPRINT} AS now FROM usage_day d WHERE d.day >= :month AND d.day < :end",
