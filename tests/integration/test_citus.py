@@ -1,7 +1,8 @@
 """Accounts over several servers (Citus): each is decided where it is, one server that dies takes no other with it, shards move.
 
 CITUS_URL is a coordinator with two workers or more, as its superuser; what is in that database is lost. The other files of `make
-citus` run the ordinary acceptance there. CITUS_DOWN and CITUS_UP are commands that stop and start one of the workers.
+citus` run the ordinary acceptance there. CITUS_DOWN and CITUS_UP are commands that stop and start one of the workers; CITUS_FAILOVER
+kills one, promotes its synchronous standby and says so to the coordinator (citus_update_node).
 """
 
 import asyncio
@@ -44,6 +45,7 @@ from tests.test_batches import PEPPER, SERVICE, plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CITUS, reason="CITUS_URL is not set")]
 _DOWN, _UP = os.environ.get("CITUS_DOWN", ""), os.environ.get("CITUS_UP", "")
+_FAILOVER = os.environ.get("CITUS_FAILOVER", "")
 _SHARDS = """SELECT s.shardid, n.nodename, n.nodeport FROM pg_dist_shard s JOIN pg_dist_placement USING (shardid)
              JOIN pg_dist_node n USING (groupid) WHERE s.logicalrelid = 'account'::regclass ORDER BY 1"""
 
@@ -320,6 +322,56 @@ async def test_a_server_that_dies_takes_only_its_own_accounts_with_it(rig: Rig) 
     assert len(holds) == len(customers)
     print(
         f"{away} down: {len(living)} of {len(customers)} accounts went on, the others 503, all credited once when it was back"
+    )
+
+
+@pytest.mark.skipif(not _FAILOVER, reason="CITUS_FAILOVER is not set")
+async def test_a_worker_whose_standby_takes_its_place_loses_nothing_and_doubles_nothing(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    """Calls, which are a worker's alone and are said again until they are answered; and acts of two servers, which are not."""
+    owners, admin, is_over = plant(owner_conn, [10**12] * 40, [{}]), Admin(uuid.uuid4(), "test"), asyncio.Event()
+    meter, ends = metered(db), Counter[str]()
+    charged, acts = set[str](), set[str]()
+
+    async def call(number: int) -> None:
+        while not is_over.is_set():
+            number += 7
+            owner, ask = owners[number % len(owners)], Ask(uuid.uuid4().hex, 10, None, None)
+            await _until_answered(lambda: meter.charge(SERVICE, owner, ask, Work(10)))  # noqa: B023 - called at once
+            charged.add(ask.request_id)
+
+    def credit(account_id: uuid.UUID) -> Any:
+        return lambda session: adjust(session, PEPPER, admin, account_id, 10, "for a test")
+
+    async def act(number: int) -> None:
+        while not is_over.is_set():
+            number += 7
+            try:
+                done = await db.transaction(credit(owners[number % len(owners)].account_id))
+                acts.add(str(done.reference))
+            except DatabaseUnavailable:
+                ends["503"] += 1
+                await asyncio.sleep(0.05)
+
+    tasks = [asyncio.create_task(call(number)) for number in range(12)]
+    tasks += [asyncio.create_task(act(number)) for number in range(4)]
+    await asyncio.sleep(2)
+    await asyncio.to_thread(subprocess.run, _FAILOVER, shell=True, check=True)
+    before = len(charged)
+    await asyncio.sleep(3)
+    is_over.set()
+    await asyncio.gather(*tasks)
+    assert len(charged) > before
+    found = owner_conn.execute("SELECT request_id, count(*), sum(cost_nusd) FROM usage GROUP BY 1").fetchall()
+    assert {name: (count, cost) for name, count, cost in found} == dict.fromkeys(charged, (1, 10))
+    references = {
+        name
+        for (name,) in owner_conn.execute("SELECT reference FROM entry WHERE kind = 'adjustment' AND id > 1").fetchall()
+    }
+    assert acts <= references
+    print(
+        f"a worker's standby took its place: {len(charged)} calls and {len(acts)} acts, {ends['503']} acts 503, none lost, none twice"
     )
 
 
