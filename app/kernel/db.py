@@ -47,9 +47,9 @@ _OUT_OF_RANGE: Final = "22003"
 _INTERNAL: Final = "XX000"
 _NODE_LOST: Final = re.compile(
     r"could not commit transaction for shard|server closed the connection|no connection to the server|connection not open"
-    r"|could not (send|receive) data|SSL (connection|SYSCALL)"
+    r"|could not (send|receive) data|SSL (connection|SYSCALL)|postmaster was shut down"
 )
-"""What Citus says under that number when a server was lost in the middle of a commit; whether it was done is unknown then."""
+"""What Citus says under that number when a server was lost, be it in the middle of a commit; whether it was done is unknown then."""
 COMMITTED_TOGETHER: Final = "by_account.committed_together"
 """The function of a sharded database that makes what is written on several servers one act; app/sharding.py makes it."""
 IS_SHARDED: Final[LiteralString] = f"SELECT to_regproc('{COMMITTED_TOGETHER}') IS NOT NULL AS is_so"
