@@ -12,7 +12,6 @@ import os
 import subprocess
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -48,16 +47,6 @@ _DOWN, _UP = os.environ.get("CITUS_DOWN", ""), os.environ.get("CITUS_UP", "")
 _FAILOVER = os.environ.get("CITUS_FAILOVER", "")
 _SHARDS = """SELECT s.shardid, n.nodename, n.nodeport FROM pg_dist_shard s JOIN pg_dist_placement USING (shardid)
              JOIN pg_dist_node n USING (groupid) WHERE s.logicalrelid = 'account'::regclass ORDER BY 1"""
-
-
-@pytest.fixture
-async def db(clean: str) -> AsyncIterator[Database]:
-    made = Database(clean, pool_size=12)
-    await made.open()
-    yield made
-    report = await audit(made)
-    await made.close()
-    assert report.is_clean, report.findings
 
 
 def metered(db: Database) -> Meter:
