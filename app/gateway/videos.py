@@ -205,6 +205,15 @@ async def _id_in(response: aiohttp.ClientResponse) -> str | None:
     return id if isinstance(id, str) and 0 < len(id) <= 500 else None
 
 
+def _length(said: Any, asked_seconds: float) -> float:
+    """How long a film is, as its provider says; as it was asked for where that is no length. It is made, and is charged."""
+    try:
+        made_seconds = 0.0 if isinstance(said, bool) else float(said)
+    except (ValueError, TypeError, OverflowError):
+        return asked_seconds
+    return made_seconds if 0 < made_seconds < 86_400 else asked_seconds
+
+
 async def _read(response: aiohttp.ClientResponse) -> dict[str, Any]:
     """A JSON object; empty where there is none."""
     try:
@@ -368,13 +377,12 @@ class Filming:
             return _fail(job, str((error or {}).get("code") or "failed")[:100], message)
         progress = said.get("progress")
         job.progress = max(
-            1 if status not in ("", "queued", "pending") else 0, progress if type(progress) is int else 0
+            1 if status not in ("", "queued", "pending") else 0,
+            progress if type(progress) is int and progress <= 100 else 0,
         )
         if meaning == "completed" and await self._downloaded(job, target):
             job.state = State.STORED
-            with contextlib.suppress(ValueError, TypeError):
-                made_seconds = float(said.get("seconds") or job.seconds)
-                job.seconds = made_seconds if 0 < made_seconds < 86_400 else job.seconds
+            job.seconds = _length(said.get("seconds"), job.seconds)
 
     async def _downloaded(self, job: Job, target: Target) -> bool:
         """Whether the film is here, whole."""

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from app.client.meter import key_hash
+from app.gateway import videos
 from app.gateway.errors import InvalidField
 from app.gateway.jobs import Busy, Job, JobStore, State
 from app.gateway.videos import read_wish, size_of
@@ -104,6 +105,25 @@ async def test_a_video_is_submitted_polled_shown_and_charged_as_its_seed_says(me
 
 
 async def test_a_video_that_nobody_asks_for_is_made_and_charged_all_the_same(media: Media) -> None:
+    await submitted(media)
+    await left_alone(media)
+    await media.charged()
+    assert await media.spent_usd() == COST_USD
+
+
+@pytest.mark.parametrize(
+    "seconds", [10**400, "9" * 400, "nan", -1, 0, [], {"a": 1}, "five", True, None], ids=lambda value: str(value)[:9]
+)
+async def test_a_video_of_no_sane_length_or_progress_is_charged_as_it_was_asked_for(
+    media: Media, monkeypatch: pytest.MonkeyPatch, seconds: object
+) -> None:
+    read = videos._read
+
+    async def reading(response: Any) -> dict[str, Any]:
+        said = await read(response)
+        return said | {"seconds": seconds, "progress": seconds} if "status" in said else said
+
+    monkeypatch.setattr(videos, "_read", reading)
     await submitted(media)
     await left_alone(media)
     await media.charged()
