@@ -16,6 +16,8 @@ def start() -> int:
         signal.signal(signal.SIGINT, _leave)
     if sys.argv[1:2] == ["run"]:
         os.write(1, b"Starting Satmeter ...\n")
+        import app.jobs
+        import app.run  # noqa: F401 - all that it takes, while an interruption finds nothing that has to be stopped
     from app.cli import main
 
     if is_heeded:

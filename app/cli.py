@@ -1,5 +1,10 @@
 """The operator's door: satmeter run | migrate | audit | demo | account … | key … | token … | topup … | stats | log |
-keys rotate | prices … | usage …"""
+keys rotate | prices … | usage …
+
+What a command needs is loaded where it begins: all of it together takes two seconds, and who asks for help needs none.
+"""
+
+from __future__ import annotations
 
 import argparse
 import asyncio
@@ -10,42 +15,26 @@ import shlex
 import signal
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import ROUND_DOWN, Decimal
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast, get_args
 
 import msgspec
-import shtab
 
 from app import __version__
-from app.activity import commands as usage
-from app.admin import commands as operators
-from app.admin.prices import noting
-from app.admin.tokens import create_token
-from app.agents import command as agents
-from app.audit import Report, Secrets, audit
-from app.audit import commands as entries
-from app.audit.background import note_verdict
-from app.autotopup import connect as wallets
-from app.doctor import examine, exit_code
-from app.gateway import settings as gateways
-from app.gateway.settings import GatewaySettings, GatewaySettingsError
-from app.kernel import logs, progress
-from app.kernel.db import Database, new_id
-from app.kernel.embedded import EmbeddedError
-from app.kernel.errors import AppError, InvalidField
-from app.kernel.logs import where_it_broke
-from app.kernel.money import usd_text
-from app.kernel.security import Admin, Resealed
-from app.kernel.settings import Settings, SettingsError, load, private_write
-from app.keys import issue as keys
-from app.migrations import MigrationError, head, migrate
-from app.notices import reseal as notices
-from app.pricing import commands as prices
-from app.run import Only, bring_to_head, database, has_gateway, run, serve, serve_gateway
-from app.sandbox.demo import Demo, DemoError, balance, fund_new_account, wallet_url
-from app.wiring import House, build, standby
+
+if TYPE_CHECKING:
+    from app.activity.commands import Answer
+    from app.admin.commands import Add
+    from app.audit import Report
+    from app.gateway.settings import GatewaySettings
+    from app.kernel.db import Database
+    from app.kernel.progress import Told
+    from app.kernel.security import Admin
+    from app.kernel.settings import Settings
+    from app.sandbox.demo import Demo
+    from app.wiring import House
 
 NAME: Final = "satmeter"
 
@@ -53,9 +42,21 @@ NAME: Final = "satmeter"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what was asked, 1 when the books differ, 2 when it could not be done, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    args = (_child_parser() if words[:1] == ["serve"] else _parser()).parse_args(words)
+    args = (_child_parser() if words[:1] == ["serve"] else _parser(words[0] if words else "")).parse_args(words)
     if hasattr(args, "at_once"):  # needs no settings
         return int(args.at_once(args))
+    return _done(args)
+
+
+def _done(args: argparse.Namespace) -> int:
+    from app.gateway.settings import GatewaySettingsError
+    from app.kernel import logs
+    from app.kernel.embedded import EmbeddedError
+    from app.kernel.errors import AppError
+    from app.kernel.settings import SettingsError
+    from app.migrations import MigrationError
+    from app.sandbox.demo import DemoError
+
     logs.configure("INFO")
     logs.catch_all()
     os.umask(0o077)  # whatever we make is for us alone
@@ -74,94 +75,125 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("satmeter: interrupted", file=sys.stderr)
         return 130
     except Exception as error:  # noqa: BLE001 - a door
-        print(f"satmeter: a defect of ours: {type(error).__name__} at {where_it_broke(error)}", file=sys.stderr)
+        print(f"satmeter: a defect of ours: {type(error).__name__} at {logs.where_it_broke(error)}", file=sys.stderr)
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(word: str | None = None) -> argparse.ArgumentParser:
+    """All commands; with what may be said behind each, or behind `word` alone."""
     name = NAME if Path(sys.argv[0]).name == NAME else "python -m app"
     parser = argparse.ArgumentParser(prog=name, description="Satmeter: prepaid billing for AI inference.")
     parser.add_argument("--version", action="version", version=f"satmeter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for each, (says, fill) in _COMMANDS.items():
+        command = commands.add_parser(each, help=says, description=says)
+        if word in (None, each):
+            fill(command)
+    return parser
 
-    def command(
-        name: str, does: Callable[[Settings, argparse.Namespace], int], says: str, group: Any = commands
-    ) -> Any:
-        sub = group.add_parser(name, help=says, description=says)
-        sub.set_defaults(command=does, reads=load)
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
-        return sub
 
-    running = command("run", _run, "HTTP, jobs and, where they are not given, database and sandbox")
+# --- what may be said behind each command -----------------------------------------------------------
+
+
+def _does(parser: Any, does: Callable[[Settings, argparse.Namespace], int]) -> Any:
+    from app.kernel.settings import load
+
+    parser.set_defaults(command=does, reads=load)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _verbs(parser: Any, does: Callable[[Settings, argparse.Namespace], int], group: str | None = None) -> Add:
+    """Makes a parser for a verb of this command."""
+    verbs = parser.add_subparsers(required=True, metavar="VERB", dest="verb")
+
+    def add(verb: str, says: str) -> argparse.ArgumentParser:
+        made = _does(verbs.add_parser(verb, help=says, description=says), does)
+        if group is not None:
+            made.set_defaults(group=group)
+        return cast("argparse.ArgumentParser", made)
+
+    return add
+
+
+def _add_run(parser: Any) -> None:
+    from app.run import Only
+
+    running = _does(parser, _run)
     running.add_argument("--demo", action="store_true", help="make a funded demo account and print commands to try")
     running.add_argument("--only", choices=get_args(Only), help="one part, where the other runs elsewhere")
-    command("migrate", _migrate, "bring the database to this version's schema").add_argument(
-        "--citus", action="store_true", help="and have Citus shard it by account; a database that is sharded stays so"
-    )
-    command("audit", _audit, "recompute every figure in the books; exit code 1 if one differs").add_argument(
-        "--head", metavar="N:MAC", help="a head of the seals that an earlier audit printed: it must still stand"
-    )
-    command(
-        "doctor",
-        _doctor,
-        "ask the real world whether it is as the settings say; exit code 1 with warnings, 2 with a fault",
-    )
-    command("demo", _demo, "make a funded account on the running development server")
-    for name, (says, add_verbs) in _OPERATORS.items():
-        verbs = commands.add_parser(name, help=says).add_subparsers(required=True, metavar="VERB", dest="verb")
-        add_verbs(_adding(command, verbs, group=name))
-    operators.add_stats(
-        _grouped(command("stats", _operate, "what is owed, held, received and earned; and by day"), "stats")
-    )
-    operators.add_log(_grouped(command("log", _operate, "what operators did, newest first"), "log"))
-    command(
-        "rotate", _keys_rotate, "seal every kept secret under the newest of SEALING_KEYS",
-        commands.add_parser("keys", help="sealing keys").add_subparsers(required=True, metavar="VERB"),
-    )  # fmt: skip
-    price_verbs = commands.add_parser("prices", help="the price catalogue").add_subparsers(
-        required=True, metavar="VERB", dest="verb"
-    )
-    prices.add_arguments(lambda verb, says: command(verb, _prices, says, price_verbs))
-    usage_verbs = commands.add_parser("usage", help="months of calls: export, drop, sum again").add_subparsers(
-        required=True, metavar="VERB", dest="verb"
-    )
-    usage.add_arguments(lambda verb, says: command(verb, _usage, says, usage_verbs))
-    entry_verbs = commands.add_parser("entries", help="ledger entries of long ago: export, drop").add_subparsers(
-        required=True, metavar="VERB", dest="verb"
-    )
-    entries.add_arguments(lambda verb, says: command(verb, _entries, says, entry_verbs))
-    says = "models behind the meter: a door of its own, which knows Satmeter by its wire (GATEWAY_SERVICE_TOKEN)"
-    gateway = commands.add_parser("gateway", help=says, description=says)
-    gateway.set_defaults(command=_gateway, reads=gateways.load)
-    agents.add(commands)
-    shells = commands.add_parser(
-        "completion", help="a script that completes commands: eval \"$(satmeter completion bash)\"",
-        description="Print the script by which a shell completes satmeter's commands and options.",
-    )  # fmt: skip
-    shells.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
-    shells.set_defaults(at_once=_completion)
-    return parser
 
 
-_OPERATORS: Final[Mapping[str, tuple[str, Callable[[operators.Add], None]]]] = {
-    "account": ("accounts: find, open, freeze, close, credit, debit", operators.add_account),
-    "key": ("API keys of any account", operators.add_key),
-    "token": ("tokens of proxies and operators", operators.add_token),
-    "topup": ("top-ups: by state, reconcile, resolve", operators.add_topup),
-}
+def _add_migrate(parser: Any) -> None:
+    says = "and have Citus shard it by account; a database that is sharded stays so"
+    _does(parser, _migrate).add_argument("--citus", action="store_true", help=says)
 
 
-def _adding(command: Callable[..., Any], verbs: Any, group: str) -> operators.Add:
-    return lambda verb, says: _grouped(command(verb, _operate, says, verbs), group)
+def _add_audit(parser: Any) -> None:
+    says = "a head of the seals that an earlier audit printed: it must still stand"
+    _does(parser, _audit).add_argument("--head", metavar="N:MAC", help=says)
 
 
-def _grouped(parser: Any, group: str) -> Any:
-    parser.set_defaults(group=group)
-    return parser
+def _add_operators(parser: Any, group: str) -> None:
+    from app.admin import commands as operators
+
+    adds: dict[str, Callable[[Any], None]] = {
+        "account": operators.add_account, "key": operators.add_key, "token": operators.add_token, "topup": operators.add_topup,
+        "stats": operators.add_stats, "log": operators.add_log,
+    }  # fmt: skip
+    if group in ("stats", "log"):  # these have no verbs
+        parser.set_defaults(group=group)
+        adds[group](_does(parser, _operate))
+    else:
+        adds[group](_verbs(parser, _operate, group))
+
+
+def _add_keys(parser: Any) -> None:
+    _verbs(parser, _keys_rotate)("rotate", "seal every kept secret under the newest of SEALING_KEYS")
+
+
+def _add_prices(parser: Any) -> None:
+    from app.pricing import commands as prices
+
+    prices.add_arguments(_verbs(parser, _prices))
+
+
+def _add_usage(parser: Any) -> None:
+    from app.activity import commands as usage
+
+    usage.add_arguments(_verbs(parser, _usage))
+
+
+def _add_entries(parser: Any) -> None:
+    from app.audit import commands as entries
+
+    entries.add_arguments(_verbs(parser, _entries))
+
+
+def _add_gateway(parser: Any) -> None:
+    from app.gateway.settings import load
+
+    parser.set_defaults(command=_gateway, reads=load)
+
+
+def _add_mcp(parser: Any) -> None:
+    from app.agents import command as agents
+
+    agents.add_arguments(parser)
+
+
+def _add_completion(parser: Any) -> None:
+    import shtab
+
+    parser.description = "Print the script by which a shell completes satmeter's commands and options."
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+    parser.set_defaults(at_once=_completion)
 
 
 def _child_parser() -> argparse.ArgumentParser:
     """How `run` starts its children; no command of an operator's."""
+    from app.kernel.settings import load
+
     serving = argparse.ArgumentParser(prog="python -m app serve")
     serving.add_argument("verb", choices=("serve",))
     serving.add_argument("role", choices=("http", "sandbox"))
@@ -170,6 +202,8 @@ def _child_parser() -> argparse.ArgumentParser:
 
 
 def _completion(args: argparse.Namespace) -> int:
+    import shtab
+
     parser = _parser()
     parser.prog = NAME
     _say(shtab.complete(parser, args.shell))
@@ -180,7 +214,51 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+_Fill: TypeAlias = Callable[[Any], object]
+_COMMANDS: Final[dict[str, tuple[str, _Fill]]] = {
+    "run": ("HTTP, jobs and, where they are not given, database and sandbox", _add_run),
+    "migrate": ("bring the database to this version's schema", _add_migrate),
+    "audit": ("recompute every figure in the books; exit code 1 if one differs", _add_audit),
+    "doctor": (
+        "ask the real world whether it is as the settings say; exit code 1 with warnings, 2 with a fault",
+        lambda parser: _does(parser, _doctor),
+    ),
+    "demo": ("make a funded account on the running development server", lambda parser: _does(parser, _demo)),
+    "account": (
+        "accounts: find, open, freeze, close, credit, debit",
+        lambda parser: _add_operators(parser, "account"),
+    ),
+    "key": ("API keys of any account", lambda parser: _add_operators(parser, "key")),
+    "token": ("tokens of proxies and operators", lambda parser: _add_operators(parser, "token")),
+    "topup": ("top-ups: by state, reconcile, resolve", lambda parser: _add_operators(parser, "topup")),
+    "stats": (
+        "what is owed, held, received and earned; and by day",
+        lambda parser: _add_operators(parser, "stats"),
+    ),
+    "log": ("what operators did, newest first", lambda parser: _add_operators(parser, "log")),
+    "keys": ("sealing keys", _add_keys),
+    "prices": ("the price catalogue", _add_prices),
+    "usage": ("months of calls: export, drop, sum again", _add_usage),
+    "entries": ("ledger entries of long ago: export, drop", _add_entries),
+    "gateway": (
+        "models behind the meter: a door of its own, which knows Satmeter by its wire (GATEWAY_SERVICE_TOKEN)",
+        _add_gateway,
+    ),
+    "mcp": (
+        "an account in an agent's hands: an MCP server (SATMETER_URL, SATMETER_API_KEY or SATMETER_CREDIT_ID)",
+        _add_mcp,
+    ),
+    "completion": ('a script that completes commands: eval "$(satmeter completion bash)"', _add_completion),
+}
+
+
+# --- what each does ---------------------------------------------------------------------------------
+
+
 def _run(settings: Settings, args: argparse.Namespace) -> int:
+    from app.gateway.settings import public_url as gateway_url
+    from app.run import has_gateway, run
+
     wants_demo = args.demo and settings.uses_sandbox
     log_path = settings.data_dir / "satmeter.log" if wants_demo else None
 
@@ -195,7 +273,7 @@ def _run(settings: Settings, args: argparse.Namespace) -> int:
         if settings.uses_sandbox:
             _say(f"Sandbox BTCPay, no real money:  {settings.sandbox_url}")
         if has_gateway(settings):
-            _say(f"Gateway to models:              {gateways.public_url()}/v1")
+            _say(f"Gateway to models:              {gateway_url()}/v1")
         if log_path is not None:
             _say(f"Logs: {log_path}")
         if wants_demo:
@@ -209,6 +287,10 @@ def _run(settings: Settings, args: argparse.Namespace) -> int:
 
 def _introduce(settings: Settings, url: str, is_stopping: Callable[[], bool]) -> None:
     """Print the demo account of this machine: the one made before if it still has money, else a new one."""
+    from app.gateway.settings import public_url as gateway_url
+    from app.kernel.settings import private_write
+    from app.sandbox.demo import Demo, balance, wallet_url
+
     path = settings.data_dir / "demo.json"
     try:
         demo = msgspec.json.decode(path.read_bytes(), type=Demo) if path.exists() else None
@@ -218,7 +300,7 @@ def _introduce(settings: Settings, url: str, is_stopping: Callable[[], bool]) ->
         # One from before there was a wallet has no URL of it; and its relay moves with SANDBOX_PORT.
         nwc_url = asyncio.run(wallet_url(settings.sandbox_url))
         demo = msgspec.structs.replace(
-            demo, nwc_url=nwc_url, gateway_url=gateways.public_url(), console_url=_console_url(settings)
+            demo, nwc_url=nwc_url, gateway_url=gateway_url(), console_url=_console_url(settings)
         )
         private_write(path, msgspec.json.encode(demo).decode())
     except Exception as error:  # noqa: BLE001 - a door: the service runs on without its demo
@@ -278,6 +360,10 @@ END"""
 
 
 async def _make_demo(settings: Settings, house: House) -> Demo:
+    from app.admin.tokens import create_token
+    from app.gateway.settings import public_url as gateway_url
+    from app.sandbox.demo import Demo, fund_new_account, wallet_url
+
     credit_id, api_key = await fund_new_account(settings.public_url, settings.sandbox_url)
     name = f"demo-{uuid.uuid4().hex[:8]}"
     return Demo(
@@ -288,7 +374,7 @@ async def _make_demo(settings: Settings, house: House) -> Demo:
         service_token=await create_token(house.db, settings.pepper, "service", name),
         admin_token=await create_token(house.db, settings.pepper, "admin", name),
         nwc_url=await wallet_url(settings.sandbox_url),
-        gateway_url=gateways.public_url(),
+        gateway_url=gateway_url(),
         console_url=_console_url(settings),
     )
 
@@ -298,6 +384,8 @@ def _console_url(settings: Settings) -> str:
 
 
 def _demo(settings: Settings, args: argparse.Namespace) -> int:
+    from app.sandbox.demo import DemoError
+
     if settings.is_production or not settings.uses_sandbox:
         raise DemoError("the demo needs the sandbox: ENVIRONMENT=development and no BTCPAY_URL")
     demo = _in_house(settings, lambda house: _make_demo(settings, house))
@@ -306,6 +394,9 @@ def _demo(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _migrate(settings: Settings, args: argparse.Namespace) -> int:
+    from app.migrations import head, migrate
+    from app.run import database
+
     with database(settings) as (url, _):
         changed = migrate(url, settings.database_pooler, sharded=args.citus)
     _say(
@@ -314,8 +405,12 @@ def _migrate(settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
-async def _audited(settings: Settings, house: House, told: progress.Told, noted_head: str | None) -> Report:
+async def _audited(settings: Settings, house: House, told: Told, noted_head: str | None) -> Report:
     """The verdict, which monitoring is told too."""
+    from app.audit import Secrets, audit
+    from app.audit.background import note_verdict
+    from app.kernel.db import new_id
+
     # A head that was noted a moment ago may not have come to a standby yet.
     reads = house.reads if noted_head is None else house.db
     report = await audit(reads, Secrets.of(settings), told, noted_head)
@@ -324,6 +419,9 @@ async def _audited(settings: Settings, house: House, told: progress.Told, noted_
 
 
 def _audit(settings: Settings, args: argparse.Namespace) -> int:
+    from app.kernel import progress
+    from app.kernel.money import usd_text
+
     with progress.shown("Auditing", "checks") as told:
         report = _in_house(settings, lambda house: _audited(settings, house, told, args.head))
     if args.json:
@@ -343,6 +441,9 @@ def _audit(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _doctor(settings: Settings, args: argparse.Namespace) -> int:
+    from app.doctor import examine, exit_code
+    from app.run import database
+
     with database(settings) as (url, _):
         lines = asyncio.run(_with_house(settings, url, lambda house: examine(house, url)))
     _say(msgspec.json.encode({"lines": lines}).decode() if args.json else "\n".join(map(str, lines)))
@@ -351,6 +452,8 @@ def _doctor(settings: Settings, args: argparse.Namespace) -> int:
 
 def _operate(settings: Settings, args: argparse.Namespace) -> int:
     """An operator's verb: what cannot be undone is asked about, on a terminal; elsewhere it needs --yes."""
+    from app.admin import commands as operators
+
     if (asked := operators.question(args.group, args)) is not None:
         _refuse_unless_sure(asked)
     if getattr(args, "what", None) == "-":
@@ -382,6 +485,8 @@ def _seals_told(report: Report) -> str:
 
 def _refuse_unless_sure(asked: str) -> None:
     """Raises InvalidField."""
+    from app.kernel.errors import InvalidField
+
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise InvalidField(f"{asked} Say --yes to do it without being asked")
     print(f"{asked} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -391,6 +496,8 @@ def _refuse_unless_sure(asked: str) -> None:
 
 def _who() -> Admin:
     """Whoever runs the command, as the log names them."""
+    from app.kernel.security import Admin
+
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container's number without a name
@@ -399,6 +506,12 @@ def _who() -> Admin:
 
 
 def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
+    from app.autotopup import connect as wallets
+    from app.kernel import progress
+    from app.kernel.security import Resealed
+    from app.keys import issue as keys
+    from app.notices import reseal as notices
+
     async def rotate(house: House) -> tuple[Resealed, Resealed, Resealed]:
         with progress.shown("Sealing anew", "keys") as told:
             of_keys = await keys.reseal_all(house.db, house.keyring, told)
@@ -422,6 +535,10 @@ def _keys_rotate(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _prices(settings: Settings, args: argparse.Namespace) -> int:
+    from app.admin.prices import noting
+    from app.kernel import progress
+    from app.pricing import commands as prices
+
     with progress.shown("Storing", "prices") as told:
         answer: prices.Answer = _in_house(
             settings, lambda house: prices.run(house.db, args.verb, args, told, noting(settings.pepper, _who()))
@@ -435,11 +552,14 @@ _COUNTED: Final = {"export": ("Exporting", "calls"), "rebuild": ("Summing again"
 
 def _usage(settings: Settings, args: argparse.Namespace) -> int:
     """With the owner's connection: the service's own role may not drop what was written."""
+    from app.activity import commands as usage
 
     return _as_owner(settings, args, lambda db, told, reads: usage.run(db, args.verb, args, told, reads))
 
 
 def _entries(settings: Settings, args: argparse.Namespace) -> int:
+    from app.audit import commands as entries
+
     return _as_owner(
         settings, args, lambda db, told, reads: entries.run(db, settings.pepper, args.verb, args, told, reads)
     )
@@ -447,9 +567,14 @@ def _entries(settings: Settings, args: argparse.Namespace) -> int:
 
 def _as_owner(
     settings: Settings, args: argparse.Namespace,
-    does: Callable[[Database, progress.Told, Database | None], Awaitable[usage.Answer]],
+    does: Callable[[Database, Told, Database | None], Awaitable[Answer]],
 ) -> int:  # fmt: skip
-    async def work(url: str) -> usage.Answer:
+    from app.kernel import progress
+    from app.kernel.db import Database
+    from app.run import bring_to_head, database
+    from app.wiring import standby
+
+    async def work(url: str) -> Answer:
         db = Database(url, pool_size=2, role=None, pooler=settings.database_pooler)
         reads = standby(settings, db, role=None)
         await db.open()
@@ -469,23 +594,31 @@ def _as_owner(
 
 
 def _serve(settings: Settings, args: argparse.Namespace) -> int:
+    from app.run import serve
+
     serve(args.role, settings)
     return 0
 
 
 def _gateway(settings: GatewaySettings, args: argparse.Namespace) -> int:
+    from app.run import serve_gateway
+
     serve_gateway(settings)
     return 0
 
 
 def _in_house(settings: Settings, work: Callable[[House], Awaitable[Any]]) -> Any:
     """Do something with the database, whether or not a server is running on it."""
+    from app.run import bring_to_head, database
+
     with database(settings) as (url, _):
         bring_to_head(settings, url, lambda _: None)
         return asyncio.run(_with_house(settings, url, work))
 
 
 async def _with_house(settings: Settings, url: str, work: Callable[[House], Awaitable[Any]]) -> Any:
+    from app.wiring import build
+
     house = build(settings, url)
     await house.db.open()
     try:

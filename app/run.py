@@ -19,22 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from prometheus_client import REGISTRY
 
 from app.admin.tokens import create_token, verify_service
 from app.gateway.settings import GatewaySettings, GatewaySettingsError
 from app.gateway.settings import port as gateway_port
-from app.jobs import schedule
 from app.kernel import tracing
 from app.kernel.embedded import EmbeddedError, EmbeddedPostgres
 from app.kernel.errors import InvalidToken
 from app.kernel.logs import log
 from app.kernel.settings import FROM_FILES, Settings, SettingsError, private_append, private_write, variables
-from app.main import Departure, create_app
 from app.migrations import MigrationError, check, head, is_sharded, migrate
 from app.pricing.starter import ensure_starter
-from app.sandbox.btcpay import LEAST_PERMISSIONS, SandboxConfig, create_sandbox
-from app.sandbox.models import create_models
 from app.serve import App, Connections, Limits, Server, http_server, networks, raise_descriptor_limit
 from app.web.processes import FOLDER, NAME, Processes
 from app.wiring import House, build
@@ -48,6 +45,7 @@ _GATEWAY_PER_ADDRESS: Final = 5_000
 Only = Literal["http", "jobs"]
 """A part of `run`, for where each has a place of its own."""
 Say = Callable[[str], None]
+Schedule = Callable[[House], AsyncIOScheduler]
 WhenReady = Callable[[str, Callable[[], bool]], object]
 """Told the database's URL, and how to know that we are stopping by now."""
 
@@ -145,6 +143,8 @@ def run(
     before it was ready."""
     if only is not None and (settings.uses_sandbox or settings.database_url is None):
         raise SettingsError(f"run --only {only} needs DATABASE_URL and BTCPAY_URL: ours belong to a whole `run`")
+    from app.jobs import schedule  # half a second, while there is nothing yet to be stopped
+
     raise_descriptor_limit()
     tracing.start("jobs")  # before anything else is: it may not be installed
     listeners = {} if only == "jobs" else {"http": _listen(settings.host, settings.port, "PORT")}
@@ -170,7 +170,14 @@ def run(
             ours = Processes.of(counters | {NAME: "jobs"})
             was_ready = asyncio.run(
                 _supervise(
-                    settings, url, server, children, listeners.get("gateway"), when_ready, ours, has_jobs=only != "http"
+                    settings,
+                    url,
+                    server,
+                    children,
+                    listeners.get("gateway"),
+                    when_ready,
+                    ours,
+                    schedule=None if only == "http" else schedule,
                 )
             )
         if not was_ready:
@@ -219,7 +226,7 @@ async def _supervise(
     when_ready: WhenReady | None,
     ours: Processes,
     *,
-    has_jobs: bool,
+    schedule: Schedule | None,
 ) -> bool:
     """Whether we were ready before we were told to stop."""
     stop, ready = _stop_on_signals(children), asyncio.Event()
@@ -232,7 +239,7 @@ async def _supervise(
     if gateway is not None:
         children.append(Child("gateway", gateway, _gateway_environment(await _gateway_token(settings, house))))
         children[-1].start()
-    scheduler = schedule(house) if has_jobs else None
+    scheduler = schedule(house) if schedule is not None else None
     doors = [settings.port] if any(child.role == "http" for child in children) else []
     doors += [gateway_port()] if gateway is not None else []
     announcing = asyncio.create_task(_announce(settings, doors, when_ready, url, ready, stop))
@@ -393,6 +400,8 @@ def serve(role: str, settings: Settings) -> None:
     assert settings.database_url is not None
     if role == "http":
         tracing.start(os.environ.get(NAME, role))
+    from app.main import Departure, create_app
+
     departure = Departure()
     app: App = create_app(build(settings, settings.database_url), departure) if role == "http" else _sandbox(settings)
     connections = Connections(_limits(settings).within(raise_descriptor_limit()))
@@ -418,7 +427,7 @@ def serve(role: str, settings: Settings) -> None:
 
 def serve_gateway(settings: GatewaySettings) -> None:
     """The gateway's life: on the socket that a parent bound, or on its own port until SIGTERM."""
-    from app.gateway.app import create_gateway  # a fifth of a second, which no other command need wait for
+    from app.gateway.app import create_gateway
 
     descriptors = raise_descriptor_limit()
     connections = Connections(
@@ -484,6 +493,9 @@ async def _watching_parent(server: Server) -> AsyncIterator[None]:
 
 
 def _sandbox(settings: Settings) -> App:
+    from app.sandbox.btcpay import LEAST_PERMISSIONS, SandboxConfig, create_sandbox
+    from app.sandbox.models import create_models
+
     config = SandboxConfig(
         state_dir=settings.data_dir / "sandbox",
         public_url=settings.sandbox_url,

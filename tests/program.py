@@ -289,7 +289,7 @@ def python_of(user: str | None) -> tuple[str, dict[str, str]]:
     for python, environ in ((sys.executable, {}), (system or "python3", packages)):
         with contextlib.suppress(OSError):
             done = subprocess.run(
-                [python, "-c", "import app.cli"], cwd=ROOT, env=_ours() | environ, capture_output=True, timeout=60,
+                [python, "-c", "import app.cli, app.run"], cwd=ROOT, env=_ours() | environ, capture_output=True, timeout=60,
                 check=False, **_as_user(user),
             )  # fmt: skip
             if done.returncode == 0:

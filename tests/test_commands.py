@@ -36,6 +36,18 @@ def test_a_command_that_there_is_none_of_lists_those_of_an_operator(capsys: pyte
     assert "serve" not in said
 
 
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["nonsense"], ["mcp", "--help"]])
+def test_who_asks_what_there_is_waits_for_nothing_that_does_it(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom app.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, cwd=ROOT, check=True)  # fmt: skip
+    loaded = set(done.stderr.splitlines()[-1].split())
+    assert {"app", "argparse"} <= loaded
+    assert loaded.isdisjoint({"litestar", "psycopg", "rich", "sqlalchemy", "structlog", "uvicorn"})
+
+
 def test_every_dimension_of_a_price_is_explained_where_one_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["prices", "override", "--help"])

@@ -2,9 +2,7 @@
 
 import argparse
 import sys
-from typing import Any, Final
-
-from app.agents.wire import Account, Refused
+from typing import Final
 
 _MISSING: Final = (
     'error: this needs the extra `mcp`: pip install "satmeter[mcp]", or locked,'
@@ -12,15 +10,15 @@ _MISSING: Final = (
 )
 
 
-def add(commands: Any) -> None:
-    says = "an account in an agent's hands: an MCP server (SATMETER_URL, SATMETER_API_KEY or SATMETER_CREDIT_ID)"
-    parser = commands.add_parser("mcp", help=says, description=says)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-spend", action="store_true", help="also tools that commit money or rights")
     parser.add_argument("--http", type=int, metavar="PORT", help="streamable HTTP on this port of loopback, not stdio")
     parser.set_defaults(at_once=_serve)
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from app.agents.wire import Account, Refused
+
     try:
         account = Account.of()
     except Refused as refused:

@@ -225,7 +225,7 @@ def test_what_the_image_copies_is_enough_to_run(tmp_path: Path) -> None:
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
-        [sys.executable, "-c", "import app.cli, app.migrations; print(app.cli.__file__, app.migrations.head())"], cwd=tmp_path,
+        [sys.executable, "-c", "import app.cli, app.doctor, app.jobs, app.main, app.migrations, app.run; print(app.cli.__file__, app.migrations.head())"], cwd=tmp_path,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
