@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -84,14 +85,23 @@ echo "${COMPREPLY[@]}"
 
 
 def test_satmeter_is_a_command_where_the_checkout_is_installed(tmp_path: Path) -> None:
-    """As `make setup` does it: nothing is downloaded for it, and nothing left in the checkout."""
-    pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps", "--no-index"]
+    """As `make setup` does it: nothing is downloaded for it, and nothing left in the checkout, nor taken from where we run."""
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps", "--no-index", "--ignore-installed"]  # fmt: skip
+    before = _installed()
     subprocess.run([*pip, "--no-build-isolation", "--prefix", str(tmp_path), "-e", str(ROOT)], check=True, timeout=60)
     done = subprocess.run(
         [tmp_path / "bin" / "satmeter", "--version"],
         env={"PATH": os.defpath, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout == f"satmeter {__version__}\n"
+    assert _installed() == before
+
+
+def _installed() -> list[Path]:
+    """What there is of us beside this Python: pip takes away what it installs anew, wherever that is to go."""
+    return sorted(
+        [*Path(sysconfig.get_path("purelib")).glob("*satmeter*"), *Path(sys.executable).parent.glob("satmeter*")]
+    )
 
 
 def test_on_a_terminal_a_bar_shows_how_far_it_is_and_goes_away() -> None:
