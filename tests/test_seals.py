@@ -1,6 +1,7 @@
 """Whoever writes to the database as its owner, without the pepper, is found: every seal is looked at, and the first lie named."""
 
 import asyncio
+import contextlib
 import re
 import uuid
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from app.activity.rollup import roll_up
 from app.admin.acts import write_act
 from app.admin.tokens import create_token
 from app.audit import AS_SEALED, Finding, Report, Secrets, audit
-from app.audit.chain import KINDS
+from app.audit.chain import CALL_DIGEST, ENTRY_DIGEST, KINDS, NO_CALL
 from app.audit.sealing import Notary, head_of, seal
 from app.audit.unbroken import look
 from app.kernel.db import Database, row, rows
@@ -37,20 +38,22 @@ from app.pricing.starter import ensure_starter
 from app.wiring import House
 from tests.databases import kept
 from tests.past import move_back_and_sort
+from tests.seals_of_before import sealing_as_before
 from tests.test_audit import SWAP, USD, Books, Lie, Owner, books, gift, planted, revoked
 
 __all__ = ["books"]  # a fixture
 
 
 @pytest.fixture
-async def sealed(books: Books) -> Books:
-    """Books with a bit of everything, prices, rules, tokens and acts too, sealed once."""
+async def sealed(books: Books, request: pytest.FixtureRequest) -> Books:
+    """Books with a bit of everything, prices, rules, tokens and acts too, sealed once; with the parameter `before`, as before."""
     house = books.house
     await ensure_starter(house.db)
     await house.db.transaction(lambda session: decided(session, house, books.account))
     for kind in ("service", "admin"):
         await create_token(house.db, house.settings.pepper, kind, "somebody")
-    assert await seal(house.db, house.settings.pepper) > 0
+    with sealing_as_before() if getattr(request, "param", "") == "before" else contextlib.nullcontext():
+        assert await seal(house.db, house.settings.pepper) > 0
     return books
 
 
@@ -111,6 +114,49 @@ async def test_an_account_of_more_entries_than_a_portion_is_sealed_whole(books: 
     assert owner_conn.execute("SELECT max(count) FROM seal WHERE chain = 'entries'").fetchall() == [(2,)]
     report = await looked(books)
     assert (report.findings, report.seals and report.seals.unsealed) == ((), 0)
+
+
+async def test_seals_of_before_and_of_now_are_one_chain_whoever_makes_the_next(books: Books, owner_conn: Owner) -> None:
+    """As while one process after another is renewed; either may lead."""
+    for turn, as_before in enumerate((True, False, True, True, False, False)):
+        for number in range(2):
+            await a_call(books, f"{turn}/{number}")
+        with sealing_as_before() if as_before else contextlib.nullcontext():
+            assert await seal(books.house.db, books.house.settings.pepper, entries_at_once=3) > 0
+    forms = owner_conn.execute(
+        "SELECT form, count(*) > 0 FROM seal WHERE chain = 'entries' GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    assert forms == [(1, True), (2, True)]
+    assert await sealed_again(books, whole=True) == 0
+    report = await looked(books)
+    assert (report.findings, report.seals and report.seals.unsealed) == ((), 0)
+
+
+async def test_seals_are_the_same_whatever_encoding_a_shell_asks_for(
+    books: Books, clean: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Ask("of a model in another script", 700, "модель", None)
+    await books.house.meter.charge("proxy", KeyOwner(books.account, books.key), ask, Work(700))
+    await sealed_again(books)
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    elsewhere = Database(clean, pool_size=1)
+    report = await audit(elsewhere, Secrets.of(books.house.settings))
+    await elsewhere.close()
+    assert (report.findings, report.seals and report.seals.unsealed) == ((), 0)
+
+
+async def test_nothing_is_sealed_behind_a_gap_and_the_audit_names_it(books: Books, owner_conn: Owner) -> None:
+    await sealed_again(books)
+    for number in range(4):
+        await a_call(books, f"with a gap {number}")
+    last = named(books, owner_conn)["last"]
+    owner_conn.execute("DELETE FROM entry WHERE account_id = %s AND id = %s", [books.account, last - 1])
+    assert await sealed_again(books) == 1
+    [(until,)] = owner_conn.execute(
+        "SELECT max(number + count - 1) FROM seal WHERE chain = 'entries' AND account_id = %s", [books.account]
+    ).fetchall()
+    assert until == last - 2
+    assert "entry_ids_have_no_gap" in {each.check for each in (await looked(books)).findings}
 
 
 async def test_what_is_new_waits_for_its_seal_and_gets_it(sealed: Books) -> None:
@@ -298,6 +344,9 @@ FORGERIES = (
     Forgery("a key's seal removed", "runs_form_a_chain", "DELETE FROM seal WHERE chain = 'key/' || {key}", "run "),
     Forgery("a price version's seal removed", "runs_form_a_chain", "DELETE FROM seal WHERE chain = 'prices/1'", "run "),
     Forgery("a seal of another account", "entries_are_as_sealed", "UPDATE seal s SET links = o.links, kept = o.kept, count = o.count FROM seal o WHERE s.account_id = {account} AND o.account_id = {other} AND s.chain = 'entries' AND o.chain = 'entries' AND s.number = 1 AND o.number = 1", "{account}/1", is_of_the_issue=True),
+    Forgery("an entry changed, and its digest in its seal too", "entries_are_as_sealed", f"UPDATE entry SET contra = 'x' WHERE account_id = {{account}} AND id = 2; UPDATE seal s SET links = overlay(links PLACING (SELECT {ENTRY_DIGEST} FROM entry e WHERE e.account_id = s.account_id AND e.id = 2) FROM 17 FOR 16) WHERE account_id = {{account}} AND chain = 'entries' AND number = 1", "{account}/"),
+    Forgery("a call changed, and its digest in its seal too", "entries_are_as_sealed", f"UPDATE usage SET model = 'x' WHERE account_id = {{account}}; UPDATE seal s SET kept = (SELECT string_agg(CASE WHEN u.id IS NULL THEN '\\x{NO_CALL.hex()}'::bytea ELSE {CALL_DIGEST} END, ''::bytea ORDER BY e.id) FROM entry e LEFT JOIN usage u ON u.account_id = e.account_id AND u.id = e.usage_id WHERE e.account_id = s.account_id AND e.id BETWEEN s.number AND s.number + s.count - 1) WHERE account_id = {{account}} AND chain = 'entries'", "{account}/"),
+    Forgery("a seal said to be of the other form", "entries_are_as_sealed", "UPDATE seal SET form = 3 - form WHERE account_id = {account} AND chain = 'entries'", "{account}/"),
     Forgery("a seal shortened", "runs_form_a_chain", "UPDATE seal SET count = count - 1, links = substr(links, 1, length(links) - 16), kept = substr(kept, 1, length(kept) - 16) WHERE account_id = {account} AND chain = 'entries' AND number = 1", "run "),
     Forgery("an account made away with, its chain too", "runs_form_a_chain", _WHOLE_ACCOUNT, "run ", is_of_the_issue=True),
     Forgery("a run removed", "runs_form_a_chain", "DELETE FROM seal_run WHERE id = 1", "run 1"),
@@ -306,6 +355,7 @@ FORGERIES = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("sealed", ["now", "before"], indirect=True)
 async def test_each_forgery_without_the_pepper_is_found_and_the_first_row_named(
     sealed: Books, owner_conn: Owner, clean: str
 ) -> None:

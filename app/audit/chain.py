@@ -1,4 +1,4 @@
-"""What is sealed, and how: the text that stands for a row, and the MACs that chain one place of a chain to the next.
+"""What is sealed, and how: the digest that stands for a row, and the MACs that chain one place of a chain to the next.
 
 A chain belongs to an account (`entries`, `key/…`, `credit_id/…`) or to the house (`prices/…`, rules, tokens, operators'
 acts). Whoever can only write to the database, be it as its owner, cannot make a link: the key comes from the pepper.
@@ -19,7 +19,11 @@ ENTRIES: Final = "entries"
 LINK_BYTES: Final = 16
 NO_LINK: Final = bytes(LINK_BYTES)
 NO_CALL: Final = bytes(LINK_BYTES)
-"""In place of a call's MAC: for an entry that is of none, or whose call was dropped before it was sealed."""
+"""In place of a call's digest: for an entry that is of none, or whose call was dropped before it was sealed."""
+LINK_BY_LINK: Final = 1
+"""The form of a seal whose `links` are MACs, one of each place. Entries were sealed so at first."""
+AT_ONCE: Final = 2
+"""The form of a seal whose `links` are its places' digests and one MAC behind them, over all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,11 @@ class Sealed:
     number: int
     links: bytes
     kept: bytes
+    form: int = LINK_BY_LINK
 
     @property
     def count(self) -> int:
-        return len(self.links) // LINK_BYTES
+        return len(self.links) // LINK_BYTES - (self.form == AT_ONCE)
 
     @property
     def last_link(self) -> bytes:
@@ -65,9 +70,16 @@ def link(pepper: Pepper, before: bytes, account_id: uuid.UUID, chain: str, numbe
     return pepper.tag(b"seal", before, account_id.bytes, chain.encode(), number.to_bytes(8), content)
 
 
-def call_mac(pepper: Pepper, account_id: uuid.UUID, call: bytes | None) -> bytes:
-    """The MAC over a call, which stays when its month is dropped; `call` is the digest of its row."""
-    return NO_CALL if call is None else pepper.tag(b"seal/call", account_id.bytes, call)
+def link_at_once(
+    pepper: Pepper, before: bytes, account_id: uuid.UUID, number: int, digests: bytes, kept: bytes
+) -> bytes:
+    """The MAC over an account's entries from `number` on, by their digests and those of their calls."""
+    return link(pepper, before, account_id, ENTRIES, number, digests + kept)
+
+
+def call_mac(pepper: Pepper, account_id: uuid.UUID, call: bytes) -> bytes:
+    """What a seal link by link kept of a call; `call` is the CALL_TEXT_DIGEST of its row."""
+    return pepper.tag(b"seal/call", account_id.bytes, call)
 
 
 def run_mac(
@@ -78,7 +90,7 @@ def run_mac(
     return pepper.tag(b"seal/run", before, said.encode(), digest)
 
 
-# --- the texts of rows, as SQL ----------------------------------------------------------------------
+# --- the digests of rows, as SQL --------------------------------------------------------------------
 
 
 def _micros(column: str) -> str:
@@ -91,14 +103,32 @@ def _digest(*columns: str) -> str:
     return f"sha256(convert_to(jsonb_build_array({', '.join(columns)})::text, 'UTF8'))"
 
 
-ENTRY_DIGEST: Final = _digest(
-    "e.kind", "e.reference", "e.contra", "e.amount_nusd", "e.balance_after_nusd", "e.usage_id", _micros("e.created_at")
+def _quick_digest(*columns: str) -> str:
+    """The first half of SHA-256 over some columns of a row as PostgreSQL sends them to programs, each with its type and its length:
+    half of the other's time, at every call. A column that gets another type must be cast to what it was, here."""
+    return f"substr(sha256(record_send(ROW({', '.join(columns)}))), 1, {LINK_BYTES})"
+
+
+_ENTRY: Final = (
+    "e.kind",
+    "e.reference",
+    "e.contra",
+    "e.amount_nusd",
+    "e.balance_after_nusd",
+    "e.usage_id",
+    "e.created_at",
 )
-CALL_DIGEST: Final = _digest(
-    "u.id", "u.hold_id", "u.service", "u.request_id", "u.key_id", _micros("u.window_start"), "u.model", "u.served_model", "u.provider",
-    "u.endpoint", "u.outcome", "u.upstream_id", "u.upstream_model", "u.cost_nusd", "u.provider_cost_nusd", "u.balance_after_nusd",
-    "u.held_after_nusd", "u.latency_ms", "u.ttft_ms", "u.units", "u.price_version", "u.lines", "u.flags", _micros("u.created_at"),
+_CALL: Final = (
+    "u.id", "u.hold_id", "u.service", "u.request_id", "u.key_id", "u.window_start", "u.model", "u.served_model", "u.provider", "u.endpoint",
+    "u.outcome", "u.upstream_id", "u.upstream_model", "u.cost_nusd", "u.provider_cost_nusd", "u.balance_after_nusd", "u.held_after_nusd",
+    "u.latency_ms", "u.ttft_ms", "u.units", "u.price_version", "u.lines", "u.flags", "u.created_at",
 )  # fmt: skip
+_MOMENTS: Final = ("e.created_at", "u.window_start", "u.created_at")
+ENTRY_DIGEST: Final = _quick_digest("e.account_id", "e.id", *_ENTRY)
+CALL_DIGEST: Final = _quick_digest("u.account_id", *_CALL)
+ENTRY_TEXT_DIGEST: Final = _digest(*(_micros(each) if each in _MOMENTS else each for each in _ENTRY))
+CALL_TEXT_DIGEST: Final = _digest(*(_micros(each) if each in _MOMENTS else each for each in _CALL))
+"""By which entries and calls were sealed link by link."""
 
 
 @dataclass(frozen=True, slots=True)

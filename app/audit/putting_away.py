@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.activity.archive import RowsFile
 from app.activity.calendar import DAY, Span, is_call_id, midnight
 from app.audit import chain
-from app.audit.chain import ENTRIES, LINK_BYTES, NO_LINK
+from app.audit.chain import AT_ONCE, ENTRIES, LINK_BYTES, NO_LINK
 from app.audit.closing import Closing, Runs
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.errors import InvalidField, NotFound
@@ -84,7 +84,7 @@ async def drop(db: Database, pepper: Pepper, span: Span, now: datetime, told: To
 _HOLD_ID: Final = f"CASE WHEN {is_call_id('e.reference')} THEN e.reference::uuid END"
 _SOME: Final = f"""
     SELECT e.account_id, e.id, e.kind, e.reference, e.contra, e.amount_nusd, e.balance_after_nusd, e.usage_id, e.created_at,
-           {chain.ENTRY_DIGEST} AS content
+           {chain.ENTRY_DIGEST} AS content, {chain.ENTRY_TEXT_DIGEST} AS text
     FROM entry e
     WHERE (e.account_id, e.id) > (:account_id, :entry_id) AND e.kind = 'usage' AND e.usage_id >= :first_id AND e.usage_id < :end_id
       AND NOT EXISTS (SELECT 1 FROM usage u WHERE u.account_id = e.account_id AND u.id = e.usage_id)
@@ -112,7 +112,7 @@ async def _some(
 
 def _as_told(entry: Row) -> Row:
     """An entry as the database has it."""
-    return {name: value for name, value in entry.items() if name != "content"}
+    return {name: value for name, value in entry.items() if name not in ("content", "text")}
 
 
 @dataclass(slots=True)
@@ -186,42 +186,68 @@ async def _drop(session: AsyncSession, db: Database, pepper: Pepper, span: Span,
 
 async def _compare(session: AsyncSession, db: Database, pepper: Pepper, entries: Sequence[Row]) -> None:
     """Each entry with its own seal."""
-    places = await _places(session, db, entries)
+    places = await _places(session, db, pepper, entries)
     for each in entries:
-        account_id, number = each["account_id"], each["id"]
-        link, kept = places.get((account_id, number), (b"", b""))
-        before, _ = places.get((account_id, number - 1), (NO_LINK, b""))
-        if not link:
-            raise InvalidField(f"entry {account_id}/{number} is not sealed yet: let the jobs run", param="month")
-        if chain.link(pepper, before, account_id, ENTRIES, number, bytes(each["content"]) + kept) != link:
-            raise InvalidField(f"entry {account_id}/{number} is not as it was sealed: `audit` first", param="month")
+        name = each["account_id"], each["id"]
+        place = places.get(name)
+        if place is None:
+            raise InvalidField(f"entry {name[0]}/{name[1]} is not sealed yet: let the jobs run", param="month")
+        if not place.is_of(pepper, each):
+            raise InvalidField(f"entry {name[0]}/{name[1]} is not as it was sealed: `audit` first", param="month")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What was sealed at an entry's place: its digest, None where the seal is not ours; or, link by link, its link, the one
+    before it, and what is kept beside it."""
+
+    digest: bytes | None
+    link: bytes = b""
+    before: bytes = NO_LINK
+    kept: bytes = b""
+
+    def is_of(self, pepper: Pepper, entry: Row) -> bool:
+        if not self.link:
+            return self.digest == bytes(entry["content"])
+        said = bytes(entry["text"]) + self.kept
+        return chain.link(pepper, self.before, entry["account_id"], ENTRIES, entry["id"], said) == self.link
 
 
 async def _places(
-    session: AsyncSession, db: Database, entries: Sequence[Row]
-) -> dict[tuple[uuid.UUID, int], tuple[bytes, bytes]]:
-    """Link and what is kept beside it of these entries' places, and of the place before each first."""
+    session: AsyncSession, db: Database, pepper: Pepper, entries: Sequence[Row]
+) -> dict[tuple[uuid.UUID, int], _Place]:
+    """The places of these entries, and others that are sealed with them."""
     first: dict[uuid.UUID, int] = {}
     last: dict[uuid.UUID, int] = {}
     for each in entries:
-        first.setdefault(each["account_id"], each["id"] - 1)
+        first.setdefault(each["account_id"], each["id"])
         last[each["account_id"]] = each["id"]
     accounts = list(first)
     found = await beside(
         db, session, accounts,
-        f"""SELECT s.account_id::text AS account_id, s.number, s.count, encode(s.links, 'hex') AS links, encode(s.kept, 'hex') AS kept
+        f"""SELECT s.account_id::text AS account_id, s.number, s.count, s.form, encode(s.links, 'hex') AS links, encode(s.kept, 'hex') AS kept,
+                   (SELECT encode(substr(b.links, length(b.links) - {LINK_BYTES - 1}), 'hex') FROM seal b
+                    WHERE b.account_id = s.account_id AND b.chain = s.chain AND b.number < s.number ORDER BY b.number DESC LIMIT 1) AS before
             FROM unnest(CAST(:accounts AS uuid[]), CAST(:first AS bigint[]), CAST(:last AS bigint[])) r (account_id, first, last)
             JOIN seal s ON s.account_id = r.account_id AND s.chain = '{ENTRIES}' AND s.number <= r.last AND s.number + s.count > r.first""",
         accounts=accounts, first=list(first.values()), last=[last[each] for each in accounts],
     )  # fmt: skip
     places = {}
     for seal in found:
-        account_id = uuid.UUID(seal["account_id"])
+        account_id, number = uuid.UUID(seal["account_id"]), seal["number"]
         links, kept = bytes.fromhex(seal["links"]), bytes.fromhex(seal["kept"])
-        begin, end = max(seal["number"], first[account_id]), min(seal["number"] + seal["count"] - 1, last[account_id])
-        for number in range(begin, end + 1):
-            cut = slice((number - seal["number"]) * LINK_BYTES, (number - seal["number"] + 1) * LINK_BYTES)
-            places[account_id, number] = links[cut], kept[cut]
+        before = bytes.fromhex(seal["before"]) if seal["before"] else NO_LINK
+        is_at_once = seal["form"] == AT_ONCE
+        made = chain.link_at_once(pepper, before, account_id, number, links[:-LINK_BYTES], kept) if is_at_once else b""
+        is_ours = made == links[-LINK_BYTES:]
+        begin, end = max(number, first[account_id]), min(number + seal["count"] - 1, last[account_id])
+        for entry_id in range(begin, end + 1):
+            cut = slice((entry_id - number) * LINK_BYTES, (entry_id - number + 1) * LINK_BYTES)
+            if is_at_once:
+                places[account_id, entry_id] = _Place(links[cut] if is_ours else None)
+            else:
+                earlier = links[cut.start - LINK_BYTES : cut.start] if entry_id > number else before
+                places[account_id, entry_id] = _Place(None, links[cut], earlier, kept[cut])
     return places
 
 

@@ -7,7 +7,7 @@ leaves no half of one, and two who seal at the same time meet on a key, where th
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.audit import chain
-from app.audit.chain import ENTRIES, HOUSE, KINDS, NO_LINK, PRICES, Kind, Sealed
+from app.audit.chain import AT_ONCE, ENTRIES, HOUSE, KINDS, NO_CALL, NO_LINK, PRICES, Kind, Sealed
 from app.audit.tables import SealRun
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.lease import leads
@@ -154,6 +154,7 @@ async def _record(
             session, _INSERT, run_id=run_id, accounts=_array(each.account_id for each in seals), chains=[each.chain for each in seals],
             numbers=[each.number for each in seals], counts=[each.count for each in seals],
             links=_array(f"\\\\x{each.links.hex()}" for each in seals), kept=_array(f"\\\\x{each.kept.hex()}" for each in seals),
+            forms=[each.form for each in seals],
         )  # fmt: skip
 
 
@@ -164,10 +165,10 @@ def _array(values: Iterable[object]) -> str:
 
 # One statement for all: a row at a time, each would cost as much as its account's whole part of a seal.
 _INSERT: Final = """
-    INSERT INTO seal (account_id, chain, number, count, links, kept, run_id)
+    INSERT INTO seal (account_id, chain, number, count, links, kept, form, run_id)
     SELECT u.*, :run_id FROM unnest(
         CAST(:accounts AS uuid[]), CAST(:chains AS text[]), CAST(:numbers AS bigint[]), CAST(:counts AS bigint[]),
-        CAST(:links AS bytea[]), CAST(:kept AS bytea[])) u"""
+        CAST(:links AS bytea[]), CAST(:kept AS bytea[]), CAST(:forms AS bigint[])) u"""
 
 
 async def head_of(session: AsyncSession) -> Head | None:
@@ -228,11 +229,10 @@ class _Entries(_Source):
         ranges, rest = _portion(listed.due, self._at_once)
         seals: list[Sealed] = []
         if ranges:
-            found = await rows(
-                session, _ENTRIES_OF,
-                accounts=_array(each.account_id for each in ranges), first=[each.first for each in ranges], last=[each.last for each in ranges],
-            )  # fmt: skip
-            seals = list(self._sealed(ranges, found))
+            found = {each["account_id"]: each for each in await self._digests(session, ranges)}
+            for each in ranges:
+                sealed = await self._sealed(session, each, found.get(each.account_id))
+                seals += [sealed] if sealed else []
         self._then = replace(listed, due=_behind(ranges, seals, rest))
         return seals
 
@@ -253,22 +253,24 @@ class _Entries(_Source):
         )
         return _Listed(due, due[-1].account_id if due else self._now.after, is_all=len(due) < self._at_once)
 
-    def _sealed(self, ranges: Sequence[_Range], found: Iterable[Row]) -> Iterator[Sealed]:
-        by_account: dict[uuid.UUID, list[Row]] = {each.account_id: [] for each in ranges}
-        for entry in found:
-            by_account[entry["account_id"]].append(entry)
-        for each in ranges:
-            links, kept = bytearray(), bytearray()
-            before = each.before
-            for number, entry in enumerate(by_account[each.account_id], each.first):
-                if entry["id"] != number:  # a gap: the audit names it, and behind it nothing is sealed
-                    break
-                call = chain.call_mac(self._pepper, each.account_id, entry["call"])
-                before = chain.link(self._pepper, before, each.account_id, ENTRIES, number, entry["content"] + call)
-                links += before
-                kept += call
-            if links:
-                yield Sealed(each.account_id, ENTRIES, each.first, bytes(links), bytes(kept))
+    async def _digests(self, session: AsyncSession, ranges: Sequence[_Range]) -> list[Row]:
+        return await rows(
+            session, _DIGESTS_OF,
+            accounts=_array(each.account_id for each in ranges), first=[each.first for each in ranges], last=[each.last for each in ranges],
+        )  # fmt: skip
+
+    async def _sealed(self, session: AsyncSession, due: _Range, found: Row | None) -> Sealed | None:
+        """Up to a gap: the audit names it, and behind it nothing is sealed."""
+        if found is not None and found["last"] != due.first + found["count"] - 1:
+            whole = await row(session, _BEFORE_GAP, account_id=due.account_id, first=due.first, last=due.last)
+            assert whole is not None
+            due = replace(due, last=due.first + whole["count"] - 1)
+            found = next(iter(await self._digests(session, [due])), None)
+        if found is None:
+            return None
+        digests, kept = bytes(found["digests"]), bytes(found["kept"])
+        made = chain.link_at_once(self._pepper, due.before, due.account_id, due.first, digests, kept)
+        return Sealed(due.account_id, ENTRIES, due.first, digests + made, kept, AT_ONCE)
 
 
 def _portion(due: Sequence[_Range], most: int) -> tuple[list[_Range], tuple[_Range, ...]]:
@@ -404,12 +406,17 @@ _DUE_ENTRIES: Final = f"""
     FROM {{fresh}} f {_LAST_SEAL.format(account_id="f.account_id", chain=f"'{ENTRIES}'")}
     WHERE f.account_id > :after AND f.last > coalesce(s.number + s.count - 1, 0)
     ORDER BY f.account_id LIMIT :at_once"""
-_ENTRIES_OF: Final = f"""
-    SELECT e.account_id, e.id, {chain.ENTRY_DIGEST} AS content, CASE WHEN u.id IS NOT NULL THEN {chain.CALL_DIGEST} END AS call
+_DIGESTS_OF: Final = f"""
+    SELECT e.account_id, count(*) AS count, max(e.id) AS last, string_agg({chain.ENTRY_DIGEST}, ''::bytea ORDER BY e.id) AS digests,
+           string_agg(CASE WHEN u.id IS NULL THEN '\\x{NO_CALL.hex()}'::bytea ELSE {chain.CALL_DIGEST} END, ''::bytea ORDER BY e.id) AS kept
     FROM unnest(CAST(:accounts AS uuid[]), CAST(:first AS bigint[]), CAST(:last AS bigint[])) r (account_id, first, last)
     JOIN entry e ON e.account_id = r.account_id AND e.id BETWEEN r.first AND r.last
     LEFT JOIN usage u ON u.account_id = e.account_id AND u.id = e.usage_id
-    ORDER BY e.account_id, e.id"""
+    GROUP BY e.account_id"""
+_BEFORE_GAP: Final = """
+    SELECT count(*) AS count
+    FROM (SELECT id, row_number() OVER (ORDER BY id) AS place FROM entry WHERE account_id = :account_id AND id BETWEEN :first AND :last) e
+    WHERE id = :first + place - 1"""
 _DUE_VERSION: Final = """
     SELECT v.id FROM price_version v LEFT JOIN seal s ON s.account_id = :house AND s.chain = 'prices/' || v.id AND s.number = 1
     WHERE s.number IS NULL ORDER BY v.id LIMIT 1"""

@@ -11,11 +11,12 @@ from app.kernel.tables import account_key_of_calls, money, when, words
 
 
 class Seal(SQLModel, table=True):
-    """`count` links of one chain, from the place `number` on. Append-only.
+    """`count` places of one chain, from `number` on. Append-only.
 
-    A link is a MAC over what stands at its place and the link before it, 16 bytes; `links` are those of all places.
-    `kept` is what is needed of each place when what stood there is gone: a call's own MAC in the chain `entries`, else what
-    the link says of the row. `account_id` is nil for what is the house's, such as prices.
+    A link is a MAC over what stands at its place and the link before it, 16 bytes; `links` are those of all places. In `form` 2, of
+    entries, they are 16 bytes of each place's digest, and behind them one link over all that is here.
+    `kept` is what is needed of each place when what stood there is gone: a call's own digest, or MAC, in the chain `entries`,
+    else what the link says of the row. `account_id` is nil for what is the house's, such as prices.
     """
 
     __table_args__ = (CheckConstraint("number > 0 AND count > 0", name="seal_has_a_place"),)
@@ -27,6 +28,7 @@ class Seal(SQLModel, table=True):
     links: bytes = Field(sa_type=LargeBinary)
     kept: bytes = Field(sa_type=LargeBinary)
     run_id: int = money(default=None)
+    form: int = money(default=1)
 
 
 class SealRun(SQLModel, table=True):

@@ -5,7 +5,7 @@ Nothing is blamed that no run has promised to have sealed: where the job never r
 
 import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.audit import chain
-from app.audit.chain import ENTRIES, HOUSE, KINDS, LINK_BYTES, NO_CALL, NO_LINK, PRICES, Kind
+from app.audit.chain import AT_ONCE, ENTRIES, HOUSE, KINDS, LINK_BYTES, NO_CALL, NO_LINK, PRICES, Kind
 from app.audit.check import Finding
 from app.audit.sealing import SAYS, Head, head_of, may_become, proven
 from app.audit.usage import IS_OF_DROPPED_MONTH
@@ -136,13 +136,15 @@ async def _look_at_noted(this: _Look, noted: str) -> None:
 
 # --- entries ----------------------------------------------------------------------------------------
 
-_SEALS_OF_ENTRIES: Final = (
-    f"SELECT account_id, number, count, links, kept FROM seal WHERE chain = '{ENTRIES}' ORDER BY account_id, number"
-)
+_SEALS_OF_ENTRIES: Final = f"SELECT account_id, number, count, links, kept, form FROM seal WHERE chain = '{ENTRIES}' ORDER BY account_id, number"
 _ENTRIES_WITH_CALLS: Final = f"""
     SELECT e.account_id, e.id, e.created_at, {chain.ENTRY_DIGEST} AS content, CASE WHEN u.id IS NOT NULL THEN {chain.CALL_DIGEST} END AS call,
            u.id IS NULL AND ({IS_OF_DROPPED_MONTH.format(call="e.usage_id")}) IS TRUE AS is_archived
     FROM entry e LEFT JOIN usage u ON u.account_id = e.account_id AND u.id = e.usage_id ORDER BY e.account_id, e.id"""
+_LINK_BY_LINK: Final = f"""
+    SELECT e.id, {chain.ENTRY_TEXT_DIGEST} AS content, CASE WHEN u.id IS NOT NULL THEN {chain.CALL_TEXT_DIGEST} END AS call
+    FROM entry e LEFT JOIN usage u ON u.account_id = e.account_id AND u.id = e.usage_id
+    WHERE e.account_id = :account_id AND e.id >= :first AND e.id < :end"""
 
 
 _CLOSINGS: Final = "SELECT account_id, first_id, last_id FROM entry_closing ORDER BY account_id, first_id"
@@ -170,29 +172,30 @@ async def _look_at_account(
         if is_whole and seal.number != number:
             this.find(_ENTRIES, f"{account_id}/{number}", "no seal", "a seal, as there is one after it")
             is_whole = False
+        places = await _places_of(this, seal, before) if is_whole else None
         for place in range(seal.count if is_whole else 0):
-            kept = bytes(seal.kept[place * LINK_BYTES : (place + 1) * LINK_BYTES])
             entry, closing = entries.of_account(account_id), closings.of_account(account_id)
             if closing is not None and closing.first_id <= number:
                 if entry is not None and entry.id == number:
                     this.find(_ENTRIES, f"{account_id}/{number}", "an entry that was put away", "no entry")
                     is_whole = False
                     break
-                before = bytes(seal.links[place * LINK_BYTES : (place + 1) * LINK_BYTES])
                 if closing.last_id <= number:
                     await closings.go_on()
                 number += 1
                 continue
-            before = chain.link(this.pepper, before, account_id, ENTRIES, number, _content(entry, kept))
-            differs = _difference(this.pepper, number, entry, kept)
-            if not differs and before != bytes(seal.links[place * LINK_BYTES : (place + 1) * LINK_BYTES]):
-                differs = "another entry, or another's seal"
+            assert places is not None
+            differs = "no entry" if entry is None or entry.id != number else places.difference(place, entry)
             if differs:
                 this.find(_ENTRIES, f"{account_id}/{number}", differs, "what was sealed")
                 is_whole = False
                 break
             number += 1
             await entries.go_on()
+        if is_whole and places is not None and not places.is_ours:
+            this.find(_ENTRIES, f"{account_id}/{seal.number}", "another seal", "what was sealed")
+            is_whole = False
+        before = bytes(seal.links[-LINK_BYTES:])
         await seals.go_on()
     while (entry := entries.of_account(account_id)) is not None:
         if is_whole:
@@ -205,19 +208,71 @@ async def _look_at_account(
         await closings.go_on()
 
 
-def _content(entry: Any, kept: bytes) -> bytes:
-    return b"" if entry is None else bytes(entry.content) + kept
+async def _places_of(this: _Look, seal: Any, before: bytes) -> "_Places":
+    if seal.form == AT_ONCE:
+        return _Places(this.pepper, seal, before)
+    found = await rows(
+        this.session, _LINK_BY_LINK, account_id=seal.account_id, first=seal.number, end=seal.number + seal.count
+    )
+    return _LinkedPlaces(this.pepper, seal, before, {each["id"]: each for each in found})
 
 
-def _difference(pepper: Pepper, number: int, entry: Any, kept: bytes) -> str:
-    """What a place's row alone tells; empty if nothing."""
-    if entry is None or entry.id != number:
-        return "no entry"
-    if kept == NO_CALL or (entry.call is None and entry.is_archived):
-        return ""
-    if entry.call is None:
-        return "no call"
-    return "" if chain.call_mac(pepper, entry.account_id, entry.call) == kept else "another call"
+class _Places:
+    """The places of a seal, beside what stands there now."""
+
+    def __init__(self, pepper: Pepper, seal: Any, before: bytes) -> None:
+        """`before` is the link that the chain had come to."""
+        self._pepper, self._before, self._account_id, self._first = pepper, before, seal.account_id, seal.number
+        self._links, self._kept = bytes(seal.links), bytes(seal.kept)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the seal itself was made by us, in this place of its chain."""
+        digests, link = self._links[:-LINK_BYTES], self._links[-LINK_BYTES:]
+        return (
+            chain.link_at_once(self._pepper, self._before, self._account_id, self._first, digests, self._kept) == link
+        )
+
+    def difference(self, place: int, entry: Any) -> str:
+        """What the row at a place tells that was not sealed there; empty if nothing."""
+        kept = _at(self._kept, place)
+        if kept != NO_CALL and not (entry.call is None and entry.is_archived):
+            if entry.call is None:
+                return "no call"
+            if self._call(entry) != kept:
+                return "another call"
+        return "" if self._entry(place, entry, kept) == _at(self._links, place) else "another entry, or another's seal"
+
+    def _call(self, entry: Any) -> bytes:
+        return bytes(entry.call)
+
+    def _entry(self, place: int, entry: Any, kept: bytes) -> bytes:
+        return bytes(entry.content)
+
+
+class _LinkedPlaces(_Places):
+    """Those of a seal that was made link by link: each link says that the one before it is ours."""
+
+    def __init__(self, pepper: Pepper, seal: Any, before: bytes, texts: Mapping[int, Row]) -> None:
+        """`texts` has the digests that it was made of, by the entries' numbers."""
+        super().__init__(pepper, seal, before)
+        self._texts = texts
+
+    @property
+    def is_ours(self) -> bool:
+        return True
+
+    def _call(self, entry: Any) -> bytes:
+        return chain.call_mac(self._pepper, self._account_id, bytes(self._texts[entry.id]["call"]))
+
+    def _entry(self, place: int, entry: Any, kept: bytes) -> bytes:
+        before = _at(self._links, place - 1) if place else self._before
+        content = bytes(self._texts[entry.id]["content"]) + kept
+        return chain.link(self._pepper, before, self._account_id, ENTRIES, entry.id, content)
+
+
+def _at(each: bytes, place: int) -> bytes:
+    return each[place * LINK_BYTES : (place + 1) * LINK_BYTES]
 
 
 # --- prices -----------------------------------------------------------------------------------------

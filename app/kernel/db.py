@@ -252,9 +252,10 @@ class Database:
 
     def _started_with(self, prepare_threshold: int | None) -> dict[str, Any]:
         """A pooler refuses options at the start, and its server processes do not know each other's prepared statements."""
+        started = {"client_encoding": "UTF8"}  # what is sealed is so, whatever PGCLIENTENCODING says
         if self._is_pooled:
-            return {"prepare_threshold": None}
-        return {"prepare_threshold": prepare_threshold, "options": as_options(self._session)}
+            return {**started, "prepare_threshold": None}
+        return {**started, "prepare_threshold": prepare_threshold, "options": as_options(self._session)}
 
     async def _become_ours(self, conn: psycopg.AsyncConnection[Any]) -> None:
         if self._is_pooled:

@@ -1,6 +1,7 @@
 """Entries of calls long dropped are exported and deleted: what is left adds up, every lie about them is found, no call is charged again."""
 
 import asyncio
+import contextlib
 import csv
 import gzip
 import json
@@ -27,6 +28,7 @@ from app.metering.retention import forget_closed_holds
 from app.metering.ticket import SETTLED_WITHIN, HoldTicket
 from tests.activity.conftest import Past, month_of
 from tests.rig import Customer
+from tests.seals_of_before import sealing_as_before
 
 OLD = 500
 
@@ -63,7 +65,8 @@ class Life:
 
 
 @pytest.fixture
-async def life(past: Past) -> Life:
+async def life(past: Past, request: pytest.FixtureRequest) -> Life:
+    """With the parameter `before`, sealed as before 0009."""
     rig = past.rig
     customer, other = await rig.customer("10"), await rig.customer("10")
     held = await rig.authorize(customer.api_key, "1", request_id="held")
@@ -79,10 +82,12 @@ async def life(past: Past) -> Life:
     await past.roll_up()
     await past.drop(month_of(OLD))
     await forget_closed_holds(rig.house.db)
-    await seal(rig.house.db, rig.house.settings.pepper)
+    with sealing_as_before() if getattr(request, "param", "") == "before" else contextlib.nullcontext():
+        await seal(rig.house.db, rig.house.settings.pepper)
     return Life(past, customer, other, held["hold_id"], month_of(OLD))
 
 
+@pytest.mark.parametrize("life", ["now", "before"], indirect=True)
 async def test_what_is_left_adds_up_and_is_answered_as_before(life: Life) -> None:
     rig = life.past.rig
     balances = [await rig.balance(each) for each in (life.customer, life.other)]
@@ -197,6 +202,7 @@ LIES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("life", ["now", "before"], indirect=True)
 async def test_every_lie_about_what_was_put_away_is_found(life: Life) -> None:
     """One after the other, each undone."""
     await life.export()
@@ -217,6 +223,7 @@ async def test_every_lie_about_what_was_put_away_is_found(life: Life) -> None:
     assert await life.findings() == ()
 
 
+@pytest.mark.parametrize("life", ["now", "before"], indirect=True)
 async def test_only_old_sealed_exported_entries_of_dropped_calls_go_and_once(life: Life) -> None:
     past, pepper = life.past, life.past.rig.house.settings.pepper
     before = life.count()
