@@ -75,10 +75,10 @@ JOBS: Final = (
     Job("look at payment backends", 30, lambda house: for_each_gateway(house, look_at_backend)),
     Job("foretell empty balances", 600, lambda house: foretell(house.db, datetime.now(UTC))),
     Job("tell of expiring keys", 600, lambda house: tell_of_expiring(house.db, datetime.now(UTC))),
-    Job("audit in slices", 10, lambda house: look_on(house.db), most_share=0.1),
+    Job("audit in slices", 10, lambda house: look_on(house.db), most_share=0.05),
     Job("seal the books", 10, lambda house: house.notary.seal()),
     Job("sum days of many calls", 2, lambda house: keep_up(house.db, seconds=5, worth_entries=50), most_share=0.2),
-    Job("sum days of calls", 20, lambda house: keep_up(house.db), most_share=0.2),
+    Job("sum days of calls", 60, lambda house: keep_up(house.db, seconds=90), most_share=0.2),
     Job("sum what is left of calls", 600, lambda house: roll_up(house.db), is_done_at_start=True),
     Job("sum up the books", 300, lambda house: sum_up(house.db), is_done_at_start=True),
     Job(
