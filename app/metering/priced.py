@@ -1,5 +1,6 @@
 """What a call may cost and what it did cost: the catalogue's prices, frozen when the call was authorized."""
 
+from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
@@ -121,11 +122,15 @@ class Pricer:
         return catalogue, moment or now
 
     async def told(
-        self, cost_nusd: int, version_id: int | None, served: Call, used: Usage | None, moment: datetime | None
+        self,
+        cost_nusd: int,
+        version_id: int | None,
+        moment: datetime | None,
+        served: tuple[str, str],
+        was_made: Callable[[], tuple[Call, Usage]],
     ) -> Cost:
-        """A cost that came with the call, kept beside what the catalogue asks for what it used."""
-        if used is None or not served.model:
-            return Cost(cost_nusd)
+        """A cost that came with the call, kept beside what the catalogue asks for what it used. `was_made` tells how it was
+        served and what it used; it is asked only where the `served` model, of that provider, is sold."""
         if version_id is None or moment is None:
             version_id, now = await self.moment()
             moment = moment or now
@@ -135,7 +140,9 @@ class Pricer:
             catalogue = await self._catalogues.at(self._db, version_id)
         except InvalidField:
             return Cost(cost_nusd)
-        quote = catalogue_quote(catalogue, served, used, moment)
+        if not catalogue.is_known(*served):
+            return Cost(cost_nusd)
+        quote = catalogue_quote(catalogue, *was_made(), moment)
         if quote is not None:
             compared.count(f"{quote.provider}/{quote.model}", cost_nusd, quote.cost_nusd)
         return told(cost_nusd, quote)

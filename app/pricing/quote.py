@@ -234,8 +234,8 @@ class Catalogue:
     def about(self, model: str, provider: str) -> ModelRow:
         return self._models.get((model, provider)) or ModelRow(model, provider)
 
-    def is_known(self, model: str) -> bool:
-        return self._names.found(model, "") is not None
+    def is_known(self, model: str, provider: str = "") -> bool:
+        return self._names.found(model, provider) is not None
 
     def resolved(self, model: str, provider: str = "") -> tuple[str, str]:
         """Which (model, provider) a call means. Raises ModelNotPriced."""

@@ -416,3 +416,19 @@ def test_a_model_is_known_by_its_own_name_and_after_its_sellers_and_by_nothing_n
         for name in known:  # what is taken for the model is what the catalogue charges for it
             if book.is_known(model):
                 assert book.resolved(name) == book.resolved(model)
+
+
+@pytest.mark.parametrize("model", ["m", "two", "own", "azure/m", "gone", "openai/m", "only", ""])
+@pytest.mark.parametrize("provider", ["", "openai", "azure", "cheap", "p", "nobody"])
+def test_a_model_of_a_provider_is_known_exactly_where_it_has_a_price(model: str, provider: str) -> None:
+    book = Catalogue(1, [
+        PriceRow("m", "openai", D.INPUT, 1), PriceRow("two", "cheap", D.INPUT, 1), PriceRow("azure/m", "azure", D.INPUT, 1),
+        PriceRow("own", "p", D.INPUT, 1), PriceRow("p/only", "p", D.INPUT, 9),
+    ])  # fmt: skip
+    try:
+        book.resolved(model, provider)
+        is_priced = True
+    except ModelNotPriced:
+        is_priced = False
+    assert book.is_known(model, provider) == is_priced
+    assert (model, provider) != ("only", "p") or is_priced, "known by its provider's name alone"

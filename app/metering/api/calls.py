@@ -181,7 +181,7 @@ class MeterController(Controller):
                 reported_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
             )
             names = await pricer.names(data.model)
-            asked = told(data, attributes)
+            asked = told(data, attributes, said_nusd(data))
             ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint, asked=asked, model_names=names)
             charged = await meter.charge(service.name, owner, ask, work, use)
         except AppError as error:
@@ -418,18 +418,24 @@ async def _work_once(
     return work
 
 
-def told(data: WorkDone, attributes: Mapping[str, str] | None) -> bytes:
+def said_nusd(data: WorkDone) -> int | None:
+    """What the call cost as its proxy tells it, None where the catalogue is to tell. Raises InvalidField."""
+    return reported_usd(data.cost_usd, "cost_usd") if is_given(data.cost_usd) else None
+
+
+def told(data: WorkDone, attributes: Mapping[str, str] | None, cost_nusd: int | None) -> bytes:
     """All that the price of a call follows from, or that is recorded of what it was: told again otherwise, it is another one.
+    `cost_nusd` is `said_nusd`.
 
     Not how long it took, and not the provider's own figures. How a call was made is spelled as prices are looked up.
     """
-    cost_nusd = reported_usd(data.cost_usd, "cost_usd") if is_given(data.cost_usd) else None
-    made = {name: value.lower() for name, value in (attributes or {}).items() if value.lower() != "auto"}
+    made = {name: value.lower() for name, value in attributes.items() if value.lower() != "auto"} if attributes else {}
     counts = data.usage.counts() if data.usage is not None else None
-    return msgspec.json.encode(
-        (cost_nusd, data.outcome, counts, data.served_model, data.provider, sorted(set(data.features_used)), made),
-        order="sorted",
-    )
+    features = sorted(set(data.features_used)) if data.features_used else []
+    return _sorted((cost_nusd, data.outcome, counts, data.served_model, data.provider, features, made))
+
+
+_sorted: Final = msgspec.json.Encoder(order="sorted").encode
 
 
 def must_tell_what_it_cost(data: WorkDone) -> None:
@@ -452,14 +458,23 @@ async def _cost(
     """
     counts, held_nusd = data.usage.counts() if data.usage else {}, ticket.amount_nusd if ticket else None
     version, made_at = (ticket.price_version, ticket.made_at) if ticket else (None, None)
-    account, attributes = str(account_id), {**(attributes or {}), **(data.attributes.said() if data.attributes else {})}
-    asked = quote.Call(model or "", account=account, attributes=attributes)
-    served = quote.Call(
-        data.served_model or asked.model, data.provider or "", account, attributes, tuple(data.features_used)
-    )
-    if is_given(data.cost_usd):
-        used = Usage(**counts) if counts else None
-        return await pricer.told(reported_usd(data.cost_usd, "cost_usd"), version, served, used, made_at)
+
+    def was_made() -> tuple[quote.Call, quote.Call]:
+        """As it was asked for, and as it was served."""
+        how = {**(attributes or {}), **(data.attributes.said() if data.attributes else {})}
+        asked = quote.Call(model or "", account=str(account_id), attributes=how)
+        return asked, quote.Call(
+            data.served_model or asked.model, data.provider or "", asked.account, how, tuple(data.features_used)
+        )
+
+    cost_nusd = said_nusd(data)
+    if cost_nusd is not None:
+        name = data.served_model or model
+        if not counts or not name:
+            return Cost(cost_nusd)
+        by_whom = (name, data.provider or "")
+        return await pricer.told(cost_nusd, version, made_at, by_whom, lambda: (was_made()[1], Usage(**counts)))
+    asked, served = was_made()
     if not counts:
         if held_nusd is None:
             raise InvalidField("usage has no count: say what was used, or cost_usd: 0 if it was free", param="usage")

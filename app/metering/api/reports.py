@@ -17,6 +17,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from app.kernel.errors import AppError, InvalidField, ModelNotPriced
+from app.kernel.money import is_given
 from app.kernel.reading import read
 from app.kernel.security import Service
 from app.keys.verify import KeyOwner, Verifier
@@ -259,5 +260,6 @@ async def _unheld(
         data.model, data.endpoint, said,
     )  # fmt: skip
     work = await priced_work(pricer, ticket, data)
-    ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint, asked=told(data, said))
+    asked = told(data, said, work.cost_nusd if is_given(data.cost_usd) else None)
+    ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint, asked=asked)
     return meter.used(service.name, ticket, work, ask.fingerprint("report", owner, work))

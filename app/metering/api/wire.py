@@ -354,9 +354,10 @@ class CostView(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, charged: Charged) -> "CostView":
         parts = list(charged.lines.get("parts", ())) if charged.lines else []
-        if parts:  # what has no price costs the rest of the hold, as a fee
-            parts[-1] += charged.cost_nusd - sum(parts)
-        return cls(usd(charged.cost_nusd), *(usd(part_nusd) for part_nusd in parts))
+        if not parts:
+            return cls(usd(charged.cost_nusd))
+        parts[-1] += charged.cost_nusd - sum(parts)  # what has no price costs the rest of the hold, as a fee
+        return cls(usd(charged.cost_nusd), *map(usd, parts))
 
 
 class ChargeView(msgspec.Struct, frozen=True, omit_defaults=True):
