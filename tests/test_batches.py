@@ -788,6 +788,101 @@ async def test_large_and_small_batches_do_not_take_turns() -> None:
     )
 
 
+async def test_a_full_batch_is_made_ready_meanwhile_and_who_calls_alone_goes_along_with_it() -> None:
+    """The database would wait for it otherwise; and a single call is not to wait for two batches of many."""
+    sent, may_answer = list[Counter[str]](), asyncio.Semaphore(0)
+
+    class Slow(Lane):
+        async def all(self, _: str, params: Params) -> list[tuple[Any, ...]]:
+            asked = {name: text.count(",") + 1 for name, text in params.items() if name.endswith("number")}
+            sent.append(Counter(asked))
+            await may_answer.acquire()
+            width = len(asked)
+            return [
+                (place, *(item if other == place else None for other in range(width)))
+                for place, count in enumerate(asked.values()) for item in range(1, count + 1)
+            ]  # fmt: skip
+
+    batches = through(Slow)
+    many, single = (batches.decider(function()) for _ in range(2))
+    verb = batches._verbs[0]
+
+    def of_many() -> asyncio.Task[Any]:
+        params = [{"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "number": number} for number in range(500)]
+        return asyncio.create_task(many.many(params))
+
+    calls: list[asyncio.Task[Any]] = [of_many() for _ in range(4)]
+    while verb.ready is None:
+        await asyncio.sleep(0)
+    assert sent == [{"0_number": 500}]
+    assert (len(verb.ready[0]), len(verb.waiting), verb.left) == (500, 1_000, 1_500)
+    calls.append(call(single))
+    await asyncio.sleep(0)
+    for _ in range(4):
+        may_answer.release()
+    answers = await asyncio.gather(*calls)
+    assert sent == [{"0_number": 500}, {"0_number": 500, "1_number": 1}, {"0_number": 500}, {"0_number": 500}]
+    assert answers == [*([{"item": item} for item in range(1, 501)] for _ in range(4)), {"item": 1}]
+
+
+async def test_what_was_ready_for_too_long_is_refused_and_the_rest_of_it_is_sent() -> None:
+    may_answer, sizes = asyncio.Semaphore(0), list[int]()
+
+    class Slow(Lane):
+        async def all(self, _: str, params: Params) -> list[tuple[Any, ...]]:
+            sizes.append(params["0_number"].count(",") + 1)
+            await may_answer.acquire()
+            return [(0, item) for item in range(1, sizes[-1] + 1)]
+
+    batches = through(Slow)
+    decide = batches.decider(function())
+    calls = [call(decide, number) for number in range(1_500)]
+    while batches._verbs[0].ready is None:
+        await asyncio.sleep(0)
+    for each in batches._verbs[0].ready[0][:100]:
+        each.asked.since -= 6
+    for _ in range(3):
+        may_answer.release()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert Counter(type(answer) for answer in answers) == {dict: 1_400, DatabaseUnavailable: 100}
+    assert sizes == [500, 500, 400]
+
+
+async def test_what_was_made_ready_when_the_batches_are_stopped_is_refused() -> None:
+    class NeverAnswers(Lane):
+        async def all(self, _: str, __: Params) -> list[tuple[Any, ...]]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    batches = through(NeverAnswers)
+    decide = batches.decider(function())
+    calls = [call(decide, number) for number in range(1_700)]
+    while batches._verbs[0].ready is None:
+        await asyncio.sleep(0)
+    assert batches._deciding is not None
+    batches._deciding.cancel()
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert Counter(type(answer) for answer in answers) == {DatabaseUnavailable: 1_700}
+    assert batches._verbs[0].left == 0
+
+
+async def test_calls_that_cannot_be_written_down_are_told_so_and_no_other_verbs() -> None:
+    """As they are made ready too, where no one waits for that to raise."""
+
+    class Answers(Lane):
+        async def all(self, _: str, params: Params) -> list[tuple[Any, ...]]:
+            assert set(params) == {f"1_{name}" for name in ("lock", "wait", "account_id", "hold_id", "number")}
+            return [(0, 1)]
+
+    batches = through(Answers)
+    bad, good = (batches.decider(function()) for _ in range(2))
+    ids = [{"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()} for _ in range(3)]  # without a number
+    answers = await asyncio.gather(*map(bad, ids), call(good), return_exceptions=True)
+    assert [type(answer).__name__ for answer in answers] == ["KeyError", "KeyError", "KeyError", "dict"]
+    assert batches._verbs[0].left == 0
+
+
 # --- parameters ---------------------------------------------------------------------------------------
 
 ODD = ["", "NULL", "null", '"', "\\", '\\"', "{}", ",", " a ", "a\nb\tc\x01\x7f", "é\u2028😀", "\\x00", "it's"]

@@ -101,6 +101,38 @@ class _Verb:
         self._of = itemgetter(*self._arrays)
         self.returned = list(function.columns.items())
         self.waiting: deque[_Call] = deque()
+        self.ready: tuple[list[_Call], dict[str, Any]] | None = None
+
+    @property
+    def left(self) -> int:
+        """How many calls are yet to be sent."""
+        return len(self.waiting) + (len(self.ready[0]) if self.ready is not None else 0)
+
+    def make_ready(self, share: float) -> None:
+        """The next batch of it, of at most a `share` of those that wait. What goes wrong in that is answered."""
+        if batch := _next_batch(self.waiting, share):
+            try:
+                self.ready = batch, self.asked(batch, wait=False)
+            except Exception as error:  # noqa: BLE001 - it is the callers' to see, and the next batch is not to blame
+                for call in batch:
+                    call.answer(error)
+
+    def take(self, share: float) -> tuple[list[_Call], dict[str, Any]]:
+        """The batch that is ready, else one that is made so; with its parameters, and empty if there is none. One that was
+        ready for so long that its first call is late is made anew."""
+        if self.ready is not None and self.ready[0][0].is_late:
+            self.waiting.extendleft(reversed(self.ready[0]))
+            self.ready = None
+        if self.ready is None:
+            self.make_ready(share)
+        taken, self.ready = self.ready or ([], {}), None
+        return taken
+
+    def fail(self) -> None:
+        """Whoever waits is to ask again."""
+        _fail([*(self.ready[0] if self.ready is not None else ()), *self.waiting])
+        self.ready = None
+        self.waiting.clear()
 
     def asked(self, batch: Sequence[_Call], *, wait: bool) -> dict[str, Any]:
         """The parameters of the function for a batch."""
@@ -158,7 +190,7 @@ class Batches:
         """Raises DatabaseUnavailable where too many do already; none of these waits then."""
         free = [call for call in calls if call.params["account_id"] not in self._apart]
         if free:
-            if len(verb.waiting) + len(free) > _MOST_WAITING:
+            if verb.left + len(free) > _MOST_WAITING:
                 raise DatabaseUnavailable(retry_after_seconds=1)
             verb.waiting.extend(free)
             if self._deciding is None or self._deciding.done():
@@ -171,26 +203,29 @@ class Batches:
     async def _decide_all(self) -> None:
         try:
             await asyncio.sleep(0)  # requests that have arrived but were not read yet come along
-            while any(verb.waiting for verb in self._verbs):  # also those that came while the lane was closed
+            while any(verb.left for verb in self._verbs):  # also those that came while the lane was closed
                 try:
                     await self._decide_waiting()
                 finally:
                     await self._lane.close()
         finally:  # cancelled; otherwise none is left
             for verb in self._verbs:
-                _fail(verb.waiting)
-                verb.waiting.clear()
+                verb.fail()
 
     async def _decide_waiting(self) -> None:
         size = 0
-        while waiting := sum(len(verb.waiting) for verb in self._verbs):
-            share = _share(waiting, size)
+        while left := sum(verb.left for verb in self._verbs):
+            share, params = _share(left, size), dict[str, Any]()
             batches: list[tuple[_Verb, list[_Call]]] = []
+            for verb in self._verbs:
+                batch, asked = verb.take(share)
+                if batch:
+                    batches.append((verb, batch))
+                    params |= asked
+            size = sum(len(batch) for _, batch in batches)
             try:
-                batches = [(verb, batch) for verb in self._verbs if (batch := _next_batch(verb.waiting, share))]
-                size = sum(len(batch) for _, batch in batches)
                 if batches:
-                    await self._decide_batches(batches)
+                    await self._decide_batches(batches, params)
             except DatabaseUnavailable:
                 _fail(_calls(batches))
             except asyncio.CancelledError:
@@ -200,12 +235,17 @@ class Batches:
                 for call in _calls(batches):
                     call.answer(error)
 
-    async def _decide_batches(self, batches: list[tuple[_Verb, list[_Call]]]) -> None:
-        params: dict[str, Any] = {}
-        for verb, batch in batches:
-            params |= verb.asked(batch, wait=False)
-        first = min(batch[0].asked.since for _, batch in batches)
-        gathered.count(sum(len(batch) for _, batch in batches), asyncio.get_running_loop().time() - first)
+    def _make_ready(self) -> None:
+        """Make the next batch ready while this one is decided, for the database not to wait for that; but only of a verb of
+        which so many wait that it would be no larger later. What comes alone meanwhile, of another verb, goes along with it."""
+        for verb in self._verbs:
+            if verb.ready is None and len(verb.waiting) >= 2 * _MOST_IN_A_BATCH:
+                verb.make_ready(1)
+
+    async def _decide_batches(self, batches: list[tuple[_Verb, list[_Call]]], params: Params) -> None:
+        loop, first = asyncio.get_running_loop(), min(batch[0].asked.since for _, batch in batches)
+        gathered.count(sum(len(batch) for _, batch in batches), loop.time() - first)
+        loop.call_soon(self._make_ready)  # as soon as this one was sent
         try:
             found = await self._lane.all(self._statement(tuple(verb for verb, _ in batches)), params)
         except psycopg.Error:  # one of them is the reason; alone it hurts nobody else
@@ -214,7 +254,7 @@ class Batches:
                     self._wait_apart(verb, call)
             return
         # Their callers go on when the next batch is under way: the database need not wait for them.
-        asyncio.get_running_loop().call_soon(self._answer, batches, found)
+        loop.call_soon(self._answer, batches, found)
 
     def _statement(self, verbs: tuple[_Verb, ...]) -> LiteralString:
         if verbs not in self._statements:
