@@ -15,7 +15,7 @@ from tests.bench.load import Measured
 
 ITEMS: Final = 500
 """As many as one request may have."""
-_BATCHES: Final = 40
+_BATCHES: Final = 80
 CONNECTIONS: Final = 4
 _USED: Final = '"cost_usd":0.000045,"usage":{"input_tokens":12,"output_tokens":9}'
 
