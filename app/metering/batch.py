@@ -435,13 +435,16 @@ def _fail(calls: Iterable[_Call]) -> None:
 # --- parameters ---------------------------------------------------------------------------------------
 
 
-def _array(values: Sequence[Any]) -> str:
-    """A PostgreSQL array as text, sent as one parameter: much cheaper than psycopg's own adaptation.
+def _array(values: Sequence[Any]) -> str | None:
+    """A PostgreSQL array as text, sent as one parameter: much cheaper than psycopg's own adaptation. Of nothing but nulls there is
+    none: the functions unfold and ask a null as they do such an array, and most calls tell little of what could be told.
 
     What JSON writes as PostgreSQL reads it is written at once: null, truth values, numbers, quoted ids and times, and
     text without control characters; with them, or with what else is escaped, it is written by hand.
     """
     kinds = set(map(type, values))
+    if kinds == _NOTHING:
+        return None
     if kinds <= _ALIKE_IN_JSON:
         text = _json(values)
         if b"\\" not in text:
@@ -461,5 +464,6 @@ def _element(value: object) -> str:
 
 
 _json: Final = msgspec.json.Encoder().encode
+_NOTHING: Final = frozenset({NoneType})
 _ALIKE_IN_JSON: Final = frozenset({NoneType, bool, int, uuid.UUID, str, datetime})
 _JSONB: Final = frozenset({NoneType, Jsonb})
