@@ -1,5 +1,6 @@
 """What is forgotten in time, and that nothing is spent, charged or explained otherwise for it."""
 
+import hashlib
 from decimal import Decimal
 from typing import Any
 
@@ -75,6 +76,31 @@ async def test_a_late_settle_of_an_expired_hold_that_is_gone_is_charged_all_the_
     await rig.settle(held["expired"]["hold_id"], "0.02")
     assert await rig.balance(customer) == balance - D("0.02")
     assert (await rig.authorize(customer.api_key, "0.1", "released"))["decision"] == "allow"  # may be asked for anew
+
+
+async def test_a_call_that_nothing_was_held_for_stays_charged_once_beside_others(rig: Rig) -> None:
+    customer, other = await rig.customer("20"), await rig.customer("20")
+
+    async def reported(*calls: tuple[str, Customer]) -> list[dict[str, Any]]:
+        """In one batch: what each was answered."""
+        answer = await rig.client.post("/v1/meter/events", headers=await rig.service(), json=[
+            {"specversion": "1.0", "id": name, "source": "proxy", "type": "call", "data": {
+                "cost_usd": "0.05", "api_key_hash": hashlib.sha256(whose.api_key.encode()).hexdigest()}}
+            for name, whose in calls
+        ])  # fmt: skip
+        return list(answer.json()["results"])
+
+    assert [each["status"] for each in await reported(("old", customer))] == [200]
+    await rig.meter("charge", request_id="old-charge", api_key=customer.api_key, cost_usd="0.05")
+    rig.sql("UPDATE hold SET closed_at = closed_at - interval '36 days'")
+    assert await forget_closed_holds(rig.house.db) == 2
+    answers = await reported(("new", customer), ("old", customer), ("new", other), ("newer", customer))
+    assert [each["status"] for each in answers] == [200, 409, 200, 200]
+    assert answers[1]["error"]["code"] == "request_id_reuse"
+    charge = await rig.meter("charge", request_id="old-charge", api_key=customer.api_key, cost_usd="0.05")
+    assert charge.status_code == 409
+    assert [each["status"] for each in await reported(("new", customer), ("newer", customer))] == [200, 200]
+    assert (await rig.balance(customer), await rig.balance(other)) == (D("19.8"), D("19.95"))
 
 
 async def test_many_are_forgotten_in_portions_from_an_index(rig: Rig, owner_conn: psycopg.Connection[Any]) -> None:
