@@ -20,7 +20,8 @@ from app.kernel.db import Database, Lane, Params
 from app.kernel.errors import AppError, DatabaseUnavailable, InvalidField
 from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
-from app.metering.batch import Batches, _array
+from app.metering.arrays import as_array
+from app.metering.batch import Batches
 from app.metering.functions import FUNCTIONS, Function
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.migrations import MigrationError, check, migrate
@@ -896,6 +897,10 @@ ODD = ["", "NULL", "null", '"', "\\", '\\"', "{}", ",", " a ", "a\nb\tc\x01\x7f"
         ("text", ["a", None, *ODD]),
         ("bigint", [0, -1, 2**63 - 1, None, -(2**63)]),
         ("uuid", [uuid.UUID(int=0), None, uuid.UUID(int=2**128 - 1)]),
+        *(
+            ("uuid", [uuid.UUID(int=number * 2**127 // count) for number in range(count)])
+            for count in (1, 15, 16, 500, 70_000)
+        ),
         ("timestamptz", [datetime(2026, 11, 26, 1, 2, 3, 456789, tzinfo=UTC), None, datetime(1970, 1, 1, tzinfo=UTC)]),
         ("bytea", [b"", b"\x00\xff\\", None]),
         ("jsonb", [Jsonb({odd: odd}) for odd in ODD] + [None, Jsonb({"n": 1})]),
@@ -905,17 +910,17 @@ def test_postgresql_reads_an_array_as_what_was_written(
     owner_conn: psycopg.Connection[Any], kind: str, values: list[Any]
 ) -> None:
     owner_conn.execute("SET timezone = 'UTC'")
-    found = owner_conn.execute(f"SELECT %s::{kind}[]".encode(), [_array(values)]).fetchone()
+    found = owner_conn.execute(f"SELECT %s::{kind}[]".encode(), [as_array(values)]).fetchone()
     assert found == ([value.obj if isinstance(value, Jsonb) else value for value in values],)
 
 
 def test_nothing_but_nulls_is_a_null_and_no_other_statement_to_prepare(clean: str) -> None:
-    assert _array([None, None]) is None
+    assert as_array([None, None]) is None
     with psycopg.connect(clean, autocommit=True, prepare_threshold=0) as conn:
         for values in ([1, None], [None, None], [None, 1]):
             found = conn.execute(
                 "SELECT u.a, %(b)s::int[], (%(a)s::int[])[2] FROM unnest(%(a)s::int[], '{1,2}'::int[]) u (a, b)",
-                {"a": _array(values), "b": _array([None])},
+                {"a": as_array(values), "b": as_array([None])},
             ).fetchall()
             assert found == [(values[0], None, values[1]), (values[1], None, values[1])]
         assert conn.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (2,), "and this one"

@@ -10,22 +10,20 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import datetime
 from functools import partial
 from itertools import accumulate
 from math import ceil
 from operator import itemgetter
-from types import NoneType
 from typing import Any, Final, LiteralString, TypeAlias
 
 import msgspec
 import psycopg
-from psycopg.types.json import Jsonb
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Params, Row
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.shards import Shards
+from app.metering.arrays import as_array
 from app.metering.functions import OF_ACCOUNT, Function
 from app.metering.gathered import gathered
 
@@ -79,7 +77,12 @@ class _Call(msgspec.Struct, eq=False):
     @property
     def is_late(self) -> bool:
         """Whether it has waited for so long that its caller had better ask again."""
-        return self.asked.since < asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
+        return self.asked.since < _late()
+
+
+def _late() -> float:
+    """Whoever has waited since before this moment of the loop had better ask again."""
+    return asyncio.get_running_loop().time() - _LONGEST_WAIT_SECONDS
 
 
 class _Verb:
@@ -138,11 +141,11 @@ class _Verb:
         """The parameters of the function for a batch."""
         values = zip(*[self._of(call.params) for call in batch], strict=True)
         params: dict[str, Any] = {
-            self._prefix + name: _array(each) for name, each in zip(self._arrays, values, strict=True)
+            self._prefix + name: as_array(each) for name, each in zip(self._arrays, values, strict=True)
         }
         params |= {self._prefix + name: batch[0].params[name] for name in self._scalars}
         params |= {self._prefix + name: batch[0].params["account_id"] for name in self._account}
-        params[self._prefix + "lock"] = _array(list({call.params["account_id"] for call in batch}))
+        params[self._prefix + "lock"] = as_array(list({call.params["account_id"] for call in batch}))
         params[self._prefix + "wait"] = wait
         return params
 
@@ -386,13 +389,13 @@ def _next_batch(waiting: deque[_Call], share: float) -> list[_Call]:
     """
     batch: dict[tuple[int, int], _Call] = {}
     repeats: list[_Call] = []
-    most = min(_MOST_IN_A_BATCH, ceil(len(waiting) * share))
+    most, late = min(_MOST_IN_A_BATCH, ceil(len(waiting) * share)), _late()
     while waiting and len(batch) + len(repeats) < most:
         call = waiting.popleft()
-        identity = call.params["account_id"].int, call.params["hold_id"].int  # hashed faster than UUIDs
-        if call.is_late:
+        asked, params = call.asked, call.params
+        if asked.since < late:
             _fail([call])
-        elif identity in batch:
+        elif (identity := (params["account_id"].int, params["hold_id"].int)) in batch:  # hashed faster than UUIDs
             repeats.append(call)
         elif not call.is_over:
             batch[identity] = call
@@ -430,40 +433,3 @@ def _fail(calls: Iterable[_Call]) -> None:
     for call in calls:
         if not call.is_answered:
             call.answer(DatabaseUnavailable(retry_after_seconds=1))
-
-
-# --- parameters ---------------------------------------------------------------------------------------
-
-
-def _array(values: Sequence[Any]) -> str | None:
-    """A PostgreSQL array as text, sent as one parameter: much cheaper than psycopg's own adaptation. Of nothing but nulls there is
-    none: the functions unfold and ask a null as they do such an array, and most calls tell little of what could be told.
-
-    What JSON writes as PostgreSQL reads it is written at once: null, truth values, numbers, quoted ids and times, and
-    text without control characters; with them, or with what else is escaped, it is written by hand.
-    """
-    kinds = set(map(type, values))
-    if kinds == _NOTHING:
-        return None
-    if kinds <= _ALIKE_IN_JSON:
-        text = _json(values)
-        if b"\\" not in text:
-            return f"{{{text[1:-1].decode()}}}"
-    elif kinds <= _JSONB:  # has no control characters
-        text = _json([None if value is None else _json(value.obj).decode() for value in values])
-        return f"{{{text[1:-1].decode()}}}"
-    return "{" + ",".join(map(_element, values)) + "}"
-
-
-def _element(value: object) -> str:
-    if value is None:
-        return "NULL"
-    if isinstance(value, bytes):
-        return f'"\\\\x{value.hex()}"'
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-_json: Final = msgspec.json.Encoder().encode
-_NOTHING: Final = frozenset({NoneType})
-_ALIKE_IN_JSON: Final = frozenset({NoneType, bool, int, uuid.UUID, str, datetime})
-_JSONB: Final = frozenset({NoneType, Jsonb})
