@@ -27,6 +27,7 @@ MAX_NUSD = 10**18
 MAX_REPORTED_LENGTH: Final = 40
 
 _USD_TEXT = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
+_PLAIN_NUMBER = re.compile(rb"(\d{1,12})(?:\.(\d{1,9}))?")
 _REPORTED_TEXT = re.compile(r"(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?", re.ASCII)
 _COIN_TEXT = re.compile(r"\d{1,12}(\.\d{1,8})?", re.ASCII)
 _EXACT = Context(prec=60)
@@ -84,10 +85,10 @@ def reported_usd(raw: msgspec.Raw | bytes, field: str, *, down: bool = False) ->
     with `down` it is the one below.
     Raises InvalidField naming `field` for what is negative or no number, and for more than the books can hold.
     """
-    text = _unquoted(raw)
-    if _USD_TEXT.fullmatch(text):  # nearly every cost is plain, and need not be rounded
-        return _within_the_books(_scaled(text, 9), field)
-    amount, divisor = _reported(text, field)
+    if plain := _PLAIN_NUMBER.fullmatch(raw):  # nearly every cost is, and need not be rounded
+        whole, fraction = plain.groups(b"")
+        return _within_the_books(int(whole + fraction.ljust(9, b"0")), field)
+    amount, divisor = _reported(_unquoted(raw), field)
     amount_nusd, rest = divmod(amount, divisor)
     if not down and (2 * rest > divisor or (2 * rest == divisor and amount_nusd % 2 == 1)):
         amount_nusd += 1
@@ -126,7 +127,7 @@ def parse_amount(raw: msgspec.Raw | bytes, currency: Currency, field: str) -> in
 
 def is_given(raw: msgspec.Raw) -> bool:
     """Whether an optional JSON field was there and not null."""
-    return bytes(raw) not in (b"", b"null")
+    return len(raw) > 0 and (len(raw) != 4 or bytes(raw) != b"null")
 
 
 def _matched(raw: msgspec.Raw | bytes, field: str, pattern: re.Pattern[str], places: int) -> str:
@@ -160,14 +161,19 @@ def decimal_text(units: int, places: int) -> str:
 
 def usd_text(amount_nusd: int) -> str:
     """Nano-USD as an exact decimal in USD, such as `0.000045`."""
-    whole, fraction = divmod(abs(amount_nusd), NUSD_PER_USD)  # as decimal_text does; every answer has several
-    text = ("%d.%09d" % (whole, fraction)).rstrip("0") if fraction else str(whole)  # noqa: UP031 - half the time
-    return text if amount_nusd >= 0 else f"-{text}"
+    return _usd(amount_nusd).decode()
+
+
+def _usd(amount_nusd: int) -> bytes:
+    """As decimal_text does it, at half the time: every answer has several."""
+    whole, fraction = divmod(abs(amount_nusd), NUSD_PER_USD)
+    text = (b"%d.%09d" % (whole, fraction)).rstrip(b"0") if fraction else b"%d" % whole
+    return text if amount_nusd >= 0 else b"-" + text
 
 
 def usd(amount_nusd: int) -> JsonNumber:
     """Nano-USD as a JSON number."""
-    return _ZERO if amount_nusd == 0 else msgspec.Raw(usd_text(amount_nusd).encode())
+    return _ZERO if amount_nusd == 0 else msgspec.Raw(_usd(amount_nusd))
 
 
 _ZERO: Final = msgspec.Raw(b"0")  # most lines of most costs

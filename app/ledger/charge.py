@@ -8,6 +8,8 @@ import msgspec
 
 from app.kernel.errors import NotFound
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
 
 class ChargeId(msgspec.Struct, frozen=True):
     """What the wire's opaque charge_id carries, so that a charge is found with its account."""
@@ -17,7 +19,7 @@ class ChargeId(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         pair = self.account_id.int << 128 | self.usage_id.int
-        return base64.urlsafe_b64encode(pair.to_bytes(32)).decode()[:-1]  # 32 bytes always need one "="
+        return binascii.b2a_base64(pair.to_bytes(32), newline=False).translate(_URL_SAFE, b"=").decode()
 
     @classmethod
     def read(cls, text: str) -> "ChargeId":

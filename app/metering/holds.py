@@ -43,6 +43,8 @@ from app.offers.mint import Short, ShortBalance
 from app.offers.proofs import Use, consume
 
 _IN_HOLD_NAMESPACE: Final = hashlib.sha1(uuid.UUID("6f1f3c0e-0b53-4f9e-8f5f-5a7e3e7e2001").bytes, usedforsecurity=False)
+_VERSION_BITS: Final = 0xF000_C000 << 48
+_VERSION_5: Final = 0x5000_8000 << 48
 _BETWEEN_NAMES: Final = "\x7f"
 
 # Values of the hot path are structs: made at each call, they cost a tenth of a frozen dataclass.
@@ -184,10 +186,8 @@ def hold_id_for(service: str, request_id: str) -> uuid.UUID:
     """The one id a (service, request_id) can ever have, a UUIDv5: the primary key then keeps it unique for ever."""
     digest = _IN_HOLD_NAMESPACE.copy()
     digest.update(f"{service}\x00{request_id}".encode())
-    name = bytearray(digest.digest()[:16])
-    name[6] = name[6] & 0x0F | 0x50  # what uuid.UUID does for a version, at a third of its time
-    name[8] = name[8] & 0x3F | 0x80
-    return msgspec.convert(bytes(name), uuid.UUID)
+    name = int.from_bytes(digest.digest()[:16]) & ~_VERSION_BITS | _VERSION_5
+    return msgspec.convert(name.to_bytes(16), uuid.UUID)  # a third of uuid.UUID's time
 
 
 class Meter:
@@ -285,11 +285,13 @@ class Meter:
 
     def used(self, service: str, ticket: HoldTicket, work: Work, fingerprint: bytes | None = None) -> Used:
         """What `take` charges. A call that nothing was held for has a fingerprint: another one under its id is refused."""
-        return Used(work, work.params() | {
+        params = work.params()
+        params |= {
             "account_id": ticket.account_id, "key_id": ticket.key_id, "hold_id": ticket.hold_id, "service": service,
             "request_id": ticket.request_id, "request_hash": fingerprint, "window_start": ticket.window_start, "model": ticket.model,
             "endpoint": ticket.endpoint, "needed_nusd": None, "names": None,
-        })  # fmt: skip
+        }  # fmt: skip
+        return Used(work, params)
 
     async def take(self, used: Sequence[Used]) -> list[Charged | AppError]:
         """Charge calls that were made, whatever is left, and say of each what was charged, or why nothing was: HoldNotFound

@@ -181,7 +181,7 @@ class MeterController(Controller):
                 reported_usd(data.max_cost_usd, "max_cost_usd") if is_given(data.max_cost_usd) else work.cost_nusd
             )
             names = await pricer.names(data.model)
-            asked = told(data, attributes, said_nusd(data))
+            asked = told(data, work.units, attributes, said_nusd(data))
             ask = Ask(data.request_id, amount_nusd, data.model, data.endpoint, asked=asked, model_names=names)
             charged = await meter.charge(service.name, owner, ask, work, use)
         except AppError as error:
@@ -242,7 +242,9 @@ async def _admitted(verifier: Verifier, secret: str | None, sha256_hex: str | No
 async def priced_work(pricer: Pricer, ticket: HoldTicket, data: WorkDone) -> Work:
     """What was done, with what it cost by the prices of the ticket's moment. Raises InvalidField and ModelNotPriced."""
     must_tell_what_it_cost(data)
-    return _work(data, await _cost(data, pricer, ticket.model, ticket.account_id, ticket.attributes, ticket))
+    counts = _counts(data)
+    cost = await _cost(data, counts, pricer, ticket.model, ticket.account_id, ticket.attributes, ticket)
+    return _work(data, counts, cost)
 
 
 def _verdict(error: AppError) -> Denied:
@@ -406,7 +408,8 @@ async def _work_once(
     """What was done, with its cost by today's prices. They may have changed since it was charged, so that it could not be
     again: it is a repeat then, and its cost is not looked at. Raises InvalidField and ModelNotPriced."""
     try:
-        work = _work(data, await _cost(data, pricer, data.model, owner.account_id, attributes, None))
+        cost = await _cost(data, _counts(data), pricer, data.model, owner.account_id, attributes, None)
+        work = _work(data, _counts(data), cost)
         if is_given(data.max_cost_usd) and work.cost_nusd > reported_usd(data.max_cost_usd, "max_cost_usd"):
             raise InvalidField("the call cost more than max_cost_usd", param="max_cost_usd")
     except (InvalidField, ModelNotPriced) as error:
@@ -414,7 +417,7 @@ async def _work_once(
             await meter.found(service.name, owner, data.request_id)
         except HoldNotFound:
             raise error from None
-        return _work(data, Cost(0))
+        return _work(data, _counts(data), Cost(0))
     return work
 
 
@@ -423,14 +426,15 @@ def said_nusd(data: WorkDone) -> int | None:
     return reported_usd(data.cost_usd, "cost_usd") if is_given(data.cost_usd) else None
 
 
-def told(data: WorkDone, attributes: Mapping[str, str] | None, cost_nusd: int | None) -> bytes:
+def told(
+    data: WorkDone, counts: Mapping[str, int] | None, attributes: Mapping[str, str] | None, cost_nusd: int | None
+) -> bytes:
     """All that the price of a call follows from, or that is recorded of what it was: told again otherwise, it is another one.
-    `cost_nusd` is `said_nusd`.
+    `counts` are its usage's, and `cost_nusd` is `said_nusd`.
 
     Not how long it took, and not the provider's own figures. How a call was made is spelled as prices are looked up.
     """
     made = {name: value.lower() for name, value in attributes.items() if value.lower() != "auto"} if attributes else {}
-    counts = data.usage.counts() if data.usage is not None else None
     features = sorted(set(data.features_used)) if data.features_used else []
     return _sorted((cost_nusd, data.outcome, counts, data.served_model, data.provider, features, made))
 
@@ -440,12 +444,17 @@ _sorted: Final = msgspec.json.Encoder(order="sorted").encode
 
 def must_tell_what_it_cost(data: WorkDone) -> None:
     """Raises InvalidField."""
-    if not is_given(data.cost_usd) and data.usage is None:
+    if data.usage is None and not is_given(data.cost_usd):
         raise InvalidField("give usage, to be priced from the catalogue, or cost_usd", param="usage")
+
+
+def _counts(data: WorkDone) -> dict[str, int] | None:
+    return None if data.usage is None else data.usage.counts()
 
 
 async def _cost(
     data: WorkDone,
+    counts: Mapping[str, int] | None,
     pricer: Pricer,
     model: str | None,
     account_id: UUID,
@@ -456,7 +465,7 @@ async def _cost(
 
     A usage without any count was lost on its way. A completed call then costs what was held for it, never nothing.
     """
-    counts, held_nusd = data.usage.counts() if data.usage else {}, ticket.amount_nusd if ticket else None
+    counts, held_nusd = counts or {}, ticket.amount_nusd if ticket else None
     version, made_at = (ticket.price_version, ticket.made_at) if ticket else (None, None)
 
     def was_made() -> tuple[quote.Call, quote.Call]:
@@ -486,7 +495,7 @@ async def _cost(
     return cost if counts else msgspec.structs.replace(cost, flags=(*cost.flags, "usage_missing"))
 
 
-def _work(data: WorkDone, cost: Cost) -> Work:
+def _work(data: WorkDone, counts: Mapping[str, int] | None, cost: Cost) -> Work:
     """What was done, with its cost."""
     flags = (*cost.flags, "usage_estimated") if data.usage_estimated else cost.flags
     latency_ms = None if data.latency_ms is None else round(data.latency_ms)
@@ -496,6 +505,6 @@ def _work(data: WorkDone, cost: Cost) -> Work:
         provider_cost_nusd = reported_usd(data.provider_cost_usd, "provider_cost_usd")
     return Work(
         cost.cost_nusd, data.outcome, data.served_model, data.provider, data.upstream_id, latency_ms, ttft_ms,
-        data.usage.counts() if data.usage else None, cost.price_version, cost.lines, ",".join(flags) or None,
+        counts, cost.price_version, cost.lines, ",".join(flags) or None,
         cost.is_the_hold, provider_cost_nusd, data.upstream_model,
     )  # fmt: skip

@@ -106,7 +106,7 @@ class ReportsController(Controller):
         data: JSONBody[SettleBatchRequest],
     ) -> Verdicts:
         """For a proxy that spooled what it could not settle at once. Each item is settled as if it had come alone."""
-        items = await _each(_settle, data.settles)
+        items = _each(_settle, data.settles)
         lost = [item for item in items if isinstance(item, SettleRequest) and item.hold_id is None]
         looked_up = iter(await _at_once(partial(ticket_of, service, verifier, meter), lost))
 
@@ -116,7 +116,7 @@ class ReportsController(Controller):
                 raise ticket
             return meter.used(service.name, ticket, await priced_work(pricer, ticket, item))
 
-        charged = await _charged(meter, await _each(used, items))
+        charged = await _charged(meter, await _each_in_turn(used, items))
         return Verdicts.of([_verdict(each) for each in charged])
 
     @post("/events", status_code=200, summary="Usage as CloudEvents")
@@ -136,7 +136,7 @@ class ReportsController(Controller):
         raws = read(data, list[msgspec.Raw]) if is_batch else [data]
         if not 1 <= len(raws) <= MAX_ITEMS:
             raise InvalidField(f"a batch has 1 to {MAX_ITEMS} events, got {len(raws)}")
-        events = await _each(_event, raws)
+        events = _each(_event, raws)
         keys = list({event.key for event in events if isinstance(event, _Event) and event.key is not None})
         owners = dict(zip(keys, await _at_once(partial(owner_of, verifier, None), keys), strict=True))
         moment = await pricer.moment() if keys else None
@@ -153,7 +153,7 @@ class ReportsController(Controller):
             except (InvalidField, ModelNotPriced) as error:  # priced_work knows nothing of what is around the data
                 raise type(error)(error.message, param=error.param and f"data.{error.param}") from None
 
-        charged = await _charged(meter, await _each(used, events))
+        charged = await _charged(meter, await _each_in_turn(used, events))
         if not is_batch and isinstance(charged[0], AppError):
             raise charged[0]
         return Verdicts.of([_verdict(each, event) for each, event in zip(charged, events, strict=True)])
@@ -168,7 +168,18 @@ _T = TypeVar("_T")
 _U = TypeVar("_U")
 
 
-async def _each(work: Callable[[_T], Awaitable[_U]], items: Iterable[_T | AppError]) -> list[_U | AppError]:
+def _each(work: Callable[[_T], _U], items: Iterable[_T]) -> list[_U | AppError]:
+    """What `work` makes of each."""
+    made: list[_U | AppError] = []
+    for item in items:
+        try:
+            made.append(work(item))
+        except AppError as error:
+            made.append(error)
+    return made
+
+
+async def _each_in_turn(work: Callable[[_T], Awaitable[_U]], items: Iterable[_T | AppError]) -> list[_U | AppError]:
     """What `work` makes of each. A failure of ours is the whole request's: it may be sent again."""
     made: list[_U | AppError] = []
     for item in items:
@@ -183,7 +194,7 @@ async def _each(work: Callable[[_T], Awaitable[_U]], items: Iterable[_T | AppErr
 
 async def _at_once(work: Callable[[_T], Awaitable[_U]], items: Sequence[_T]) -> list[_U | AppError]:
     """The same for what the database is asked for."""
-    return [made for [made] in await asyncio.gather(*(_each(work, [item]) for item in items))] if items else []
+    return [made for [made] in await asyncio.gather(*(_each_in_turn(work, [item]) for item in items))] if items else []
 
 
 async def _charged(meter: Meter, used: Sequence[Used | AppError]) -> list[ChargeView | AppError]:
@@ -206,7 +217,7 @@ def _verdict(charged: ChargeView | AppError, event: "_Event | AppError | None" =
     return Verdict(200, event.told.id if isinstance(event, _Event) else None, charged)
 
 
-async def _settle(raw: msgspec.Raw) -> SettleRequest:
+def _settle(raw: msgspec.Raw) -> SettleRequest:
     item: SettleRequest = read(raw, SettleRequest)
     return item
 
@@ -218,7 +229,7 @@ class _Event(msgspec.Struct, frozen=True):
     key: str | None
 
 
-async def _event(raw: msgspec.Raw) -> _Event:
+def _event(raw: msgspec.Raw) -> _Event:
     told: CloudEvent = read(raw, CloudEvent)
     return _Event(told, _key(told) if told.data.hold_id is None else None)
 
@@ -260,6 +271,6 @@ async def _unheld(
         data.model, data.endpoint, said,
     )  # fmt: skip
     work = await priced_work(pricer, ticket, data)
-    asked = told(data, said, work.cost_nusd if is_given(data.cost_usd) else None)
+    asked = told(data, work.units, said, work.cost_nusd if is_given(data.cost_usd) else None)
     ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint, asked=asked)
     return meter.used(service.name, ticket, work, ask.fingerprint("report", owner, work))
