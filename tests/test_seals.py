@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -114,6 +115,33 @@ async def test_an_account_of_more_entries_than_a_portion_is_sealed_whole(books: 
     assert owner_conn.execute("SELECT max(count) FROM seal WHERE chain = 'entries'").fetchall() == [(2,)]
     report = await looked(books)
     assert (report.findings, report.seals and report.seals.unsealed) == ((), 0)
+
+
+async def test_who_seals_much_rests_after_each_portion_and_leads_on(books: Books, owner_conn: Owner) -> None:
+    for number in range(5):
+        await a_call(books, f"of many {number}")
+    house, rested = books.house, list[float]()
+
+    async def rest(worked_seconds: float) -> None:
+        rested.append(worked_seconds)
+
+    assert await seal(house.db, house.settings.pepper, entries_at_once=2, rest=rest) > 0
+    [(portions,)] = owner_conn.execute(
+        "SELECT count(*) FROM seal_run WHERE id IN (SELECT run_id FROM seal WHERE chain = 'entries')"
+    ).fetchall()
+    assert 2 <= portions - 1 <= len(rested) <= portions
+    assert min(rested) > 0
+    notary = Notary(house.db, house.settings.pepper)
+    await notary.seal()
+    owner_conn.execute("UPDATE job_lease SET claimed_until = now() + interval '1 second' WHERE name = 'seals'")
+    began = time.monotonic()
+    await notary._rest(0.1)
+    assert time.monotonic() - began >= 0.3
+    led_on = owner_conn.execute(
+        "SELECT claimed_until > now() + interval '1 minute' FROM job_lease WHERE name = 'seals'"
+    )
+    assert led_on.fetchall() == [(True,)]
+    assert await sealed_again(books, whole=True) == 0
 
 
 async def test_seals_of_before_and_of_now_are_one_chain_whoever_makes_the_next(books: Books, owner_conn: Owner) -> None:
