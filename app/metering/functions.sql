@@ -404,10 +404,7 @@ END $$;
 -- settle: a call under a hold costs what it cost, whatever the hold said, so that nothing is refused and what each item leaves
 -- is a running sum. Also for calls that nothing was held for: with a request_hash the call is not told of by a ticket, and
 -- leaves a hold that is settled already; another call of that id is `reuse`. at_least_hold: the cost is not less than what
--- was held. An open hold was never charged: its entry need not be looked for. Nor is it, without p_wait, that of a call which
--- nothing was held for and that has no hold: where it was charged so long ago that its hold was removed, its entry cannot be
--- written a second time, and the whole batch fails. With p_wait, as all that fail are asked about again, it is `reuse`.
--- Where the hold is of another key than the ticket
+-- was held. An open hold was never charged: its entry need not be looked for. Where the hold is of another key than the ticket
 -- says (one was lost, and the request made again by another key), the call counts to the hold's.
 -- charge: where needed_nusd is given (to all items or none), the key must be able to pay that much. A refused call consumes
 -- nothing, so what is left is carried from call to call. What is known of a request_id is not asked for money again, and what is new
@@ -556,8 +553,7 @@ BEGIN
         LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = coalesce(h.key_id, u.told_key_id)
         LEFT JOIN LATERAL (
             SELECT true AS is_there FROM entry e
-            WHERE u.is_new IS NOT TRUE AND h.state IS DISTINCT FROM 'open' AND (p_wait OR h.id IS NOT NULL OR u.request_hash IS NULL OR u.is_admitted)
-                  AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+            WHERE u.is_new IS NOT TRUE AND h.state IS DISTINCT FROM 'open' AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
             LIMIT 1
         ) e ON true
         WHERE (v_all OR u.account_id = ANY (v_locked)) AND u.is_admitted IS DISTINCT FROM false
