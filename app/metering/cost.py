@@ -91,9 +91,8 @@ def lines_of(quote: Quote) -> dict[str, Any]:
     """A quote as it is kept: its five figures in nano-USD, and its lines: kind, name, units, list price in pico-USD, markup
     in ppm, and for how many units that price is where it is for several. `divisor` is what all of those go into."""
     lines: list[list[Any]] = [
-        [line.kind.value, line.name, line.units, line.list_price_pusd, line.markup_ppm]
-        + ([line.per_units] if line.per_units != 1 else [])
-        for line in quote.lines
+        [kind._value_, name, units, list_price_pusd, markup_ppm, *((per_units,) if per_units != 1 else ())]
+        for kind, name, units, list_price_pusd, markup_ppm, per_units in quote.lines
     ]
     found: dict[str, Any] = {
         "model": quote.model,

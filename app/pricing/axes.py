@@ -57,11 +57,13 @@ def input_tokens(usage: Usage, whats: Sequence[int], price_of: PriceOf, *, most:
 
     With `most`, the dearest split that the counts allow: of a hold, of which nothing is known yet.
     """
-    return _Input(usage).by_cell(whats, price_of, most) if any(_kinds_of(usage)) else _text_only(usage)
+    return text_tokens(usage) or _Input(usage).by_cell(whats, price_of, most)
 
 
-def _text_only(usage: Usage) -> Tokens:
-    """Most calls: one column, so that there is nothing to split."""
+def text_tokens(usage: Usage) -> Tokens | None:
+    """The tokens of an input that is text alone, as most are: one column, so that there is nothing to split. Else None."""
+    if any(_kinds_of(usage)):
+        return None
     units = {INPUT_CELLS[how][0]: count for how, count in enumerate(_reads_of(usage), 1) if count}
     parts = sum(units.values())
     total, is_beside = _whole(usage.input_tokens, parts)
@@ -72,9 +74,12 @@ def _text_only(usage: Usage) -> Tokens:
 
 def output_tokens(usage: Usage, plain: Dimension, stands_for: Callable[[Dimension], Dimension]) -> Tokens:
     """The tokens of the output by what they are charged as. `plain` is what those are of which nothing is said."""
+    counts = _parts_of(usage)
+    if not any(counts):  # most answers
+        return Tokens({plain: usage.output_tokens} if usage.output_tokens else {}, usage.output_tokens)
     units: dict[Dimension, int] = {}
     parts = 0
-    for part, count in zip(OUTPUT_CELLS[1:], _parts_of(usage), strict=True):
+    for part, count in zip(OUTPUT_CELLS[1:], counts, strict=True):
         if count:
             parts += count
             units[stands_for(part)] = units.get(stands_for(part), 0) + count

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from msgspec.structs import replace
@@ -28,11 +29,13 @@ D = Dimension
 
 
 class Call(msgspec.Struct, frozen=True):
-    """Which model is called, by whom, and how: `attributes` are quality, size, resolution, service_tier, …"""
+    """Which model is called, by whom, and how: `attributes` are quality, size, resolution, service_tier, …
+
+    The account's id is written as text only where there are markups to be looked for."""
 
     model: str
     provider: str = ""
-    account: str = ""
+    account: UUID | str = ""
     attributes: Mapping[str, str] = MappingProxyType({})
     features: tuple[str, ...] = ()
 

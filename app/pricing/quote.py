@@ -12,6 +12,7 @@ from datetime import datetime
 from fractions import Fraction
 from math import lcm
 from typing import Any, Final, NamedTuple, TypeVar
+from uuid import UUID
 
 import msgspec
 from msgspec.structs import replace
@@ -174,10 +175,11 @@ class Catalogue:
     def price_known(self, call: Call, usage: Usage, now: datetime) -> Quote:
         """What of the call has a price; what has none is named in `unpriced`. Raises ModelNotPriced for an unknown model."""
         prices = self._prices(call, input_total(usage), now)
-        priced = tuple(each for each in call.features if self._has_fee(each, now))
-        known = call if priced == call.features else replace(call, features=priced)
-        bill = self._bill(known, prices, used_by(prices, usage), now)
-        missing = [each.value for each in bill.used.unpriced] + [each for each in call.features if each not in priced]
+        unknown = [each for each in call.features if not self._has_fee(each, now)]
+        if unknown:
+            call = replace(call, features=tuple(each for each in call.features if each not in unknown))
+        bill = self._bill(call, prices, used_by(prices, usage), now)
+        missing = [each.value for each in bill.used.unpriced] + unknown
         quote = self._quoted(prices, bill, "usage")
         return replace(quote, unpriced=tuple(missing)) if missing else quote
 
@@ -350,12 +352,14 @@ class Catalogue:
         markup = self._markup(call.account, prices.model, prices.provider, now)
         ppm = markup.multiplier_ppm
         lines = [
-            Line(kind, dimension.value, units, price[0], ppm, price[1]) for kind, dimension, units, price in used.lines
+            Line(kind, dimension._value_, units, price[0], ppm, price[1])  # read at a fraction of `value`'s time
+            for kind, dimension, units, price in used.lines
         ]
-        lines.extend(
-            Line(Kind.FEES, feature, 1, self._fee_nusd(feature, now) * PUSD_PER_NUSD)
-            for feature in dict.fromkeys(call.features)
-        )
+        if call.features:
+            lines.extend(
+                Line(Kind.FEES, feature, 1, self._fee_nusd(feature, now) * PUSD_PER_NUSD)
+                for feature in dict.fromkeys(call.features)
+            )
         if markup.fixed_per_request_nusd:
             lines.append(Line(Kind.FEES, "request", 1, markup.fixed_per_request_nusd * PUSD_PER_NUSD))
         return _Bill(used, tuple(lines), *_by_kind(lines))
@@ -371,12 +375,12 @@ class Catalogue:
             raise ModelNotPriced(f"The feature {feature[:100]!r} has no price here", param="features")
         return fee.price_nusd
 
-    def _markup(self, account: str, model: str, provider: str, now: datetime) -> MarkupRow:
+    def _markup(self, account: UUID | str, model: str, provider: str, now: datetime) -> MarkupRow:
         """Account before model before provider before default; the first that there is decides alone."""
         if not self._markups:
             return _NO_MARKUP
         named = (
-            ("account", account), ("model", f"{provider}/{model}"), ("model", model), ("provider", provider), ("default", "")
+            ("account", str(account)), ("model", f"{provider}/{model}"), ("model", model), ("provider", provider), ("default", "")
         )  # fmt: skip
         for key in named:
             timeline = self._markups.get(key)
@@ -428,11 +432,14 @@ class _Bill(msgspec.Struct, frozen=True):
 
 def _by_kind(lines: Iterable[Line]) -> tuple[dict[Kind, int], int]:
     """What the lines of each kind come to, and by how much that is to be divided: the least that all are whole in."""
-    amounts = dict.fromkeys(Kind, 0)
+    amounts = dict.fromkeys(_KINDS, 0)
     divisor = lcm(*[line.per_units for line in lines])
     for kind, _, units, price_pusd, ppm, per_units in lines:
         amounts[kind] += units * price_pusd * ppm * (divisor // per_units)
     return amounts, divisor
+
+
+_KINDS: Final = tuple(Kind)  # an enumeration takes its time to be gone through
 
 
 def _rounded(exact: Mapping[Kind, int], per_nusd: int, total_nusd: int) -> dict[Kind, int]:

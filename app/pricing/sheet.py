@@ -280,8 +280,8 @@ class Prices:
     """
 
     __slots__ = (
-        "_charged", "_dearest_input", "_found", "_kinds_apart", "_plain_cells", "attributes", "input_tokens", "layers", "mode", "model", "most", "now",
-        "provider",
+        "_charged", "_dearest_input", "_found", "_kinds_apart", "_plain_input", "_plain_output", "attributes", "input_tokens", "layers", "mode",
+        "model", "most", "now", "provider",
     )  # fmt: skip
 
     def __init__(
@@ -300,7 +300,8 @@ class Prices:
         self.input_tokens, self.now, self.mode, self.most = input_tokens, now, mode, most
         self._found: dict[Dimension, Price | None] = {}
         self._charged: dict[Dimension, Price | None] = {}
-        self._plain_cells: dict[Dimension, Dimension] = {}
+        self._plain_input: Dimension | None = None
+        self._plain_output: Dimension | None = None
         self._kinds_apart: tuple[int, ...] | None = None
         self._dearest_input: Dimension | None = None
 
@@ -388,18 +389,17 @@ class Prices:
 
     def plain_input(self) -> Dimension:
         """What an input token is of which nothing is said: what the model is made to read, or text."""
-        return self._plain(INPUT_CELLS[0], _READS.get(self.mode))
+        if self._plain_input is None:
+            self._plain_input = self._plain(INPUT_CELLS[0], _READS.get(self.mode))
+        return self._plain_input
 
     def plain_output(self) -> Dimension:
         """What an output token is of which nothing is said: an image of a model that makes images, or text."""
-        return self._plain(_ANSWERS, _MAKES.get(self.mode))
+        if self._plain_output is None:
+            self._plain_output = self._plain(_ANSWERS, _MAKES.get(self.mode))
+        return self._plain_output
 
     def _plain(self, cells: tuple[Dimension, ...], made_for: Dimension | None) -> Dimension:
-        if cells[0] not in self._plain_cells:
-            self._plain_cells[cells[0]] = self._plain_cell(cells, made_for)
-        return self._plain_cells[cells[0]]
-
-    def _plain_cell(self, cells: tuple[Dimension, ...], made_for: Dimension | None) -> Dimension:
         if made_for is not None and self.find(made_for) is not None:
             return made_for
         if self.find(cells[0]) is not None:

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from app.pricing.axes import input_tokens, output_tokens
+from app.pricing.axes import input_tokens, output_tokens, text_tokens
 from app.pricing.rows import CACHE, COUNTED_IN, INPUT_CELLS, MEDIA, OUTPUT_CELLS, Dimension, Kind, Usage
 from app.pricing.sheet import Price, Prices
 
@@ -57,8 +57,10 @@ def put(used: Used, kind: Kind, dimension: Dimension, units: int, price: Price |
 def _media(prices: Prices, usage: Usage, used: Used) -> set[Dimension]:
     """Charge what is not counted in tokens; which tokens are the same thing counted again, and are charged so."""
     covered: set[Dimension] = set()
-    for dimension in MEDIA:
-        units = usage.of(dimension)
+    counts = _media_of(usage)
+    if not any(counts):
+        return covered
+    for dimension, units in zip(MEDIA, counts, strict=True):
         if not units:
             continue
         price = prices.find(dimension)
@@ -71,6 +73,9 @@ def _media(prices: Prices, usage: Usage, used: Used) -> set[Dimension]:
         elif not is_told_in_tokens(prices, usage, dimension):
             used.unpriced.append(dimension)
     return covered
+
+
+_media_of: Final = attrgetter(*(COUNTED_IN[dimension] for dimension in MEDIA))
 
 
 def by_pixels(prices: Prices, usage: Usage) -> tuple[int, Price] | None:
@@ -102,8 +107,11 @@ def _input(prices: Prices, usage: Usage, covered: set[Dimension], used: Used, is
     plain = prices.plain_input()
     if plain is not D.INPUT and not is_kind_told(usage):
         usage = replace(usage, **{COUNTED_IN[plain]: usage.input_tokens})
-    tokens = input_tokens(usage, _whats(prices, usage, covered), lambda cell: _unless(covered, prices, cell))
-    used.flags.extend(tokens.flags)
+    tokens = text_tokens(usage)
+    if tokens is None:
+        tokens = input_tokens(usage, _whats(prices, usage, covered), lambda cell: _unless(covered, prices, cell))
+    if tokens.flags:
+        used.flags.extend(tokens.flags)
     is_unsold = is_sold_by_media and prices.find(plain) is None
     for cell, units in tokens.units.items():
         if covered and _column(cell) in covered:
@@ -116,6 +124,7 @@ def _input(prices: Prices, usage: Usage, covered: set[Dimension], used: Used, is
 JOINT: Final = tuple(cell for how in INPUT_CELLS[1:] for cell in how[1:] if cell in COUNTED_IN)
 _kinds_of: Final = attrgetter(*(COUNTED_IN[kind] for kind in (*INPUT_CELLS[0][1:], *JOINT)))
 _readings_of: Final = attrgetter(*(COUNTED_IN[cell] for cell in (*(how[0] for how in INPUT_CELLS[1:]), *JOINT)))
+_answers_of: Final = attrgetter(*(COUNTED_IN[part] for part in OUTPUT_CELLS[2:]))
 _NOTHING: Final = frozenset({None})
 
 
@@ -147,7 +156,7 @@ def _whats(prices: Prices, usage: Usage, covered: set[Dimension]) -> tuple[int, 
 
 
 def _output(prices: Prices, usage: Usage, covered: set[Dimension], used: Used, is_sold_by_media: bool) -> None:
-    is_told = any(getattr(usage, COUNTED_IN[part]) is not None for part in OUTPUT_CELLS[2:])
+    is_told = not _NOTHING.issuperset(_answers_of(usage))
     plain = prices.plain_output()
     text = D.OUTPUT if prices.find(D.OUTPUT) is not None else plain
 
@@ -155,7 +164,8 @@ def _output(prices: Prices, usage: Usage, covered: set[Dimension], used: Used, i
         return part if part in covered or prices.find(part) is not None else text
 
     tokens = output_tokens(usage, text if is_told else plain, stands_for)
-    used.flags.extend(flag for flag in tokens.flags if flag not in used.flags)
+    if tokens.flags:
+        used.flags.extend(flag for flag in tokens.flags if flag not in used.flags)
     is_unsold = is_sold_by_media and prices.find(text) is None
     for part, units in tokens.units.items():
         if part not in covered and (not is_unsold or prices.find(part) is not None):

@@ -300,7 +300,7 @@ def _estimated(data: AuthorizeRequest, account_id: UUID) -> quote.Ask | None:
     if data.estimate is None:
         return None
     how, features = data.estimate.attributes(), tuple(data.features)
-    call = quote.Call(data.model or "", account=str(account_id), attributes=how, features=features)
+    call = quote.Call(data.model or "", account=account_id, attributes=how, features=features)
     return quote.Ask(call, data.estimate.usage(), data.estimate.max_output_tokens, data.estimate.n)
 
 
@@ -471,7 +471,7 @@ async def _cost(
     def was_made() -> tuple[quote.Call, quote.Call]:
         """As it was asked for, and as it was served."""
         how = {**(attributes or {}), **(data.attributes.said() if data.attributes else {})}
-        asked = quote.Call(model or "", account=str(account_id), attributes=how)
+        asked = quote.Call(model or "", account=account_id, attributes=how)
         return asked, quote.Call(
             data.served_model or asked.model, data.provider or "", asked.account, how, tuple(data.features_used)
         )
