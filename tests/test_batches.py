@@ -505,6 +505,26 @@ async def test_one_impossible_charge_does_not_fail_its_neighbours(
     assert [answer.balance_nusd for answer in answers[2:] if isinstance(answer, Charged)] == [990] * 19
 
 
+async def test_what_waits_behind_a_batch_that_cannot_be_decided_does_not_overtake_its_calls(
+    db: Database, owner_conn: psycopg.Connection[Any]
+) -> None:
+    owners = plant(owner_conn, [1_000] * 11, [{}])
+    batching = meter(db)
+    held = [await batching.authorize(SERVICE, owner, Ask("r", 100, None, None)) for owner in owners]
+    extra = await batching.authorize(SERVICE, owners[0], Ask("r2", 100, None, None))
+    too_much = Work(2**63 - 1)
+    calls = [
+        (extra, too_much),
+        (held[0], too_much),
+        *((each, Work(10)) for each in held[1:]),
+        *((each, Work(20)) for each in held[1:]),
+    ]
+    answers = await asyncio.gather(
+        *(batching.settle(SERVICE, each.hold_id, work) for each, work in calls), return_exceptions=True
+    )
+    assert [answer.cost_nusd for answer in answers[2:] if isinstance(answer, Charged)] == [10] * 20
+
+
 async def test_an_account_that_is_locked_does_not_hold_up_the_others(
     db: Database, owner_conn: psycopg.Connection[Any]
 ) -> None:

@@ -9,12 +9,12 @@ repeat goes with the next one, and so finds the first.
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, MutableSequence, Sequence
 from functools import partial
 from itertools import accumulate
 from math import ceil
 from operator import itemgetter
-from typing import Any, Final, LiteralString, TypeAlias
+from typing import Any, Final, LiteralString, TypeAlias, TypeVar
 
 import msgspec
 import psycopg
@@ -29,6 +29,8 @@ from app.metering.gathered import gathered
 
 Answer: TypeAlias = Row | BaseException | None
 """The row that the verb's function returns for a call, None where there is no such account; or what went wrong."""
+
+_T = TypeVar("_T")
 
 _Whose: TypeAlias = uuid.UUID | int
 """Of an account, or of the accounts in a shard."""
@@ -131,6 +133,13 @@ class _Verb:
         taken, self.ready = self.ready or ([], {}), None
         return taken
 
+    def without(self, is_meant: Callable[[_Call], bool]) -> list[_Call]:
+        """The calls that are meant, in their order; they wait here no more."""
+        if self.ready is not None:
+            self.waiting.extendleft(reversed(self.ready[0]))
+            self.ready = None
+        return _taken_out(self.waiting, is_meant)
+
     def fail(self) -> None:
         """Whoever waits is to ask again."""
         _fail([*(self.ready[0] if self.ready is not None else ()), *self.waiting])
@@ -155,7 +164,7 @@ class Batches:
 
     Two batches at once would cost two commits, and miss each other's accounts, where these are busy. A batch passes
     by an account that somebody keeps locked, so that it holds up no other: that account's calls then wait for it in a
-    batch of their own, as do those that come meanwhile. So do the accounts of a batch that cannot be decided together.
+    batch of their own, as do those that wait already or come meanwhile. So do the accounts of a batch that cannot be decided together.
     With `by_account` a batch is of one account, or of those beside each other where accounts live on several servers, and of one
     verb: a function that takes an account's id first is asked where that account is.
     """
@@ -191,7 +200,7 @@ class Batches:
 
     def _let_wait(self, verb: _Verb, calls: list[_Call]) -> None:
         """Raises DatabaseUnavailable where too many do already; none of these waits then."""
-        free = [call for call in calls if call.params["account_id"] not in self._apart]
+        free = [call for call in calls if not self._waits_apart(call)]
         if free:
             if verb.left + len(free) > _MOST_WAITING:
                 raise DatabaseUnavailable(retry_after_seconds=1)
@@ -200,7 +209,7 @@ class Batches:
                 self._deciding = asyncio.create_task(self._decide_all())
         if len(free) < len(calls):
             for call in calls:
-                if call.params["account_id"] in self._apart:
+                if self._waits_apart(call):
                     self._wait_apart(verb, call)
 
     async def _decide_all(self) -> None:
@@ -255,6 +264,7 @@ class Batches:
             for verb, batch in batches:
                 for call in batch:
                     self._wait_apart(verb, call)
+            self._let_none_overtake()
             return
         # Their callers go on when the next batch is under way: the database need not wait for them.
         loop.call_soon(self._answer, batches, found)
@@ -274,11 +284,13 @@ class Batches:
             answer = dict(zip(names[place], row[starts[place] :], strict=False))
             batches[place][1][answer["item"] - 1].answer(answer)
             answered[place] += 1
-        for (verb, batch), count in zip(batches, answered, strict=True):
-            if count < len(batch):
-                for call in batch:
-                    if not call.is_over:
-                        self._wait_apart(verb, call)
+        if all(count == len(batch) for (_, batch), count in zip(batches, answered, strict=True)):
+            return
+        for verb, batch in batches:
+            for call in batch:
+                if not call.is_over:
+                    self._wait_apart(verb, call)
+        self._let_none_overtake()
 
     # --- accounts apart: those that are locked, or whose calls could not be decided with the others' ----
 
@@ -330,8 +342,20 @@ class Batches:
         else:
             queue.append((verb, call))
 
+    def _let_none_overtake(self) -> None:
+        """Those that wait together go behind the calls of their account that have come to wait apart."""
+        for verb in self._verbs:
+            for call in verb.without(self._waits_apart):
+                self._wait_apart(verb, call)
+
+    def _waits_apart(self, call: _Call) -> bool:
+        return call.params["account_id"] in self._apart
+
     async def _decide_apart(self, whose: _Whose) -> None:
-        """Their calls until none is left, in rounds: verb by verb, as a batch decides them. Repeats wait for the next."""
+        """Their calls until none is left, in rounds: verb by verb, as a batch decides them. Repeats wait for the next.
+
+        Where they are of several accounts, an account's calls follow those of it that have come to wait by themselves.
+        """
         queue, batches = self._apart[whose], list[tuple[_Verb, list[_Call]]]()
         try:
             await asyncio.sleep(0)  # those that have arrived but were not read yet come along
@@ -344,9 +368,15 @@ class Batches:
                     batches.append((verb, _next_batch(waiting, 1)))
                     queue.extend((verb, call) for call in waiting)
                 for verb, batch in batches:
+                    if isinstance(whose, int):
+                        for call in _taken_out(batch, self._waits_apart):
+                            self._wait_apart(verb, call)
                     if batch:
                         await self._ask(verb, batch, wait=not isinstance(whose, int))
                         batch.clear()  # those without an answer wait elsewhere
+                if isinstance(whose, int):
+                    for verb, call in _taken_out(queue, lambda each: self._waits_apart(each[1])):
+                        self._wait_apart(verb, call)
         finally:
             del self._apart[whose]
             _fail(_calls(batches))
@@ -401,6 +431,17 @@ def _next_batch(waiting: deque[_Call], share: float) -> list[_Call]:
             batch[identity] = call
     waiting.extendleft(reversed(repeats))
     return list(batch.values())
+
+
+def _taken_out(queue: MutableSequence[_T], is_meant: Callable[[_T], bool]) -> list[_T]:
+    """Those that are meant; the others stay in their order."""
+    taken, kept = list[_T](), list[_T]()
+    for each in queue:
+        (taken if is_meant(each) else kept).append(each)
+    if taken:
+        queue.clear()
+        queue.extend(kept)
+    return taken
 
 
 def _share(waiting: int, before: int) -> float:
