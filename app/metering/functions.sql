@@ -404,8 +404,10 @@ END $$;
 -- settle: a call under a hold costs what it cost, whatever the hold said, so that nothing is refused and what each item leaves
 -- is a running sum. Also for calls that nothing was held for: with a request_hash the call is not told of by a ticket, and
 -- leaves a hold that is settled already; another call of that id is `reuse`. at_least_hold: the cost is not less than what
--- was held. An open hold was never charged: its entry need not be looked for. Where the hold is of another key than the ticket
--- says (one was lost, and the request made again by another key), the call counts to the hold's.
+-- was held. An open hold was never charged: its entry need not be looked for. Nor is that of a call among others that nothing
+-- was held for and that has no hold: where one was removed with its hold's age (retention), entry_once refuses the whole batch,
+-- and its calls are asked again, p_wait. Where the hold is of another key than the ticket says (one was lost, and the request
+-- made again by another key), the call counts to the hold's.
 -- charge: where needed_nusd is given (to all items or none), the key must be able to pay that much. A refused call consumes
 -- nothing, so what is left is carried from call to call. What is known of a request_id is not asked for money again, and what is new
 -- is not looked for again.
@@ -553,7 +555,8 @@ BEGIN
         LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = coalesce(h.key_id, u.told_key_id)
         LEFT JOIN LATERAL (
             SELECT true AS is_there FROM entry e
-            WHERE u.is_new IS NOT TRUE AND h.state IS DISTINCT FROM 'open' AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+            WHERE u.is_new IS NOT TRUE AND h.state IS DISTINCT FROM 'open' AND (h.id IS NOT NULL OR u.request_hash IS NULL OR u.is_admitted OR p_wait)
+                  AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
             LIMIT 1
         ) e ON true
         WHERE (v_all OR u.account_id = ANY (v_locked)) AND u.is_admitted IS DISTINCT FROM false
@@ -575,7 +578,7 @@ BEGIN
         WINDOW earlier AS (PARTITION BY u.place ORDER BY u.item ROWS UNBOUNDED PRECEDING)
     ),
     hold_after AS (
-        UPDATE hold h SET state = 'settled', closed_at = now() FROM charged c WHERE h.ctid = c.hold_place
+        UPDATE hold h SET state = 'settled', closed_at = now() FROM charged c WHERE c.hold_place IS NOT NULL AND h.ctid = c.hold_place
     ),
     held AS (
         INSERT INTO hold (account_id, id, service, request_id, request_hash, key_id, window_start, amount_nusd, state, model, endpoint,
