@@ -126,8 +126,10 @@ _LOADS: Final = (
     *(_calls(f"authorize, at {count}", "authorizes", connections=count) for count in _FEW),
     _bulk("settle/batch, one hot key", bulk.settles, hot=True),
     _bulk("settle/batch, uniform", bulk.settles),
+    _bulk("settle/batch, priced, hot", partial(bulk.settles, is_priced=True), hot=True),
     _bulk("events, one hot key", bulk.events, hot=True),
     _bulk("events, uniform", bulk.events),
+    _bulk("events, priced, hot", partial(bulk.events, is_priced=True), hot=True),
 )
 
 

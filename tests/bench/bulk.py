@@ -18,22 +18,36 @@ ITEMS: Final = 500
 _BATCHES: Final = 80
 CONNECTIONS: Final = 4
 _USED: Final = '"cost_usd":0.000045,"usage":{"input_tokens":12,"output_tokens":9}'
+_SOLD: Final = "gpt-4o-mini"
+"""A model that the starter catalogue has; "m" is nobody's."""
 
 
-def settles(port: int, token: str, keys: list[str]) -> Callable[[], Measured]:
+def _used(number: int, *, is_priced: bool) -> str:
+    """With its cost, or for the catalogue to price, each call another usage."""
+    tokens = f'"input_tokens":{1000 + number % 997},"output_tokens":{100 + number % 401},"cache_read_tokens":{1 + number % 503}'
+    return f'"usage":{{{tokens}}}' if is_priced else _USED
+
+
+def settles(port: int, token: str, keys: list[str], *, is_priced: bool = False) -> Callable[[], Measured]:
     """Makes holds, and settles them in batches when it is called. Counts items."""
-    held = asyncio.run(_held(port, token, keys, ITEMS * _BATCHES))
-    items = [f'{{"hold_id":"{hold_id}",{_USED}}}' for hold_id in held]
+    most = (
+        f'"model":"{_SOLD}","estimate":{{"input_tokens":2000,"max_output_tokens":500}}'
+        if is_priced
+        else '"model":"m","max_cost_usd":0.0001'
+    )
+    held = asyncio.run(_held(port, token, keys, ITEMS * _BATCHES, most))
+    items = [f'{{"hold_id":"{hold_id}",{_used(number, is_priced=is_priced)}}}' for number, hold_id in enumerate(held)]
     bodies = [f'{{"settles":[{",".join(some)}]}}'.encode() for some in _portions(items)]
     return lambda: asyncio.run(_sent(port, token, "/v1/meter/settle/batch", bodies))
 
 
-def events(port: int, token: str, keys: list[str]) -> Callable[[], Measured]:
+def events(port: int, token: str, keys: list[str], *, is_priced: bool = False) -> Callable[[], Measured]:
     """Usage of keys that nothing was held for, as CloudEvents, sent when it is called. Counts items."""
+    model = _SOLD if is_priced else "m"
     hashes, run = [hashlib.sha256(key.encode()).hexdigest() for key in keys[: ITEMS * _BATCHES]], uuid.uuid4().hex
     items = [
         f'{{"specversion":"1.0","id":"{number}","source":"bench/{run}","type":"call","subject":"{hashes[number % len(hashes)]}",'
-        f'"data":{{"model":"m",{_USED}}}}}'
+        f'"data":{{"model":"{model}",{_used(number, is_priced=is_priced)}}}}}'
         for number in range(ITEMS * _BATCHES)
     ]
     bodies = [f"[{','.join(some)}]".encode() for some in _portions(items)]
@@ -44,15 +58,15 @@ def _portions(items: list[str]) -> Iterable[list[str]]:
     return (items[start : start + ITEMS] for start in range(0, len(items), ITEMS))
 
 
-async def _held(port: int, token: str, keys: list[str], count: int) -> list[str]:
-    """So many holds, made over 64 connections."""
+async def _held(port: int, token: str, keys: list[str], count: int, most: str) -> list[str]:
+    """So many holds, made over 64 connections, each of what it is told to cost at `most`."""
     prefix, numbers, held = uuid.uuid4().hex, iter(range(count)), list[str]()
 
     async def connection() -> None:
         async with _Connection(port, token) as asked:
             for number in numbers:
-                body = {"request_id": f"{prefix}-{number}", "api_key": keys[number % len(keys)], "max_cost_usd": 0.0001, "ttl_seconds": 86400}  # fmt: skip
-                answer = json.loads(await asked.post("/v1/meter/authorize", json.dumps(body).encode()))
+                body = f'{{"request_id":"{prefix}-{number}","api_key":"{keys[number % len(keys)]}","ttl_seconds":86400,{most}}}'
+                answer = json.loads(await asked.post("/v1/meter/authorize", body.encode()))
                 held.append(answer["hold_id"])
 
     await asyncio.gather(*(connection() for _ in range(64)))
