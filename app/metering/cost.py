@@ -52,7 +52,9 @@ def cost_of(
         catalogue.price(call, used, moment)
     if quote.unpriced and not quote.lines:
         return Cost(held_nusd or 0, catalogue.version_id, flags=("not_priced",), is_the_hold=True)
-    flags = [*quote.flags, *(f"not_priced:{each}" for each in quote.unpriced)]
+    flags = [*quote.flags]
+    if quote.unpriced:
+        flags.extend(f"not_priced:{each}" for each in quote.unpriced)
     if not is_known:
         flags.append("served_not_priced")
     if is_known and catalogue.is_provider_assumed(call.model, call.provider):

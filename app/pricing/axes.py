@@ -36,7 +36,8 @@ _kinds_of: Final = attrgetter(
     *(COUNTED_IN[what] for what in INPUT_CELLS[0][1:]), *(COUNTED_IN[INPUT_CELLS[how][what]] for how, what in _JOINT)
 )
 _parts_of: Final = attrgetter(*(COUNTED_IN[part] for part in OUTPUT_CELLS[1:]))
-_reads_of: Final = attrgetter(*(COUNTED_IN[how[0]] for how in INPUT_CELLS[1:]))
+_READS: Final = tuple(how[0] for how in INPUT_CELLS[1:])
+_reads_of: Final = attrgetter(*(COUNTED_IN[cell] for cell in _READS))
 
 
 def input_total(usage: Usage) -> int:
@@ -64,11 +65,12 @@ def text_tokens(usage: Usage) -> Tokens | None:
     """The tokens of an input that is text alone, as most are: one column, so that there is nothing to split. Else None."""
     if any(_kinds_of(usage)):
         return None
-    units = {INPUT_CELLS[how][0]: count for how, count in enumerate(_reads_of(usage), 1) if count}
-    parts = sum(units.values())
+    counts = _reads_of(usage)
+    parts = sum(filter(None, counts))
     total, is_beside = _whole(usage.input_tokens, parts)
-    if total > parts:
-        units = {D.INPUT: total - parts, **units}
+    units = {D.INPUT: total - parts} if total > parts else {}
+    if parts:
+        units.update((cell, count) for cell, count in zip(_READS, counts, strict=True) if count)
     return Tokens(units, total, (PARTS_BESIDE,) if is_beside else ())
 
 

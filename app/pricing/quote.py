@@ -166,7 +166,7 @@ class Catalogue:
 
         Raises ModelNotPriced for a model, a used dimension or a feature without a price.
         """
-        prices = self._prices(call, input_total(usage), now)
+        prices = self._prices(call, usage, now)
         bill = self._bill(call, prices, used_by(prices, usage), now)
         if bill.used.unpriced:
             raise prices.missing(bill.used.unpriced[0])
@@ -174,21 +174,22 @@ class Catalogue:
 
     def price_known(self, call: Call, usage: Usage, now: datetime) -> Quote:
         """What of the call has a price; what has none is named in `unpriced`. Raises ModelNotPriced for an unknown model."""
-        prices = self._prices(call, input_total(usage), now)
+        prices = self._prices(call, usage, now)
         unknown = [each for each in call.features if not self._has_fee(each, now)]
         if unknown:
             call = replace(call, features=tuple(each for each in call.features if each not in unknown))
         bill = self._bill(call, prices, used_by(prices, usage), now)
-        missing = [each.value for each in bill.used.unpriced] + unknown
         quote = self._quoted(prices, bill, "usage")
-        return replace(quote, unpriced=tuple(missing)) if missing else quote
+        if not bill.used.unpriced and not unknown:
+            return quote
+        return replace(quote, unpriced=(*(each.value for each in bill.used.unpriced), *unknown))
 
     def estimate(self, ask: Ask, now: datetime) -> Quote:
         """What a call may cost at most, for its hold. An image model makes `n` images where it is not said how many.
 
         Raises ModelNotPriced like `price`, and InvalidField naming the unit that a price is for, if none is told.
         """
-        prices = self._prices(ask.call, input_total(ask.usage), now, most=True)
+        prices = self._prices(ask.call, ask.usage, now, most=True)
         used = held(prices, ask, self._answer_tokens(prices, ask))
         if not used.lines:
             must_be_free(prices)
@@ -199,14 +200,14 @@ class Catalogue:
 
         0 for a model that answers in something else. Raises ModelNotPriced.
         """
-        return self._answer_tokens(self._prices(ask.call, input_total(ask.usage), now, most=True), ask)
+        return self._answer_tokens(self._prices(ask.call, ask.usage, now, most=True), ask)
 
     def affordable_output_tokens(self, available_nusd: int, ask: Ask, now: datetime) -> int:
         """How long each of the `n` answers may be for this money, at most as long as was asked.
 
         0 if even the input cannot be paid. An estimate for this many tokens costs at most `available_nusd`.
         """
-        prices = self._prices(ask.call, input_total(ask.usage), now, most=True)
+        prices = self._prices(ask.call, ask.usage, now, most=True)
 
         def is_paid(tokens: int) -> bool:
             bill = self._dearest_bill(prices, ask, held(prices, ask, tokens), now)
@@ -248,8 +249,8 @@ class Catalogue:
 
     def is_provider_assumed(self, model: str, provider: str) -> bool:
         """Whether the named provider has no price for it, so that another's is taken."""
-        found = self._names.found(model, provider)
-        return bool(provider) and found is not None and found.is_assumed
+        found = self._names.found(model, provider) if provider else None
+        return found is not None and found.is_assumed
 
     def listed(self, model: str, provider: str, now: datetime) -> Iterator[tuple[Dimension, int, str, Fraction]]:
         """Dimension, tier_min, attributes and atto-USD per unit, as a caller without an agreement of its own pays."""
@@ -297,7 +298,7 @@ class Catalogue:
             self._imported.get((model, provider), NO_PRICES),
         )
 
-    def _prices(self, call: Call, input_tokens: int, now: datetime, *, most: bool = False) -> Prices:
+    def _prices(self, call: Call, usage: Usage, now: datetime, *, most: bool = False) -> Prices:
         """The price list of a call. Of a model whose prices never changed it is kept, one for each context tier."""
         key = (call.model, call.provider, most, *call.attributes.items())
         kept = self._kept.get(key)
@@ -306,11 +307,11 @@ class Catalogue:
                 self._kept.clear()
             kept = self._kept[key] = self._list_of(call, now, most)
         if not kept.is_timeless:
-            return kept.prices.at(input_tokens, now)
-        tier = bisect_right(kept.tiers, input_tokens)
+            return kept.prices.at(input_total(usage), now)
+        tier = bisect_right(kept.tiers, input_total(usage)) if kept.tiers else 0
         found = kept.by_tier.get(tier)
         if found is None:
-            found = kept.by_tier[tier] = kept.prices.at(input_tokens, now)
+            found = kept.by_tier[tier] = kept.prices.at(input_total(usage), now)
         return found
 
     def _list_of(self, call: Call, now: datetime, most: bool) -> "_Kept":
@@ -397,9 +398,7 @@ class Catalogue:
             )
         parts = _rounded(bill.amounts_ausd, AUSD_PER_NUSD * bill.divisor, cost_nusd)
         return Quote(
-            self.version_id, prices.model, prices.provider, bill.lines, cost_nusd,
-            parts[Kind.INPUT], parts[Kind.OUTPUT], parts[Kind.CACHE_INPUT], parts[Kind.MEDIA], parts[Kind.FEES],
-            tuple(bill.used.flags),
+            self.version_id, prices.model, prices.provider, bill.lines, cost_nusd, *parts.values(), tuple(bill.used.flags)
         )  # fmt: skip
 
 
@@ -432,18 +431,20 @@ class _Bill(msgspec.Struct, frozen=True):
 
 def _by_kind(lines: Iterable[Line]) -> tuple[dict[Kind, int], int]:
     """What the lines of each kind come to, and by how much that is to be divided: the least that all are whole in."""
-    amounts = dict.fromkeys(_KINDS, 0)
-    divisor = lcm(*[line.per_units for line in lines])
+    amounts, divisor = dict.fromkeys(_KINDS, 0), 1
+    for line in lines:
+        if line.per_units != 1:
+            divisor = lcm(divisor, line.per_units)
     for kind, _, units, price_pusd, ppm, per_units in lines:
         amounts[kind] += units * price_pusd * ppm * (divisor // per_units)
     return amounts, divisor
 
 
-_KINDS: Final = tuple(Kind)  # an enumeration takes its time to be gone through
+_KINDS: Final = tuple(Kind)  # an enumeration takes its time to be gone through; a quote has its figures in this order
 
 
 def _rounded(exact: Mapping[Kind, int], per_nusd: int, total_nusd: int) -> dict[Kind, int]:
-    """Parts in nano-USD that add up to the total: each rounded down, then one more to the largest remainders.
+    """Parts in nano-USD that add up to the total, in the order of Kind: each rounded down, then one more to the largest remainders.
 
     A part that is nothing stays nothing; each is within a nano-dollar of what it is exactly.
     """
