@@ -397,8 +397,10 @@ class Catalogue:
                 f"the call would cost {usd_text(cost_nusd)} USD, more than the books can hold", param=param
             )
         parts = _rounded(bill.amounts_ausd, AUSD_PER_NUSD * bill.divisor, cost_nusd)
+        of_input, of_output, of_cache, of_media, of_fees = parts.values()
         return Quote(
-            self.version_id, prices.model, prices.provider, bill.lines, cost_nusd, *parts.values(), tuple(bill.used.flags)
+            self.version_id, prices.model, prices.provider, bill.lines, cost_nusd,
+            of_input, of_output, of_cache, of_media, of_fees, tuple(bill.used.flags),
         )  # fmt: skip
 
 
