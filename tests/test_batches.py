@@ -489,40 +489,38 @@ async def test_workers_whose_batches_cross_do_not_wait_for_each_other_for_ever(
 # --- one's trouble is not the others' -----------------------------------------------------------------
 
 
+async def spoilt(batching: Meter, owners: list[KeyOwner]) -> tuple[list[tuple[str, Work]], list[str]]:
+    """Settles of the first's holds of which one alone is possible, as twice of it is more than the account's figure can hold;
+    and the holds of the others."""
+    first, *others = [(await batching.authorize(SERVICE, owner, Ask("r", 100, None, None))).hold_id for owner in owners]
+    extra = await batching.authorize(SERVICE, owners[0], Ask("r2", 100, None, None))
+    return [(hold_id, Work(2**63 - 1)) for hold_id in (extra.hold_id, first)], others
+
+
+async def settled(batching: Meter, calls: list[tuple[str, Work]]) -> list[Any]:
+    """At once: what each is answered."""
+    asked = (batching.settle(SERVICE, hold_id, work) for hold_id, work in calls)
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
 async def test_one_impossible_charge_does_not_fail_its_neighbours(
     db: Database, owner_conn: psycopg.Connection[Any]
 ) -> None:
-    owners = plant(owner_conn, [1_000] * 20, [{}])
     batching = meter(db)
-    held = [await batching.authorize(SERVICE, owner, Ask("r", 100, None, None)) for owner in owners]
-    extra = await batching.authorize(SERVICE, owners[0], Ask("r2", 100, None, None))
-    too_much = Work(2**63 - 1)  # twice of it is more than the account's figure can hold
-    answers = await asyncio.gather(
-        batching.settle(SERVICE, extra.hold_id, too_much), batching.settle(SERVICE, held[0].hold_id, too_much),
-        *(batching.settle(SERVICE, each.hold_id, Work(10)) for each in held[1:]), return_exceptions=True,
-    )  # fmt: skip
+    impossible, others = await spoilt(batching, plant(owner_conn, [1_000] * 20, [{}]))
+    answers = await settled(batching, impossible + [(hold_id, Work(10)) for hold_id in others])
     assert Counter(type(answer) for answer in answers[:2]) == {Charged: 1, InvalidField: 1}
-    assert [answer.balance_nusd for answer in answers[2:] if isinstance(answer, Charged)] == [990] * 19
+    assert [answer.balance_nusd for answer in answers[2:]] == [990] * 19
 
 
 async def test_what_waits_behind_a_batch_that_cannot_be_decided_does_not_overtake_its_calls(
     db: Database, owner_conn: psycopg.Connection[Any]
 ) -> None:
-    owners = plant(owner_conn, [1_000] * 11, [{}])
     batching = meter(db)
-    held = [await batching.authorize(SERVICE, owner, Ask("r", 100, None, None)) for owner in owners]
-    extra = await batching.authorize(SERVICE, owners[0], Ask("r2", 100, None, None))
-    too_much = Work(2**63 - 1)
-    calls = [
-        (extra, too_much),
-        (held[0], too_much),
-        *((each, Work(10)) for each in held[1:]),
-        *((each, Work(20)) for each in held[1:]),
-    ]
-    answers = await asyncio.gather(
-        *(batching.settle(SERVICE, each.hold_id, work) for each, work in calls), return_exceptions=True
-    )
-    assert [answer.cost_nusd for answer in answers[2:] if isinstance(answer, Charged)] == [10] * 20
+    impossible, others = await spoilt(batching, plant(owner_conn, [1_000] * 11, [{}]))
+    twice = [(hold_id, Work(cost_nusd)) for cost_nusd in (10, 20) for hold_id in others]
+    answers = await settled(batching, impossible + twice)
+    assert [answer.cost_nusd for answer in answers[2:]] == [10] * 20
 
 
 async def test_an_account_that_is_locked_does_not_hold_up_the_others(
