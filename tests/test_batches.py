@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from psycopg.types.json import Jsonb
 
 from app.kernel.db import Database, Lane, Params
 from app.kernel.errors import AppError, DatabaseUnavailable, InvalidField
@@ -920,16 +919,18 @@ ODD = ["", "NULL", "null", '"', "\\", '\\"', "{}", ",", " a ", "a\nb\tc\x01\x7f"
             for count in (1, 15, 16, 500, 70_000)
         ),
         ("timestamptz", [datetime(2026, 11, 26, 1, 2, 3, 456789, tzinfo=UTC), None, datetime(1970, 1, 1, tzinfo=UTC)]),
-        ("bytea", [b"", b"\x00\xff\\", None]),
-        ("jsonb", [Jsonb({odd: odd}) for odd in ODD] + [None, Jsonb({"n": 1})]),
+        ("bytea", [b"", b"\x00\xff\\"]),
+        ("bytea", [b"", None, b"\x00\xff\\"]),
+        ("jsonb", [{odd: odd} for odd in ODD]),
+        ("jsonb", [None, *({odd: odd} for odd in ODD), {}, None, {"n": 1}]),
     ],
 )
 def test_postgresql_reads_an_array_as_what_was_written(
     owner_conn: psycopg.Connection[Any], kind: str, values: list[Any]
 ) -> None:
     owner_conn.execute("SET timezone = 'UTC'")
-    found = owner_conn.execute(f"SELECT %s::{kind}[]".encode(), [as_array(values)]).fetchone()
-    assert found == ([value.obj if isinstance(value, Jsonb) else value for value in values],)
+    told = "text[]::jsonb[]" if kind == "jsonb" else f"{kind}[]"
+    assert owner_conn.execute(f"SELECT %s::{told}".encode(), [as_array(values)]).fetchone() == (values,)
 
 
 def test_nothing_but_nulls_is_a_null_and_no_other_statement_to_prepare(clean: str) -> None:

@@ -1,6 +1,5 @@
 """What a call did cost: by the model that served it, as it was served, and never nothing for want of a price. Pure."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +19,7 @@ class Cost(msgspec.Struct, frozen=True):
 
     cost_nusd: int
     price_version: int | None = None
-    lines: Mapping[str, Any] | None = None
+    lines: dict[str, Any] | None = None
     flags: tuple[str, ...] = ()
     is_the_hold: bool = False
 

@@ -250,7 +250,7 @@ END $$;
 CREATE OR REPLACE FUNCTION meter_authorize(
     p_lock uuid[], p_wait boolean, p_synchronous_commit text, p_account_id uuid[], p_key_id uuid[], p_hold_id uuid[], p_service text[],
     p_request_id text[], p_request_hash bytea[], p_amount_nusd bigint[], p_min_nusd bigint[], p_model text[], p_names text[],
-    p_endpoint text[], p_price_version int[], p_attributes jsonb[], p_made_at timestamptz[], p_ttl_seconds bigint[], p_on_expiry text[]
+    p_endpoint text[], p_price_version int[], p_attributes text[], p_made_at timestamptz[], p_ttl_seconds bigint[], p_on_expiry text[]
 ) RETURNS TABLE (
     item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
     key_held_nusd bigint, reset_at timestamptz, window_start timestamptz, expires_at timestamptz, made_at timestamptz,
@@ -394,7 +394,7 @@ BEGIN
     INSERT INTO hold (account_id, id, service, request_id, request_hash, key_id, window_start, amount_nusd, on_expiry, model, endpoint,
                       price_version, attributes, created_at, expires_at)
     SELECT account_id, p_hold_id[item], p_service[item], p_request_id[item], p_request_hash[item], key_id, v_windows[item], amount_nusd,
-           p_on_expiry[item], p_model[item], p_endpoint[item], p_price_version[item], p_attributes[item], p_made_at[item],
+           p_on_expiry[item], p_model[item], p_endpoint[item], p_price_version[item], p_attributes[item]::jsonb, p_made_at[item],
            now() + make_interval(secs => p_ttl_seconds[item])
     FROM granted;
 END $$;
@@ -417,8 +417,8 @@ CREATE OR REPLACE FUNCTION meter_charge(
     p_lock uuid[], p_wait boolean, p_account_id uuid[], p_key_id uuid[], p_hold_id uuid[], p_service text[], p_request_id text[],
     p_request_hash bytea[], p_window_start timestamptz[], p_needed_nusd bigint[], p_names text[], p_charge_id uuid[], p_cost_nusd bigint[],
     p_at_least_hold boolean[], p_outcome text[], p_model text[], p_served_model text[], p_provider text[], p_endpoint text[],
-    p_upstream_id text[], p_upstream_model text[], p_provider_cost_nusd bigint[], p_latency_ms int[], p_ttft_ms int[], p_units jsonb[],
-    p_price_version int[], p_lines jsonb[], p_flags text[]
+    p_upstream_id text[], p_upstream_model text[], p_provider_cost_nusd bigint[], p_latency_ms int[], p_ttft_ms int[], p_units text[],
+    p_price_version int[], p_lines text[], p_flags text[]
 ) RETURNS TABLE (
     item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
     key_held_nusd bigint, reset_at timestamptz, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint,
@@ -635,8 +635,8 @@ BEGIN
                            latency_ms, ttft_ms, units, price_version, lines, flags)
         SELECT account_id, charge_id, hold_id, p_service[item], p_request_id[item], key_id, window_start, p_model[item], p_served_model[item],
                p_provider[item], p_endpoint[item], p_outcome[item], p_upstream_id[item], p_upstream_model[item], cost_nusd,
-               p_provider_cost_nusd[item], balance_after_nusd, held_after_nusd, p_latency_ms[item], p_ttft_ms[item], p_units[item],
-               p_price_version[item], p_lines[item], flags
+               p_provider_cost_nusd[item], balance_after_nusd, held_after_nusd, p_latency_ms[item], p_ttft_ms[item], p_units[item]::jsonb,
+               p_price_version[item], p_lines[item]::jsonb, flags
         FROM charged
     )
     SELECT item, verdict, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::timestamptz,

@@ -10,7 +10,6 @@ from typing import Any, Final, LiteralString, cast
 
 import msgspec
 import psycopg
-from psycopg.types.json import Jsonb
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Params, Row, new_id
@@ -66,7 +65,7 @@ class Ask(msgspec.Struct, frozen=True):
     min_nusd: int | None = None
     price_version: int | None = None
     asked: bytes | None = None
-    attributes: Mapping[str, str] | None = None
+    attributes: dict[str, str] | None = None
     made_at: datetime | None = None
     model_names: tuple[str, ...] = ()
     on_expiry: OnExpiry = "captured"
@@ -139,9 +138,9 @@ class Work(msgspec.Struct, frozen=True):
     upstream_id: str | None = None
     latency_ms: int | None = None
     ttft_ms: int | None = None
-    units: Mapping[str, Any] | None = None
+    units: dict[str, Any] | None = None
     price_version: int | None = None
-    lines: Mapping[str, Any] | None = None
+    lines: dict[str, Any] | None = None
     flags: str | None = None
     at_least_the_hold: bool = False
     provider_cost_nusd: int | None = None
@@ -159,8 +158,8 @@ class Work(msgspec.Struct, frozen=True):
             "cost_nusd": self.cost_nusd, "at_least_hold": self.at_least_the_hold, "outcome": self.outcome,
             "served_model": self.served_model, "provider": self.provider, "upstream_id": self.upstream_id,
             "upstream_model": self.upstream_model, "provider_cost_nusd": self.provider_cost_nusd,
-            "latency_ms": self.latency_ms, "ttft_ms": self.ttft_ms, "units": _jsonb(self.units),
-            "price_version": self.price_version, "lines": _jsonb(self.lines), "flags": self.flags, "charge_id": new_id(),
+            "latency_ms": self.latency_ms, "ttft_ms": self.ttft_ms, "units": self.units,
+            "price_version": self.price_version, "lines": self.lines, "flags": self.flags, "charge_id": new_id(),
         }  # fmt: skip
 
 
@@ -227,7 +226,7 @@ class Meter:
             "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id, "service": service,
             "request_id": ask.request_id, "request_hash": ask.fingerprint("authorize", owner), "amount_nusd": ask.amount_nusd,
             "min_nusd": ask.needed_nusd, "model": ask.model, "names": ask.names(), "endpoint": ask.endpoint,
-            "price_version": ask.price_version, "attributes": _jsonb(ask.attributes), "made_at": ask.made_at or datetime.now(UTC),
+            "price_version": ask.price_version, "attributes": ask.attributes, "made_at": ask.made_at or datetime.now(UTC),
             "ttl_seconds": ask.ttl_seconds, "on_expiry": ask.on_expiry, "synchronous_commit": self._synchronous_commit if use is None else "on",
         })  # fmt: skip
         if found is None:
@@ -616,7 +615,3 @@ def _too_dear(found: Row, amount_nusd: int) -> AppError:
 def _closed(state: str) -> HoldClosed:
     after = "its cost is charged" if state == "settled" else "a settle still charges what was used"
     return HoldClosed(f"This hold is {state}, not open; {after}", metadata={"state": state})
-
-
-def _jsonb(value: Mapping[str, Any] | None) -> Jsonb | None:
-    return None if value is None else Jsonb(value)

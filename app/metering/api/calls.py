@@ -495,7 +495,7 @@ async def _cost(
     return cost if counts else msgspec.structs.replace(cost, flags=(*cost.flags, "usage_missing"))
 
 
-def _work(data: WorkDone, counts: Mapping[str, int] | None, cost: Cost) -> Work:
+def _work(data: WorkDone, counts: dict[str, int] | None, cost: Cost) -> Work:
     """What was done, with its cost."""
     flags = (*cost.flags, "usage_estimated") if data.usage_estimated else cost.flags
     latency_ms = None if data.latency_ms is None else round(data.latency_ms)
