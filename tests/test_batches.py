@@ -21,7 +21,7 @@ from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
 from app.metering.arrays import as_array
 from app.metering.batch import Batches
-from app.metering.functions import FUNCTIONS, Function
+from app.metering.functions import FUNCTIONS, CallParams, ExtendParams, Function
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.migrations import MigrationError, check, migrate
 from tests.databases import CITUS
@@ -644,8 +644,8 @@ async def test_without_a_database_every_call_is_refused_and_none_hangs() -> None
 
 
 async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Database) -> None:
-    decide = Batches(db).decider(function())
-    params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()}
+    decide = Batches(db).decider(function(), Numbered)
+    params = numbered()
 
     async def call() -> None:
         await decide(params)
@@ -660,8 +660,8 @@ async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Databas
 
 
 async def test_many_calls_of_one_caller_wait_all_or_none(db: Database) -> None:
-    decide = Batches(db).decider(function())
-    params = {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()}
+    decide = Batches(db).decider(function(), Numbered)
+    params = numbered()
     waiting = [asyncio.create_task(decide.many([params] * 500)) for _ in range(9)]
     waiting.append(asyncio.create_task(decide.many([params] * 400)))
     await asyncio.sleep(0)
@@ -677,11 +677,9 @@ async def test_many_calls_of_one_caller_wait_all_or_none(db: Database) -> None:
 
 @pytest.mark.parametrize("together", [True, False])
 async def test_what_is_wrong_with_one_of_many_calls_hurts_no_other(db: Database, together: bool) -> None:
-    decide = Batches(db, together=together).decider(FUNCTIONS["meter_extend"])
-    params: list[Params] = [
-        {"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "ttl_seconds": 1, "captured_nusd": captured}
-        for captured in (0, 0, "none", 0)
-    ]
+    decide = Batches(db, together=together).decider(FUNCTIONS["meter_extend"], ExtendParams)
+    captures: list[Any] = [0, 0, "none", 0]
+    params = [ExtendParams(uuid.uuid4(), uuid.uuid4(), 1, captured) for captured in captures]
     answers = await decide.many([*params, params[0]])
     assert [type(each).__name__ for each in answers] == ["NoneType", "NoneType", "InvalidTextRepresentation", "NoneType", "NoneType"]  # fmt: skip
     assert await decide.many([]) == []
@@ -695,7 +693,15 @@ def through(lane: type[Lane]) -> Batches:
 
 
 def call(decide: Any, number: int = 0) -> asyncio.Task[Any]:
-    return asyncio.create_task(decide({"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "number": number}))
+    return asyncio.create_task(decide(numbered(number)))
+
+
+class Numbered(CallParams, frozen=True):
+    number: Any = 0
+
+
+def numbered(number: Any = 0) -> Numbered:
+    return Numbered(uuid.uuid4(), uuid.uuid4(), number)
 
 
 def function() -> Function:
@@ -714,7 +720,7 @@ async def test_a_call_that_comes_while_the_connection_is_given_back_is_decided_t
             closing.set()
             await may_close.wait()
 
-    decide = through(SlowToClose).decider(function())
+    decide = through(SlowToClose).decider(function(), Numbered)
     early = [call(decide), call(decide)]
     await closing.wait()
     late = [call(decide), call(decide)]
@@ -736,7 +742,7 @@ async def test_a_call_that_waits_when_the_batches_are_stopped_is_refused() -> No
             await asyncio.Event().wait()
 
     batches = through(NeverCloses)
-    decide = batches.decider(function())
+    decide = batches.decider(function(), Numbered)
     early = [call(decide), call(decide)]
     await closing.wait()
     late = call(decide)
@@ -792,7 +798,7 @@ async def test_large_and_small_batches_do_not_take_turns() -> None:
             ]  # fmt: skip
 
     batches = through(Slow)
-    first, second = (batches.decider(function()) for _ in range(2))
+    first, second = (batches.decider(function(), Numbered) for _ in range(2))
     calls = [call(first, n) for n in range(10)]
     while not sizes:
         await asyncio.sleep(0)
@@ -822,11 +828,11 @@ async def test_a_full_batch_is_made_ready_meanwhile_and_who_calls_alone_goes_alo
             ]  # fmt: skip
 
     batches = through(Slow)
-    many, single = (batches.decider(function()) for _ in range(2))
+    many, single = (batches.decider(function(), Numbered) for _ in range(2))
     verb = batches._verbs[0]
 
     def of_many() -> asyncio.Task[Any]:
-        params = [{"account_id": uuid.uuid4(), "hold_id": uuid.uuid4(), "number": number} for number in range(500)]
+        params = [numbered(number) for number in range(500)]
         return asyncio.create_task(many.many(params))
 
     calls: list[asyncio.Task[Any]] = [of_many() for _ in range(4)]
@@ -853,7 +859,7 @@ async def test_what_was_ready_for_too_long_is_refused_and_the_rest_of_it_is_sent
             return [(0, item) for item in range(1, sizes[-1] + 1)]
 
     batches = through(Slow)
-    decide = batches.decider(function())
+    decide = batches.decider(function(), Numbered)
     calls = [call(decide, number) for number in range(1_500)]
     while batches._verbs[0].ready is None:
         await asyncio.sleep(0)
@@ -873,7 +879,7 @@ async def test_what_was_made_ready_when_the_batches_are_stopped_is_refused() -> 
             raise AssertionError
 
     batches = through(NeverAnswers)
-    decide = batches.decider(function())
+    decide = batches.decider(function(), Numbered)
     calls = [call(decide, number) for number in range(1_700)]
     while batches._verbs[0].ready is None:
         await asyncio.sleep(0)
@@ -894,10 +900,10 @@ async def test_calls_that_cannot_be_written_down_are_told_so_and_no_other_verbs(
             return [(0, 1)]
 
     batches = through(Answers)
-    bad, good = (batches.decider(function()) for _ in range(2))
-    ids = [{"account_id": uuid.uuid4(), "hold_id": uuid.uuid4()} for _ in range(3)]  # without a number
-    answers = await asyncio.gather(*map(bad, ids), call(good), return_exceptions=True)
-    assert [type(answer).__name__ for answer in answers] == ["KeyError", "KeyError", "KeyError", "dict"]
+    bad, good = (batches.decider(function(), Numbered) for _ in range(2))
+    no_text = [numbered("\ud800") for _ in range(3)]
+    answers = await asyncio.gather(*map(bad, no_text), call(good), return_exceptions=True)
+    assert [type(answer).__name__ for answer in answers] == [*["UnicodeEncodeError"] * 3, "dict"]
     assert batches._verbs[0].left == 0
 
 

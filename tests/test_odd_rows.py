@@ -14,10 +14,10 @@ from app.kernel.db import Database, Params, Row
 from app.kernel.errors import AppError, DatabaseUnavailable, HoldClosed, InvalidApiKey, RequestIdReuse
 from app.keys.verify import KeyOwner
 from app.metering.batch import Batches
-from app.metering.functions import FUNCTIONS
+from app.metering.functions import FUNCTIONS, CallParams
 from app.metering.holds import Ask, Charged, Held, Work, expire_holds
 from tests.rig import reported
-from tests.test_batches import ACTS, PEPPER, SERVICE, function, meter, plant
+from tests.test_batches import ACTS, PEPPER, SERVICE, Numbered, function, meter, plant
 
 MOST_NUSD = 2**63 - 1
 
@@ -237,10 +237,8 @@ async def test_calls_that_are_tried_one_by_one_do_not_wait_for_each_other_for_ev
 
     db.lane = PassesBy  # type: ignore[method-assign, assignment]
     batches = Batches(db)
-    decide = batches.decider(function())
-    calls: list[Awaitable[Any]] = [
-        decide({"account_id": account_id, "hold_id": uuid.uuid4(), "number": n}) for n in range(40)
-    ]
+    decide = batches.decider(function(), Numbered)
+    calls: list[Awaitable[Any]] = [decide(Numbered(account_id, uuid.uuid4(), number)) for number in range(40)]
     async with asyncio.timeout(2):
         answers = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in answers} == {DatabaseUnavailable}
@@ -253,10 +251,14 @@ async def test_an_account_is_not_taken_for_locked_when_its_waiting_calls_were_st
 ) -> None:
     (owner,) = plant(owner_conn, [1_000], [{}])
     batches = Batches(db)
-    decide, params = batches.decider(FUNCTIONS["meter_release"]), {"account_id": owner.account_id}
+    decide = batches.decider(FUNCTIONS["meter_release"], CallParams)
+
+    def params() -> CallParams:
+        return CallParams(owner.account_id, uuid.uuid4())
+
     with owner_conn.transaction():
         owner_conn.execute("SELECT 1 FROM account FOR UPDATE")
-        calls = [asyncio.ensure_future(decide(params | {"hold_id": uuid.uuid4()})) for _ in range(5)]
+        calls = [asyncio.ensure_future(decide(params())) for _ in range(5)]
         await asyncio.sleep(0.2)
         assert list(batches._apart) == [owner.account_id]
         for task in batches._deciding_apart:
@@ -265,7 +267,7 @@ async def test_an_account_is_not_taken_for_locked_when_its_waiting_calls_were_st
             answers = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in answers} == {DatabaseUnavailable}
     assert batches._apart == {}
-    assert (await decide(params | {"hold_id": uuid.uuid4()}) or {})["state"] is None
+    assert (await decide(params()) or {})["state"] is None
 
 
 async def test_each_refusal_of_the_functions_is_one_of_ours(db: Database, owner_conn: psycopg.Connection[Any]) -> None:

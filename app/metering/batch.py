@@ -13,18 +13,18 @@ from collections.abc import Awaitable, Callable, Iterable, MutableSequence, Sequ
 from functools import partial
 from itertools import accumulate
 from math import ceil
-from operator import itemgetter
 from typing import Any, Final, LiteralString, TypeAlias, TypeVar
 
 import msgspec
 import psycopg
+from msgspec.structs import astuple
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.kernel.db import Database, Params, Row
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.shards import Shards
 from app.metering.arrays import as_array
-from app.metering.functions import OF_ACCOUNT, Function
+from app.metering.functions import OF_ACCOUNT, CallParams, Function
 from app.metering.gathered import gathered
 
 Answer: TypeAlias = Row | BaseException | None
@@ -56,7 +56,7 @@ class _Asked:
 class _Call(msgspec.Struct, eq=False):
     """A call that waits for its answer."""
 
-    params: Params
+    params: CallParams
     asked: _Asked
     place: int
     is_answered: bool = False
@@ -93,17 +93,18 @@ class _Verb:
     But `lock`, the accounts; `wait`, whether for those that are locked; and what is alike for all calls.
     """
 
-    def __init__(self, number: int, function: Function, of_account: Function | None = None) -> None:
-        """`of_account`: how the calls of one account are asked about, where they are not asked about together with others'."""
+    def __init__(
+        self, number: int, function: Function, told: type[CallParams], of_account: Function | None = None
+    ) -> None:
+        """`told`: what a call's parameters are in. `of_account`: how the calls of one account are asked about, where they are
+        not asked about together with others'."""
         self._prefix = f"{number}_"  # statements of several verbs tell their parameters apart
         self.call = (of_account or function).call(self._prefix)
         self.alone: LiteralString = f"SELECT * FROM {self.call}"
-        self._arrays = [name for name, kind in function.parameters.items() if kind.endswith("[]") and name != "lock"]
-        self._scalars = [
-            name for name, kind in function.parameters.items() if not kind.endswith("[]") and name != "wait"
-        ]
-        self._account = ["account"] if of_account is not None else []
-        self._of = itemgetter(*self._arrays)
+        kinds = {name: kind for name, kind in function.parameters.items() if name not in ("lock", "wait")}
+        assert kinds.keys() == set(told.__struct_fields__), f"{function.name} and {told.__name__}"
+        self._columns = [(self._prefix + name, kinds[name].endswith("[]")) for name in told.__struct_fields__]
+        self._account = [f"{self._prefix}account"] if of_account is not None else []
         self.returned = list(function.columns.items())
         self.waiting: deque[_Call] = deque()
         self.ready: tuple[list[_Call], dict[str, Any]] | None = None
@@ -148,13 +149,14 @@ class _Verb:
 
     def asked(self, batch: Sequence[_Call], *, wait: bool) -> dict[str, Any]:
         """The parameters of the function for a batch."""
-        values = zip(*[self._of(call.params) for call in batch], strict=True)
         params: dict[str, Any] = {
-            self._prefix + name: as_array(each) for name, each in zip(self._arrays, values, strict=True)
+            name: as_array(values) if is_array else values[0]
+            for (name, is_array), values in zip(
+                self._columns, zip(*[astuple(call.params) for call in batch], strict=True), strict=True
+            )
         }
-        params |= {self._prefix + name: batch[0].params[name] for name in self._scalars}
-        params |= {self._prefix + name: batch[0].params["account_id"] for name in self._account}
-        params[self._prefix + "lock"] = as_array(list({call.params["account_id"] for call in batch}))
+        params |= dict.fromkeys(self._account, batch[0].params.account_id)
+        params[self._prefix + "lock"] = as_array(list({call.params.account_id for call in batch}))
         params[self._prefix + "wait"] = wait
         return params
 
@@ -179,18 +181,18 @@ class Batches:
         self._apart: dict[_Whose, deque[tuple[_Verb, _Call]]] = {}
         self._deciding_apart: set[asyncio.Task[None]] = set()
 
-    def decider(self, function: Function) -> "Decider":
+    def decider(self, function: Function, told: type[CallParams]) -> "Decider":
         """Decides the calls of a verb by its function. In a batch the verbs follow each other as they came to be known."""
-        verb = _Verb(len(self._verbs), function, OF_ACCOUNT[function.name] if self._by_account else None)
+        verb = _Verb(len(self._verbs), function, told, OF_ACCOUNT[function.name] if self._by_account else None)
         self._verbs.append(verb)
         return Decider(partial(self._decide, verb), verb)
 
-    async def _decide(self, verb: _Verb, params: Sequence[Params]) -> list[Answer]:
+    async def _decide(self, verb: _Verb, params: Sequence[CallParams]) -> list[Answer]:
         asked = _Asked(len(params))
         calls = [_Call(each, asked, place) for place, each in enumerate(params)]
         if self._by_account:
             for call in calls:
-                self._wait_apart(verb, call, await self._shards.of(call.params["account_id"]))
+                self._wait_apart(verb, call, await self._shards.of(call.params.account_id))
         elif not self._together:
             await asyncio.gather(*(self._ask(verb, [call], wait=True) for call in calls))
         else:
@@ -329,7 +331,7 @@ class Batches:
 
     def _wait_apart(self, verb: _Verb, call: _Call, beside: _Whose | None = None) -> None:
         """With its account's, or those of the accounts beside it, unless its own wait already."""
-        account_id = call.params["account_id"]
+        account_id = call.params.account_id
         whose = account_id if beside is None or account_id in self._apart else beside
         if whose not in self._apart:
             self._apart[whose] = deque()
@@ -349,7 +351,7 @@ class Batches:
                 self._wait_apart(verb, call)
 
     def _waits_apart(self, call: _Call) -> bool:
-        return call.params["account_id"] in self._apart
+        return call.params.account_id in self._apart
 
     async def _decide_apart(self, whose: _Whose) -> None:
         """Their calls until none is left, in rounds: verb by verb, as a batch decides them. Repeats wait for the next.
@@ -386,17 +388,17 @@ class Batches:
 class Decider:
     """Decides the calls of one verb."""
 
-    def __init__(self, decide: Callable[[Sequence[Params]], Awaitable[list[Answer]]], verb: _Verb) -> None:
+    def __init__(self, decide: Callable[[Sequence[CallParams]], Awaitable[list[Answer]]], verb: _Verb) -> None:
         self._decide, self._verb = decide, verb
 
-    async def __call__(self, params: Params) -> Row | None:
+    async def __call__(self, params: CallParams) -> Row | None:
         """Raises what went wrong: DatabaseUnavailable also for a call that could not be sent within seconds."""
         [answer] = await self._decide([params])
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
-    async def within(self, session: AsyncSession, params: Params) -> Row | None:
+    async def within(self, session: AsyncSession, params: CallParams) -> Row | None:
         """Alone, in its caller's transaction, which may take it back; it waits for what is locked."""
         call = _Call(params, _Asked(1), 0)
         conn = await session.connection()
@@ -404,7 +406,7 @@ class Decider:
         found = result.mappings().first()
         return None if found is None else dict(found)
 
-    async def many(self, params: Sequence[Params]) -> list[Answer]:
+    async def many(self, params: Sequence[CallParams]) -> list[Answer]:
         """Of one caller, at the price of one wait for all; none is touched by what goes wrong with another.
 
         Raises DatabaseUnavailable where too many wait already, for any of them to be decided.
@@ -425,7 +427,7 @@ def _next_batch(waiting: deque[_Call], share: float) -> list[_Call]:
         asked, params = call.asked, call.params
         if asked.since < late:
             _fail([call])
-        elif (identity := (params["account_id"].int, params["hold_id"].int)) in batch:  # hashed faster than UUIDs
+        elif (identity := (params.account_id.int, params.hold_id.int)) in batch:  # hashed faster than UUIDs
             repeats.append(call)
         elif not call.is_over:
             batch[identity] = call

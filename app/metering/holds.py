@@ -12,7 +12,7 @@ import msgspec
 import psycopg
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Params, Row, new_id
+from app.kernel.db import Database, Row, new_id
 from app.kernel.errors import (
     AccountFrozen,
     AppError,
@@ -36,7 +36,7 @@ from app.kernel.security import OnExpiry, Pepper
 from app.kernel.shards import everywhere, is_sharded
 from app.keys.verify import SCOPES, KeyOwner, narrowed
 from app.metering.batch import Answer, Batches, Decider
-from app.metering.functions import FUNCTIONS, asking
+from app.metering.functions import FUNCTIONS, AuthorizeParams, CallParams, ChargeParams, ExtendParams, asking
 from app.metering.ticket import HoldTicket
 from app.offers.mint import Short, ShortBalance
 from app.offers.proofs import Use, consume
@@ -153,14 +153,21 @@ class Work(msgspec.Struct, frozen=True):
         cost_nusd = None if is_priced else self.cost_nusd
         return self.served_model, self.provider, self.units, attributes, self.outcome, cost_nusd
 
-    def params(self) -> dict[str, Any]:
-        return {
-            "cost_nusd": self.cost_nusd, "at_least_hold": self.at_least_the_hold, "outcome": self.outcome,
-            "served_model": self.served_model, "provider": self.provider, "upstream_id": self.upstream_id,
-            "upstream_model": self.upstream_model, "provider_cost_nusd": self.provider_cost_nusd,
-            "latency_ms": self.latency_ms, "ttft_ms": self.ttft_ms, "units": self.units,
-            "price_version": self.price_version, "lines": self.lines, "flags": self.flags, "charge_id": new_id(),
-        }  # fmt: skip
+    def params(
+        self,
+        ticket: HoldTicket,
+        service: str,
+        request_hash: bytes | None,
+        needed_nusd: int | None = None,
+        names: str | None = None,
+    ) -> ChargeParams:
+        """What functions.sql is told of this call, whoever it is of being said by the ticket."""
+        return ChargeParams(
+            ticket.account_id, ticket.hold_id, ticket.key_id, service, ticket.request_id, request_hash, ticket.window_start,
+            needed_nusd, ticket.model, names, ticket.endpoint, new_id(), self.cost_nusd, self.at_least_the_hold, self.outcome,
+            self.served_model, self.provider, self.upstream_id, self.upstream_model, self.provider_cost_nusd,
+            self.latency_ms, self.ttft_ms, self.units, self.price_version, self.lines, self.flags,
+        )  # fmt: skip
 
 
 class Charged(msgspec.Struct, frozen=True):
@@ -178,7 +185,7 @@ class Used(msgspec.Struct, frozen=True):
     """A call that was made and is yet to be charged: its work, and what functions.sql is told."""
 
     work: Work
-    params: Params
+    params: ChargeParams
 
 
 def hold_id_for(service: str, request_id: str) -> uuid.UUID:
@@ -205,12 +212,12 @@ class Meter:
         together = Batches(db, together=batch, by_account=by_account)
         # Settles and releases come first: what they free is there for the others. A transaction is as durable as all that
         # is in it, so that holds that need not survive a crash of the database have transactions of their own.
-        self._settle = together.decider(FUNCTIONS["meter_charge"])
-        self._release = together.decider(FUNCTIONS["meter_release"])
-        self._extend = together.decider(FUNCTIONS["meter_extend"])
+        self._settle = together.decider(FUNCTIONS["meter_charge"], ChargeParams)
+        self._release = together.decider(FUNCTIONS["meter_release"], CallParams)
+        self._extend = together.decider(FUNCTIONS["meter_extend"], ExtendParams)
         holding = together if hold_sync_commit else Batches(db, together=batch, by_account=by_account)
-        self._authorize = holding.decider(FUNCTIONS["meter_authorize"])
-        self._charge = together.decider(FUNCTIONS["meter_charge"])
+        self._authorize = holding.decider(FUNCTIONS["meter_authorize"], AuthorizeParams)
+        self._charge = together.decider(FUNCTIONS["meter_charge"], ChargeParams)
         self._verify = asking("meter_verify", by_account=by_account)
         self.on_low: Callable[[uuid.UUID], None] = lambda _: None
         self.on_limit: Callable[[uuid.UUID, uuid.UUID, AppError], None] = lambda *_: None
@@ -222,13 +229,11 @@ class Meter:
         Raises the refusals of `_refusal`, RequestIdReuse for another request under the same id, and HoldClosed.
         """
         hold_id = hold_id_for(service, ask.request_id)
-        found = await self._decided(self._authorize, use, {
-            "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id, "service": service,
-            "request_id": ask.request_id, "request_hash": ask.fingerprint("authorize", owner), "amount_nusd": ask.amount_nusd,
-            "min_nusd": ask.needed_nusd, "model": ask.model, "names": ask.names(), "endpoint": ask.endpoint,
-            "price_version": ask.price_version, "attributes": ask.attributes, "made_at": ask.made_at or datetime.now(UTC),
-            "ttl_seconds": ask.ttl_seconds, "on_expiry": ask.on_expiry, "synchronous_commit": self._synchronous_commit if use is None else "on",
-        })  # fmt: skip
+        found = await self._decided(self._authorize, use, AuthorizeParams(
+            owner.account_id, hold_id, owner.key_id, service, ask.request_id, ask.fingerprint("authorize", owner),
+            ask.amount_nusd, ask.needed_nusd, ask.model, ask.names(), ask.endpoint, ask.price_version, ask.attributes,
+            ask.made_at or datetime.now(UTC), ask.ttl_seconds, ask.on_expiry, self._synchronous_commit if use is None else "on",
+        ))  # fmt: skip
         if found is None:
             raise InvalidApiKey
         is_repeat = found["verdict"] == "repeat"
@@ -284,13 +289,7 @@ class Meter:
 
     def used(self, service: str, ticket: HoldTicket, work: Work, fingerprint: bytes | None = None) -> Used:
         """What `take` charges. A call that nothing was held for has a fingerprint: another one under its id is refused."""
-        params = work.params()
-        params |= {
-            "account_id": ticket.account_id, "key_id": ticket.key_id, "hold_id": ticket.hold_id, "service": service,
-            "request_id": ticket.request_id, "request_hash": fingerprint, "window_start": ticket.window_start, "model": ticket.model,
-            "endpoint": ticket.endpoint, "needed_nusd": None, "names": None,
-        }  # fmt: skip
-        return Used(work, params)
+        return Used(work, work.params(ticket, service, fingerprint))
 
     async def take(self, used: Sequence[Used]) -> list[Charged | AppError]:
         """Charge calls that were made, whatever is left, and say of each what was charged, or why nothing was: HoldNotFound
@@ -330,7 +329,7 @@ class Meter:
         Returns posted_nusd and held_nusd. Raises HoldNotFound, HoldClosed after a settle, HoldCaptured after a capture.
         """
         ticket = self.opened(service, hold) if isinstance(hold, str) else hold
-        found = await self._release({"account_id": ticket.account_id, "hold_id": ticket.hold_id})
+        found = await self._release(CallParams(ticket.account_id, ticket.hold_id))
         if found is None or found["state"] is None:
             raise HoldNotFound
         if found["state"] == "settled":
@@ -352,10 +351,7 @@ class Meter:
         money is spent already. Raises HoldNotFound, and HoldClosed for one that is no longer open.
         """
         ticket = self.opened(service, hold_id)
-        found = await self._extend({
-            "account_id": ticket.account_id, "hold_id": ticket.hold_id, "ttl_seconds": ttl_seconds,
-            "captured_nusd": captured_nusd,
-        })  # fmt: skip
+        found = await self._extend(ExtendParams(ticket.account_id, ticket.hold_id, ttl_seconds, captured_nusd))
         if found is None or found["state"] is None:
             raise HoldNotFound
         if found["state"] != "open":
@@ -368,11 +364,11 @@ class Meter:
 
         `ask.amount_nusd` must be there to be spent; `work.cost_nusd` is taken. Raises as `authorize` does.
         """
-        params = work.params() | {
-            "account_id": owner.account_id, "key_id": owner.key_id, "hold_id": hold_id_for(service, ask.request_id),
-            "service": service, "request_id": ask.request_id, "request_hash": ask.fingerprint("charge", owner, work),
-            "window_start": None, "needed_nusd": ask.amount_nusd, "model": ask.model, "names": ask.names(), "endpoint": ask.endpoint,
-        }  # fmt: skip
+        hold_id, now = hold_id_for(service, ask.request_id), datetime.now(UTC)
+        ticket = HoldTicket(
+            owner.account_id, owner.key_id, hold_id, ask.request_id, None, now, None, None, ask.model, ask.endpoint
+        )
+        params = work.params(ticket, service, ask.fingerprint("charge", owner, work), ask.amount_nusd, ask.names())
         found = await self._decided(self._charge, use, params)
         if found is None:
             raise InvalidApiKey
@@ -382,7 +378,7 @@ class Meter:
             return await self._earlier(params)
         return self._charged(found, params, work)
 
-    async def _decided(self, decider: Decider, use: Use | None, params: Params) -> Row | None:
+    async def _decided(self, decider: Decider, use: Use | None, params: CallParams) -> Row | None:
         """The verdict; with a proof to be consumed, in one transaction with that, and a refused call consumes nothing.
 
         Raises InvalidChallenge for a proof that another call has had.
@@ -393,7 +389,7 @@ class Meter:
 
         async def work(session: AsyncSession) -> Row:
             refused.clear()
-            await consume(session, use, str(params["hold_id"]))
+            await consume(session, use, str(params.hold_id))
             found = await decider.within(session, params)
             if found is None or found["verdict"] not in ("allow", "repeat", "charged"):
                 refused.append(found)
@@ -412,17 +408,17 @@ class Meter:
             self.on_limit(owner.account_id, owner.key_id, refusal)
         return refusal
 
-    def _charged(self, found: Row, params: Params, work: Work) -> Charged:
+    def _charged(self, found: Row, params: CallParams, work: Work) -> Charged:
         if found["is_low"]:
-            self.on_low(params["account_id"])
+            self.on_low(params.account_id)
         return Charged(
             found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"],
             work.lines,
         )  # fmt: skip
 
-    async def _earlier(self, params: Params) -> Charged:
+    async def _earlier(self, params: CallParams) -> Charged:
         """What the call was charged before."""
-        found = await self._db.one(_EARLIER_CHARGE, {name: params[name] for name in ("account_id", "hold_id")})
+        found = await self._db.one(_EARLIER_CHARGE, {"account_id": params.account_id, "hold_id": params.hold_id})
         assert found is not None, "an entry is never removed"
         return Charged(
             found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"],

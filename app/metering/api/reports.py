@@ -204,7 +204,7 @@ async def _charged(meter: Meter, used: Sequence[Used | AppError]) -> list[Charge
     for each in used:
         found = each if isinstance(each, AppError) else next(taken)
         if isinstance(each, Used) and isinstance(found, Charged):
-            charged.append(ChargeView.of(found, each.params["account_id"]))
+            charged.append(ChargeView.of(found, each.params.account_id))
         else:
             assert isinstance(found, AppError)
             charged.append(found)
