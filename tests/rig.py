@@ -283,7 +283,7 @@ async def reported(meter: Meter, service: str, owner: KeyOwner, ask: Ask, work: 
     ticket = HoldTicket(
         owner.account_id, owner.key_id, hold_id, ask.request_id, None, now, None, None, ask.model, ask.endpoint
     )
-    [charged] = await meter.take([meter.used(service, ticket, work, ask.fingerprint("report", owner, work))])
+    [charged] = await meter.take([work.params(ticket, service, ask.fingerprint("report", owner, work))])
     if isinstance(charged, AppError):
         raise charged
     return charged

@@ -157,11 +157,12 @@ class Work(msgspec.Struct, frozen=True):
         self,
         ticket: HoldTicket,
         service: str,
-        request_hash: bytes | None,
+        request_hash: bytes | None = None,
         needed_nusd: int | None = None,
         names: str | None = None,
     ) -> ChargeParams:
-        """What functions.sql is told of this call, whoever it is of being said by the ticket."""
+        """What functions.sql is told of this call, whose it is being said by the ticket. One that nothing was held for has a
+        fingerprint, `request_hash`: another one under its id is refused."""
         return ChargeParams(
             ticket.account_id, ticket.hold_id, ticket.key_id, service, ticket.request_id, request_hash, ticket.window_start,
             needed_nusd, ticket.model, names, ticket.endpoint, new_id(), self.cost_nusd, self.at_least_the_hold, self.outcome,
@@ -179,13 +180,6 @@ class Charged(msgspec.Struct, frozen=True):
     held_nusd: int
     flags: str
     lines: Mapping[str, Any] | None
-
-
-class Used(msgspec.Struct, frozen=True):
-    """A call that was made and is yet to be charged: its work, and what functions.sql is told."""
-
-    work: Work
-    params: ChargeParams
 
 
 def hold_id_for(service: str, request_id: str) -> uuid.UUID:
@@ -285,30 +279,26 @@ class Meter:
         Raises HoldNotFound for a hold_id that is not this service's.
         """
         ticket = self.opened(service, hold) if isinstance(hold, str) else hold
-        return _or_raise(*await self.take([self.used(service, ticket, work)]))
+        return _or_raise(*await self.take([work.params(ticket, service)]))
 
-    def used(self, service: str, ticket: HoldTicket, work: Work, fingerprint: bytes | None = None) -> Used:
-        """What `take` charges. A call that nothing was held for has a fingerprint: another one under its id is refused."""
-        return Used(work, work.params(ticket, service, fingerprint))
-
-    async def take(self, used: Sequence[Used]) -> list[Charged | AppError]:
+    async def take(self, used: Sequence[ChargeParams]) -> list[Charged | AppError]:
         """Charge calls that were made, whatever is left, and say of each what was charged, or why nothing was: HoldNotFound
         where there is no such account, RequestIdReuse. The same call again gets its answer.
 
         Raises what went wrong for a fault of ours, once all are answered: asked again, each is charged once.
         """
-        found = await self._settle.many([each.params for each in used])
+        found = await self._settle.many(used)
         for each in found:
             if isinstance(each, BaseException) and not _is_refusal(each):
                 raise each
         taken = [self._taken(row, each) for row, each in zip(found, used, strict=True)]
         again = [place for place, each in enumerate(taken) if each is None]
-        told = await asyncio.gather(*(self._earlier(used[place].params) for place in again)) if again else ()
+        told = await asyncio.gather(*(self._earlier(used[place]) for place in again)) if again else ()
         for place, charged in zip(again, told, strict=True):
             taken[place] = charged
         return cast("list[Charged | AppError]", taken)
 
-    def _taken(self, found: Answer, used: Used) -> Charged | AppError | None:
+    def _taken(self, found: Answer, used: ChargeParams) -> Charged | AppError | None:
         """None for what was charged before."""
         if found is None:
             return HoldNotFound()
@@ -321,7 +311,7 @@ class Meter:
             case "repeat":
                 return None
             case _:
-                return self._charged(found, used.params, used.work)
+                return self._charged(found, used)
 
     async def release(self, service: str, hold: HoldTicket | str) -> Row:
         """Give the money back: the call was not made. Harmless when the hold had expired or was released.
@@ -376,7 +366,7 @@ class Meter:
             raise self._refused(found, ask.amount_nusd, ask.model, owner)
         if found["verdict"] == "repeat":
             return await self._earlier(params)
-        return self._charged(found, params, work)
+        return self._charged(found, params)
 
     async def _decided(self, decider: Decider, use: Use | None, params: CallParams) -> Row | None:
         """The verdict; with a proof to be consumed, in one transaction with that, and a refused call consumes nothing.
@@ -408,12 +398,12 @@ class Meter:
             self.on_limit(owner.account_id, owner.key_id, refusal)
         return refusal
 
-    def _charged(self, found: Row, params: CallParams, work: Work) -> Charged:
+    def _charged(self, found: Row, params: ChargeParams) -> Charged:
         if found["is_low"]:
             self.on_low(params.account_id)
         return Charged(
             found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"],
-            work.lines,
+            params.lines,
         )  # fmt: skip
 
     async def _earlier(self, params: CallParams) -> Charged:

@@ -23,7 +23,8 @@ from app.kernel.security import Service
 from app.keys.verify import KeyOwner, Verifier
 from app.metering.api.calls import owner_of, priced_work, ticket_of, told
 from app.metering.api.wire import ChargeView, SettleRequest, Sha256Hex, Word, WorkDone
-from app.metering.holds import Ask, Charged, Meter, Used, hold_id_for
+from app.metering.functions import ChargeParams
+from app.metering.holds import Ask, Charged, Meter, hold_id_for
 from app.metering.priced import Pricer
 from app.metering.ticket import HoldTicket
 
@@ -110,13 +111,15 @@ class ReportsController(Controller):
         lost = [item for item in items if isinstance(item, SettleRequest) and item.hold_id is None]
         looked_up = iter(await _at_once(partial(ticket_of, service, verifier, meter), lost))
 
-        async def used(item: SettleRequest) -> Used:
+        async def used(item: SettleRequest) -> ChargeParams:
             ticket = next(looked_up) if item.hold_id is None else await ticket_of(service, verifier, meter, item)
             if isinstance(ticket, AppError):
                 raise ticket
-            return meter.used(service.name, ticket, await priced_work(pricer, ticket, item))
+            return (await priced_work(pricer, ticket, item)).params(ticket, service.name)
 
-        charged = await _charged(meter, await _each_in_turn(used, items))
+        used_items = await _each_in_turn(used, items)
+        items.clear()  # thousands may wait: the less there is of each, the faster all is read again
+        charged = await _charged(meter, used_items)
         return Verdicts.of([_verdict(each) for each in charged])
 
     @post("/events", status_code=200, summary="Usage as CloudEvents")
@@ -141,7 +144,7 @@ class ReportsController(Controller):
         owners = dict(zip(keys, await _at_once(partial(owner_of, verifier, None), keys), strict=True))
         moment = await pricer.moment() if keys else None
 
-        async def used(event: _Event) -> Used:
+        async def used(event: _Event) -> ChargeParams:
             owner = None if event.key is None else owners[event.key]
             if isinstance(owner, AppError):
                 raise owner
@@ -149,14 +152,17 @@ class ReportsController(Controller):
                 if owner is None:
                     return await _held_for(event.told.data, service, meter, pricer)
                 assert moment is not None
-                return await _unheld(event.told, owner, moment, service, meter, pricer)
+                return await _unheld(event.told, owner, moment, service, pricer)
             except (InvalidField, ModelNotPriced) as error:  # priced_work knows nothing of what is around the data
                 raise type(error)(error.message, param=error.param and f"data.{error.param}") from None
 
-        charged = await _charged(meter, await _each_in_turn(used, events))
+        used_events = await _each_in_turn(used, events)
+        ids = [event.told.id if isinstance(event, _Event) else None for event in events]
+        events.clear()  # thousands may wait: the less there is of each, the faster all is read again
+        charged = await _charged(meter, used_events)
         if not is_batch and isinstance(charged[0], AppError):
             raise charged[0]
-        return Verdicts.of([_verdict(each, event) for each, event in zip(charged, events, strict=True)])
+        return Verdicts.of([_verdict(each, id_) for each, id_ in zip(charged, ids, strict=True)])
 
 
 # --- each item by itself --------------------------------------------------------------------------------
@@ -197,24 +203,24 @@ async def _at_once(work: Callable[[_T], Awaitable[_U]], items: Sequence[_T]) -> 
     return [made for [made] in await asyncio.gather(*(_each_in_turn(work, [item]) for item in items))] if items else []
 
 
-async def _charged(meter: Meter, used: Sequence[Used | AppError]) -> list[ChargeView | AppError]:
-    due = [each for each in used if isinstance(each, Used)]
+async def _charged(meter: Meter, used: Sequence[ChargeParams | AppError]) -> list[ChargeView | AppError]:
+    due = [each for each in used if isinstance(each, ChargeParams)]
     taken = iter(await meter.take(due))
     charged: list[ChargeView | AppError] = []
     for each in used:
         found = each if isinstance(each, AppError) else next(taken)
-        if isinstance(each, Used) and isinstance(found, Charged):
-            charged.append(ChargeView.of(found, each.params.account_id))
+        if isinstance(each, ChargeParams) and isinstance(found, Charged):
+            charged.append(ChargeView.of(found, each.account_id))
         else:
             assert isinstance(found, AppError)
             charged.append(found)
     return charged
 
 
-def _verdict(charged: ChargeView | AppError, event: "_Event | AppError | None" = None) -> Verdict:
+def _verdict(charged: ChargeView | AppError, event_id: str | None = None) -> Verdict:
     if isinstance(charged, AppError):
         return Verdict(charged.status, error=charged.wire())
-    return Verdict(200, event.told.id if isinstance(event, _Event) else None, charged)
+    return Verdict(200, event_id, charged)
 
 
 def _settle(raw: msgspec.Raw) -> SettleRequest:
@@ -248,10 +254,10 @@ def _key(event: CloudEvent) -> str:
     return sha256_hex.lower()
 
 
-async def _held_for(data: UsageData, service: Service, meter: Meter, pricer: Pricer) -> Used:
+async def _held_for(data: UsageData, service: Service, meter: Meter, pricer: Pricer) -> ChargeParams:
     assert data.hold_id is not None
     ticket = meter.opened(service.name, data.hold_id)
-    return meter.used(service.name, ticket, await priced_work(pricer, ticket, data))
+    return (await priced_work(pricer, ticket, data)).params(ticket, service.name)
 
 
 async def _unheld(
@@ -259,9 +265,8 @@ async def _unheld(
     owner: KeyOwner,
     moment: tuple[int | None, datetime],
     service: Service,
-    meter: Meter,
     pricer: Pricer,
-) -> Used:
+) -> ChargeParams:
     """A call that nothing was held for, by the prices of now."""
     data, (price_version, now) = event.data, moment
     said = data.attributes.said() if data.attributes else {}
@@ -273,4 +278,4 @@ async def _unheld(
     work = await priced_work(pricer, ticket, data)
     asked = told(data, work.units, said, work.cost_nusd if is_given(data.cost_usd) else None)
     ask = Ask(request_id, work.cost_nusd, data.model, data.endpoint, asked=asked)
-    return meter.used(service.name, ticket, work, ask.fingerprint("report", owner, work))
+    return work.params(ticket, service.name, ask.fingerprint("report", owner, work))
