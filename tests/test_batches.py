@@ -21,7 +21,7 @@ from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
 from app.metering.arrays import as_array
 from app.metering.batch import Batches
-from app.metering.functions import FUNCTIONS, CallParams, ExtendParams, Function
+from app.metering.functions import FUNCTIONS, CallAnswer, CallParams, ExtendAnswer, ExtendParams, Function
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.migrations import MigrationError, check, migrate
 from tests.databases import CITUS
@@ -107,7 +107,8 @@ async def outcome(call: Awaitable[Any]) -> Any:
         return answer
     if isinstance(answer, Charged):
         return answer.cost_nusd, answer.balance_nusd, answer.held_nusd, answer.flags, answer.lines
-    return {name: value for name, value in answer.items() if name not in ("expires_at", "item")}
+    assert isinstance(answer, CallAnswer)
+    return {name: value for name, value in msgspec.structs.asdict(answer).items() if name != "expires_at"}
 
 
 # --- the same stream, one by one and in batches -------------------------------------------------------
@@ -644,7 +645,7 @@ async def test_without_a_database_every_call_is_refused_and_none_hangs() -> None
 
 
 async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Database) -> None:
-    decide = Batches(db).decider(function(), Numbered)
+    decide = Batches(db).decider(function(), Numbered, Number)
     params = numbered()
 
     async def call() -> None:
@@ -660,7 +661,7 @@ async def test_more_calls_than_a_worker_can_keep_are_refused_at_once(db: Databas
 
 
 async def test_many_calls_of_one_caller_wait_all_or_none(db: Database) -> None:
-    decide = Batches(db).decider(function(), Numbered)
+    decide = Batches(db).decider(function(), Numbered, Number)
     params = numbered()
     waiting = [asyncio.create_task(decide.many([params] * 500)) for _ in range(9)]
     waiting.append(asyncio.create_task(decide.many([params] * 400)))
@@ -677,7 +678,7 @@ async def test_many_calls_of_one_caller_wait_all_or_none(db: Database) -> None:
 
 @pytest.mark.parametrize("together", [True, False])
 async def test_what_is_wrong_with_one_of_many_calls_hurts_no_other(db: Database, together: bool) -> None:
-    decide = Batches(db, together=together).decider(FUNCTIONS["meter_extend"], ExtendParams)
+    decide = Batches(db, together=together).decider(FUNCTIONS["meter_extend"], ExtendParams, ExtendAnswer)
     captures: list[Any] = [0, 0, "none", 0]
     params = [ExtendParams(uuid.uuid4(), uuid.uuid4(), 1, captured) for captured in captures]
     answers = await decide.many([*params, params[0]])
@@ -706,7 +707,18 @@ def numbered(number: Any = 0) -> Numbered:
 
 def function() -> Function:
     takes = {"lock": "uuid[]", "wait": "boolean", "account_id": "uuid[]", "hold_id": "uuid[]", "number": "bigint[]"}
-    return Function("f", "", "", takes, {"item": "bigint"})
+    return Function("f", "", "", takes, {"item": "bigint", "number": "bigint"})
+
+
+class Number(CallAnswer, frozen=True):
+    """Its item's, as these functions answer it."""
+
+    number: int
+
+
+def answered(item: int, place: int = 0, verbs: int = 1) -> tuple[Any, ...]:
+    """A row of the verb in this place of so many."""
+    return place, *(value for verb in range(verbs) for value in ([item, item] if verb == place else [None, None]))
 
 
 async def test_a_call_that_comes_while_the_connection_is_given_back_is_decided_too() -> None:
@@ -714,20 +726,20 @@ async def test_a_call_that_comes_while_the_connection_is_given_back_is_decided_t
 
     class SlowToClose(Lane):
         async def all(self, _: str, __: Params) -> list[tuple[Any, ...]]:
-            return [(0, 1), (0, 2)]
+            return [answered(1), answered(2)]
 
         async def close(self) -> None:
             closing.set()
             await may_close.wait()
 
-    decide = through(SlowToClose).decider(function(), Numbered)
+    decide = through(SlowToClose).decider(function(), Numbered, Number)
     early = [call(decide), call(decide)]
     await closing.wait()
     late = [call(decide), call(decide)]
     await asyncio.sleep(0)
     may_close.set()
     async with asyncio.timeout(5):
-        assert await asyncio.gather(*early, *late) == [{"item": 1}, {"item": 2}] * 2
+        assert await asyncio.gather(*early, *late) == [Number(1), Number(2)] * 2
 
 
 async def test_a_call_that_waits_when_the_batches_are_stopped_is_refused() -> None:
@@ -735,14 +747,14 @@ async def test_a_call_that_waits_when_the_batches_are_stopped_is_refused() -> No
 
     class NeverCloses(Lane):
         async def all(self, _: str, __: Params) -> list[tuple[Any, ...]]:
-            return [(0, 1), (0, 2)]
+            return [answered(1), answered(2)]
 
         async def close(self) -> None:
             closing.set()
             await asyncio.Event().wait()
 
     batches = through(NeverCloses)
-    decide = batches.decider(function(), Numbered)
+    decide = batches.decider(function(), Numbered, Number)
     early = [call(decide), call(decide)]
     await closing.wait()
     late = call(decide)
@@ -750,7 +762,7 @@ async def test_a_call_that_waits_when_the_batches_are_stopped_is_refused() -> No
     assert batches._deciding is not None
     batches._deciding.cancel()
     async with asyncio.timeout(5):
-        assert await asyncio.gather(*early) == [{"item": 1}, {"item": 2}]
+        assert await asyncio.gather(*early) == [Number(1), Number(2)]
         with pytest.raises(DatabaseUnavailable):
             await late
 
@@ -793,12 +805,12 @@ async def test_large_and_small_batches_do_not_take_turns() -> None:
             await may_answer.acquire()
             width = len(asked)
             return [
-                (place, *(item if other == place else None for other in range(width)))
+                answered(item, place, width)
                 for place, count in enumerate(asked) for item in range(1, count + 1)
             ]  # fmt: skip
 
     batches = through(Slow)
-    first, second = (batches.decider(function(), Numbered) for _ in range(2))
+    first, second = (batches.decider(function(), Numbered, Number) for _ in range(2))
     calls = [call(first, n) for n in range(10)]
     while not sizes:
         await asyncio.sleep(0)
@@ -823,12 +835,12 @@ async def test_a_full_batch_is_made_ready_meanwhile_and_who_calls_alone_goes_alo
             await may_answer.acquire()
             width = len(asked)
             return [
-                (place, *(item if other == place else None for other in range(width)))
+                answered(item, place, width)
                 for place, count in enumerate(asked.values()) for item in range(1, count + 1)
             ]  # fmt: skip
 
     batches = through(Slow)
-    many, single = (batches.decider(function(), Numbered) for _ in range(2))
+    many, single = (batches.decider(function(), Numbered, Number) for _ in range(2))
     verb = batches._verbs[0]
 
     def of_many() -> asyncio.Task[Any]:
@@ -846,7 +858,7 @@ async def test_a_full_batch_is_made_ready_meanwhile_and_who_calls_alone_goes_alo
         may_answer.release()
     answers = await asyncio.gather(*calls)
     assert sent == [{"0_number": 500}, {"0_number": 500, "1_number": 1}, {"0_number": 500}, {"0_number": 500}]
-    assert answers == [*([{"item": item} for item in range(1, 501)] for _ in range(4)), {"item": 1}]
+    assert answers == [*([Number(item) for item in range(1, 501)] for _ in range(4)), Number(1)]
 
 
 async def test_what_was_ready_for_too_long_is_refused_and_the_rest_of_it_is_sent() -> None:
@@ -856,10 +868,10 @@ async def test_what_was_ready_for_too_long_is_refused_and_the_rest_of_it_is_sent
         async def all(self, _: str, params: Params) -> list[tuple[Any, ...]]:
             sizes.append(params["0_number"].count(",") + 1)
             await may_answer.acquire()
-            return [(0, item) for item in range(1, sizes[-1] + 1)]
+            return [answered(item) for item in range(1, sizes[-1] + 1)]
 
     batches = through(Slow)
-    decide = batches.decider(function(), Numbered)
+    decide = batches.decider(function(), Numbered, Number)
     calls = [call(decide, number) for number in range(1_500)]
     while batches._verbs[0].ready is None:
         await asyncio.sleep(0)
@@ -868,7 +880,7 @@ async def test_what_was_ready_for_too_long_is_refused_and_the_rest_of_it_is_sent
     for _ in range(3):
         may_answer.release()
     answers = await asyncio.gather(*calls, return_exceptions=True)
-    assert Counter(type(answer) for answer in answers) == {dict: 1_400, DatabaseUnavailable: 100}
+    assert Counter(type(answer) for answer in answers) == {Number: 1_400, DatabaseUnavailable: 100}
     assert sizes == [500, 500, 400]
 
 
@@ -879,7 +891,7 @@ async def test_what_was_made_ready_when_the_batches_are_stopped_is_refused() -> 
             raise AssertionError
 
     batches = through(NeverAnswers)
-    decide = batches.decider(function(), Numbered)
+    decide = batches.decider(function(), Numbered, Number)
     calls = [call(decide, number) for number in range(1_700)]
     while batches._verbs[0].ready is None:
         await asyncio.sleep(0)
@@ -897,13 +909,13 @@ async def test_calls_that_cannot_be_written_down_are_told_so_and_no_other_verbs(
     class Answers(Lane):
         async def all(self, _: str, params: Params) -> list[tuple[Any, ...]]:
             assert set(params) == {f"1_{name}" for name in ("lock", "wait", "account_id", "hold_id", "number")}
-            return [(0, 1)]
+            return [answered(1)]
 
     batches = through(Answers)
-    bad, good = (batches.decider(function(), Numbered) for _ in range(2))
+    bad, good = (batches.decider(function(), Numbered, Number) for _ in range(2))
     no_text = [numbered("\ud800") for _ in range(3)]
     answers = await asyncio.gather(*map(bad, no_text), call(good), return_exceptions=True)
-    assert [type(answer).__name__ for answer in answers] == [*["UnicodeEncodeError"] * 3, "dict"]
+    assert [type(answer).__name__ for answer in answers] == [*["UnicodeEncodeError"] * 3, "Number"]
     assert batches._verbs[0].left == 0
 
 

@@ -22,6 +22,7 @@ from app.keys.verify import KeyOwner
 from app.ledger.charge import ChargeId
 from app.ledger.post import post
 from app.ledger.tables import EntryKind
+from app.metering.functions import ExtendAnswer, ReleaseAnswer
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.metering.refund import Refunded, refund
 from tests.model import Account, Charge, Hold, Key, Refusal, Ticket
@@ -394,10 +395,10 @@ def plain(answer: Any) -> Any:
             figures = [nusd(told[name]) for name in FIGURES if name in told]
             name = "InsufficientBalance" if isinstance(answer, InsufficientBalance) else type(answer).__name__
             return Refusal(name, (*figures, told["state"]) if "state" in told else tuple(figures))
-        case {"amount_nusd": amount_nusd}:
-            return amount_nusd, answer["posted_nusd"], answer["held_nusd"], answer["floor_nusd"]
-        case {"posted_nusd": posted_nusd}:
-            return posted_nusd, answer["held_nusd"]
+        case ExtendAnswer():
+            return answer.amount_nusd, answer.posted_nusd, answer.held_nusd, answer.floor_nusd
+        case ReleaseAnswer():
+            return answer.posted_nusd, answer.held_nusd
         case (*figures, Ticket()):
             return tuple(figures)
         case _:

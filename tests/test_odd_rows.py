@@ -14,10 +14,10 @@ from app.kernel.db import Database, Params, Row
 from app.kernel.errors import AppError, DatabaseUnavailable, HoldClosed, InvalidApiKey, RequestIdReuse
 from app.keys.verify import KeyOwner
 from app.metering.batch import Batches
-from app.metering.functions import FUNCTIONS, CallParams
+from app.metering.functions import FUNCTIONS, CallParams, ReleaseAnswer
 from app.metering.holds import Ask, Charged, Held, Work, expire_holds
 from tests.rig import reported
-from tests.test_batches import ACTS, PEPPER, SERVICE, Numbered, function, meter, plant
+from tests.test_batches import ACTS, PEPPER, SERVICE, Number, Numbered, function, meter, plant
 
 MOST_NUSD = 2**63 - 1
 
@@ -237,7 +237,7 @@ async def test_calls_that_are_tried_one_by_one_do_not_wait_for_each_other_for_ev
 
     db.lane = PassesBy  # type: ignore[method-assign, assignment]
     batches = Batches(db)
-    decide = batches.decider(function(), Numbered)
+    decide = batches.decider(function(), Numbered, Number)
     calls: list[Awaitable[Any]] = [decide(Numbered(account_id, uuid.uuid4(), number)) for number in range(40)]
     async with asyncio.timeout(2):
         answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -251,7 +251,7 @@ async def test_an_account_is_not_taken_for_locked_when_its_waiting_calls_were_st
 ) -> None:
     (owner,) = plant(owner_conn, [1_000], [{}])
     batches = Batches(db)
-    decide = batches.decider(FUNCTIONS["meter_release"], CallParams)
+    decide = batches.decider(FUNCTIONS["meter_release"], CallParams, ReleaseAnswer)
 
     def params() -> CallParams:
         return CallParams(owner.account_id, uuid.uuid4())
@@ -267,7 +267,9 @@ async def test_an_account_is_not_taken_for_locked_when_its_waiting_calls_were_st
             answers = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in answers} == {DatabaseUnavailable}
     assert batches._apart == {}
-    assert (await decide(params()) or {})["state"] is None
+    answer = await decide(params())
+    assert answer is not None
+    assert answer.state is None
 
 
 async def test_each_refusal_of_the_functions_is_one_of_ours(db: Database, owner_conn: psycopg.Connection[Any]) -> None:

@@ -13,24 +13,25 @@ from collections.abc import Awaitable, Callable, Iterable, MutableSequence, Sequ
 from functools import partial
 from itertools import accumulate
 from math import ceil
-from typing import Any, Final, LiteralString, TypeAlias, TypeVar
+from typing import Any, Final, Generic, LiteralString, TypeAlias, TypeVar, cast
 
 import msgspec
 import psycopg
 from msgspec.structs import astuple
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Params, Row
+from app.kernel.db import Database, Params
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.shards import Shards
 from app.metering.arrays import as_array
-from app.metering.functions import OF_ACCOUNT, CallParams, Function
+from app.metering.functions import OF_ACCOUNT, CallAnswer, CallParams, Function
 from app.metering.gathered import gathered
 
-Answer: TypeAlias = Row | BaseException | None
-"""The row that the verb's function returns for a call, None where there is no such account; or what went wrong."""
-
 _T = TypeVar("_T")
+_A = TypeVar("_A", bound=CallAnswer)
+
+Answer: TypeAlias = _A | BaseException | None
+"""What the verb's function returns for a call, None where there is no such account; or what went wrong."""
 
 _Whose: TypeAlias = uuid.UUID | int
 """Of an account, or of the accounts in a shard."""
@@ -48,7 +49,7 @@ class _Asked:
 
     def __init__(self, count: int) -> None:
         loop = asyncio.get_running_loop()
-        self.answers: list[Answer] = [None] * count
+        self.answers: list[Answer[CallAnswer]] = [None] * count
         self.answered: asyncio.Future[None] = loop.create_future()
         self.missing, self.since = count, loop.time()
 
@@ -66,7 +67,7 @@ class _Call(msgspec.Struct, eq=False):
         """It has its answer, or nobody waits for it any more."""
         return self.is_answered or self.asked.answered.done()
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: Answer[CallAnswer]) -> None:
         """The first answer stays."""
         if self.is_answered:
             return
@@ -94,18 +95,24 @@ class _Verb:
     """
 
     def __init__(
-        self, number: int, function: Function, told: type[CallParams], of_account: Function | None = None
+        self,
+        number: int,
+        function: Function,
+        told: type[CallParams],
+        answered: type[CallAnswer],
+        of_account: Function | None = None,
     ) -> None:
-        """`told`: what a call's parameters are in. `of_account`: how the calls of one account are asked about, where they are
-        not asked about together with others'."""
+        """`told`: what a call's parameters are in, and `answered`: what its columns. `of_account`: how the calls of one account
+        are asked about, where they are not asked about together with others'."""
         self._prefix = f"{number}_"  # statements of several verbs tell their parameters apart
         self.call = (of_account or function).call(self._prefix)
         self.alone: LiteralString = f"SELECT * FROM {self.call}"
         kinds = {name: kind for name, kind in function.parameters.items() if name not in ("lock", "wait")}
         assert kinds.keys() == set(told.__struct_fields__), f"{function.name} and {told.__name__}"
+        assert [*function.columns] == ["item", *answered.__struct_fields__], f"{function.name} and {answered.__name__}"
         self._columns = [(self._prefix + name, kinds[name].endswith("[]")) for name in told.__struct_fields__]
         self._account = [f"{self._prefix}account"] if of_account is not None else []
-        self.returned = list(function.columns.items())
+        self.returned, self.answered = list(function.columns.items()), answered
         self.waiting: deque[_Call] = deque()
         self.ready: tuple[list[_Call], dict[str, Any]] | None = None
 
@@ -181,13 +188,14 @@ class Batches:
         self._apart: dict[_Whose, deque[tuple[_Verb, _Call]]] = {}
         self._deciding_apart: set[asyncio.Task[None]] = set()
 
-    def decider(self, function: Function, told: type[CallParams]) -> "Decider":
+    def decider(self, function: Function, told: type[CallParams], answered: type[_A]) -> "Decider[_A]":
         """Decides the calls of a verb by its function. In a batch the verbs follow each other as they came to be known."""
-        verb = _Verb(len(self._verbs), function, told, OF_ACCOUNT[function.name] if self._by_account else None)
+        of_account = OF_ACCOUNT[function.name] if self._by_account else None
+        verb = _Verb(len(self._verbs), function, told, answered, of_account)
         self._verbs.append(verb)
         return Decider(partial(self._decide, verb), verb)
 
-    async def _decide(self, verb: _Verb, params: Sequence[CallParams]) -> list[Answer]:
+    async def _decide(self, verb: _Verb, params: Sequence[CallParams]) -> list[Answer[CallAnswer]]:
         asked = _Asked(len(params))
         calls = [_Call(each, asked, place) for place, each in enumerate(params)]
         if self._by_account:
@@ -279,12 +287,12 @@ class Batches:
     def _answer(self, batches: list[tuple[_Verb, list[_Call]]], found: list[tuple[Any, ...]]) -> None:
         """Give each call its row. One that got none was passed by, or there is nothing to be found."""
         starts = list(accumulate((len(verb.returned) for verb, _ in batches), initial=1))
-        names = [[name for name, _ in verb.returned] for verb, _ in batches]
         answered = [0] * len(batches)
         for row in found:
             place = row[0]
-            answer = dict(zip(names[place], row[starts[place] :], strict=False))
-            batches[place][1][answer["item"] - 1].answer(answer)
+            verb, batch = batches[place]
+            start = starts[place]
+            batch[row[start] - 1].answer(verb.answered(*row[start + 1 : starts[place + 1]]))
             answered[place] += 1
         if all(count == len(batch) for (_, batch), count in zip(batches, answered, strict=True)):
             return
@@ -307,7 +315,7 @@ class Batches:
             await self._ask_apart(verb, batch, error, wait=wait)
         else:
             for row in found:
-                batch[row["item"] - 1].answer(row)
+                batch[row.pop("item") - 1].answer(verb.answered(**row))
             for call in batch:
                 if wait:
                     call.answer(None)
@@ -385,33 +393,35 @@ class Batches:
             _fail(call for _, call in queue)
 
 
-class Decider:
+class Decider(Generic[_A]):
     """Decides the calls of one verb."""
 
-    def __init__(self, decide: Callable[[Sequence[CallParams]], Awaitable[list[Answer]]], verb: _Verb) -> None:
+    def __init__(
+        self, decide: Callable[[Sequence[CallParams]], Awaitable[list[Answer[CallAnswer]]]], verb: _Verb
+    ) -> None:
         self._decide, self._verb = decide, verb
 
-    async def __call__(self, params: CallParams) -> Row | None:
+    async def __call__(self, params: CallParams) -> _A | None:
         """Raises what went wrong: DatabaseUnavailable also for a call that could not be sent within seconds."""
-        [answer] = await self._decide([params])
+        [answer] = await self.many([params])
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
-    async def within(self, session: AsyncSession, params: CallParams) -> Row | None:
+    async def within(self, session: AsyncSession, params: CallParams) -> _A | None:
         """Alone, in its caller's transaction, which may take it back; it waits for what is locked."""
         call = _Call(params, _Asked(1), 0)
         conn = await session.connection()
         result = await conn.exec_driver_sql(self._verb.alone, self._verb.asked([call], wait=True))
-        found = result.mappings().first()
-        return None if found is None else dict(found)
+        found = result.first()
+        return None if found is None else cast("_A", self._verb.answered(*found[1:]))
 
-    async def many(self, params: Sequence[CallParams]) -> list[Answer]:
+    async def many(self, params: Sequence[CallParams]) -> list[Answer[_A]]:
         """Of one caller, at the price of one wait for all; none is touched by what goes wrong with another.
 
         Raises DatabaseUnavailable where too many wait already, for any of them to be decided.
         """
-        return await self._decide(params) if params else []
+        return cast("list[Answer[_A]]", await self._decide(params)) if params else []
 
 
 def _next_batch(waiting: deque[_Call], share: float) -> list[_Call]:

@@ -1,4 +1,4 @@
-"""functions.sql as the program knows it: what to install, how each verb is called, and what it is told of a call."""
+"""functions.sql as the program knows it: what to install, how each verb is called, what it is told of a call, and answers."""
 
 import hashlib
 import re
@@ -144,3 +144,63 @@ class ChargeParams(CallParams, frozen=True, gc=False):
     price_version: int | None
     lines: dict[str, Any] | None
     flags: str | None
+
+
+# --- what a verb answers of a call: a field for each column of its function, but `item`, in their order ------------------
+
+
+class CallAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Of any verb."""
+
+
+class Bounded(CallAnswer, frozen=True, gc=False):
+    """What the money says, and what bounds the key; null where the verdict has nothing to do with it."""
+
+    verdict: str | None
+    posted_nusd: int
+    held_nusd: int
+    floor_nusd: int
+    limit_nusd: int | None
+    spent_nusd: int
+    key_held_nusd: int
+    reset_at: datetime | None
+    bound: str | None
+
+
+class AuthorizeAnswer(Bounded, frozen=True, gc=False):
+    window_start: datetime
+    expires_at: datetime
+    made_at: datetime
+    amount_nusd: int
+    price_version: int | None
+    state: str | None
+
+
+class ChargeAnswer(Bounded, frozen=True, gc=False):
+    cost_nusd: int
+    balance_after_nusd: int
+    held_after_nusd: int
+    flags: str
+    is_low: bool
+
+
+class VerifyAnswer(Bounded, frozen=True, gc=False):
+    available_nusd: int
+    scopes: list[list[str] | None]
+    allowed_models: list[list[str] | None]
+
+
+class ReleaseAnswer(CallAnswer, frozen=True, gc=False):
+    state: str | None
+    captured_nusd: int
+    posted_nusd: int
+    held_nusd: int
+
+
+class ExtendAnswer(CallAnswer, frozen=True, gc=False):
+    state: str | None
+    amount_nusd: int
+    expires_at: datetime
+    posted_nusd: int
+    held_nusd: int
+    floor_nusd: int

@@ -215,18 +215,18 @@ END $$;
 -- verify: what an authorize for nothing would be answered, and what the key, and those above it, may be used for. Changes nothing.
 -- Without p_names every model that is allowed is one that it may be. No row where there is no such account.
 CREATE OR REPLACE FUNCTION meter_verify(p_account_id uuid, p_key_id uuid, p_names text) RETURNS TABLE (
-    verdict text, available_nusd bigint, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
-    key_held_nusd bigint, reset_at timestamptz, bound text, scopes jsonb, allowed_models jsonb
+    verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint, key_held_nusd bigint,
+    reset_at timestamptz, bound text, available_nusd bigint, scopes jsonb, allowed_models jsonb
 ) LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
     SELECT coalesce(meter_refusal(k, a.status, n.names), b.verdict, meter_excess(b.calls_left, 0, b.call_limit_nusd),
                     meter_shortage(0, b.limit_nusd, b.spent_nusd, b.key_held_nusd, a.posted_nusd, a.held_nusd, a.floor_nusd)),
-           least(a.posted_nusd - a.held_nusd - a.floor_nusd, b.limit_nusd - b.spent_nusd - b.key_held_nusd),
            a.posted_nusd, a.held_nusd, a.floor_nusd, b.limit_nusd, b.spent_nusd, b.key_held_nusd,
            CASE WHEN b.calls_left <= 0 THEN date_trunc('minute', now()) + interval '1 minute' ELSE b.reset_at END,
            CASE WHEN b.calls_left <= 0 THEN b.calls_bound ELSE b.bound END,
+           least(a.posted_nusd - a.held_nusd - a.floor_nusd, b.limit_nusd - b.spent_nusd - b.key_held_nusd),
            (SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = a.id AND x.id = ANY (c.chain)),
            (SELECT jsonb_agg(x.allowed_models ORDER BY cardinality(x.ancestor_ids) DESC NULLS LAST) FROM api_key x
             WHERE x.account_id = a.id AND x.id = ANY (c.chain))
@@ -253,8 +253,8 @@ CREATE OR REPLACE FUNCTION meter_authorize(
     p_endpoint text[], p_price_version int[], p_attributes text[], p_made_at timestamptz[], p_ttl_seconds bigint[], p_on_expiry text[]
 ) RETURNS TABLE (
     item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
-    key_held_nusd bigint, reset_at timestamptz, window_start timestamptz, expires_at timestamptz, made_at timestamptz,
-    amount_nusd bigint, price_version int, state text, bound text
+    key_held_nusd bigint, reset_at timestamptz, bound text, window_start timestamptz, expires_at timestamptz, made_at timestamptz,
+    amount_nusd bigint, price_version int, state text
 ) LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off AS $$
@@ -421,8 +421,8 @@ CREATE OR REPLACE FUNCTION meter_charge(
     p_price_version int[], p_lines text[], p_flags text[]
 ) RETURNS TABLE (
     item bigint, verdict text, posted_nusd bigint, held_nusd bigint, floor_nusd bigint, limit_nusd bigint, spent_nusd bigint,
-    key_held_nusd bigint, reset_at timestamptz, id uuid, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint,
-    flags text, is_low boolean, bound text
+    key_held_nusd bigint, reset_at timestamptz, bound text, cost_nusd bigint, balance_after_nusd bigint, held_after_nusd bigint,
+    flags text, is_low boolean
 ) LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off AS $$
@@ -639,12 +639,11 @@ BEGIN
                p_price_version[item], p_lines[item]::jsonb, flags
         FROM charged
     )
-    SELECT item, verdict, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::timestamptz,
-           charge_id, cost_nusd, balance_after_nusd, held_after_nusd, flags, coalesce(balance_after_nusd < low_nusd, false),
-           NULL::text
+    SELECT item, verdict, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::text,
+           cost_nusd, balance_after_nusd, held_after_nusd, flags, coalesce(balance_after_nusd < low_nusd, false)
     FROM charged
     UNION ALL
-    SELECT item, verdict, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false, NULL FROM asked
+    SELECT item, verdict, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false FROM asked
     WHERE verdict <> 'charged';
 END $$;
 

@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import ceil
-from typing import Any, Final, LiteralString, cast
+from typing import Any, Final, LiteralString, TypeVar, cast
 
 import msgspec
 import psycopg
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.kernel.db import Database, Row, new_id
+from app.kernel.db import Database, new_id
 from app.kernel.errors import (
     AccountFrozen,
     AppError,
@@ -36,7 +36,20 @@ from app.kernel.security import OnExpiry, Pepper
 from app.kernel.shards import everywhere, is_sharded
 from app.keys.verify import SCOPES, KeyOwner, narrowed
 from app.metering.batch import Answer, Batches, Decider
-from app.metering.functions import FUNCTIONS, AuthorizeParams, CallParams, ChargeParams, ExtendParams, asking
+from app.metering.functions import (
+    FUNCTIONS,
+    AuthorizeAnswer,
+    AuthorizeParams,
+    Bounded,
+    CallParams,
+    ChargeAnswer,
+    ChargeParams,
+    ExtendAnswer,
+    ExtendParams,
+    ReleaseAnswer,
+    VerifyAnswer,
+    asking,
+)
 from app.metering.ticket import HoldTicket
 from app.offers.mint import Short, ShortBalance
 from app.offers.proofs import Use, consume
@@ -45,6 +58,7 @@ _IN_HOLD_NAMESPACE: Final = hashlib.sha1(uuid.UUID("6f1f3c0e-0b53-4f9e-8f5f-5a7e
 _VERSION_BITS: Final = 0xF000_C000 << 48
 _VERSION_5: Final = 0x5000_8000 << 48
 _BETWEEN_NAMES: Final = "\x7f"
+_B = TypeVar("_B", bound=Bounded)
 
 # Values of the hot path are structs: made at each call, they cost a tenth of a frozen dataclass.
 
@@ -206,12 +220,12 @@ class Meter:
         together = Batches(db, together=batch, by_account=by_account)
         # Settles and releases come first: what they free is there for the others. A transaction is as durable as all that
         # is in it, so that holds that need not survive a crash of the database have transactions of their own.
-        self._settle = together.decider(FUNCTIONS["meter_charge"], ChargeParams)
-        self._release = together.decider(FUNCTIONS["meter_release"], CallParams)
-        self._extend = together.decider(FUNCTIONS["meter_extend"], ExtendParams)
+        self._settle = together.decider(FUNCTIONS["meter_charge"], ChargeParams, ChargeAnswer)
+        self._release = together.decider(FUNCTIONS["meter_release"], CallParams, ReleaseAnswer)
+        self._extend = together.decider(FUNCTIONS["meter_extend"], ExtendParams, ExtendAnswer)
         holding = together if hold_sync_commit else Batches(db, together=batch, by_account=by_account)
-        self._authorize = holding.decider(FUNCTIONS["meter_authorize"], AuthorizeParams)
-        self._charge = together.decider(FUNCTIONS["meter_charge"], ChargeParams)
+        self._authorize = holding.decider(FUNCTIONS["meter_authorize"], AuthorizeParams, AuthorizeAnswer)
+        self._charge = together.decider(FUNCTIONS["meter_charge"], ChargeParams, ChargeAnswer)
         self._verify = asking("meter_verify", by_account=by_account)
         self.on_low: Callable[[uuid.UUID], None] = lambda _: None
         self.on_limit: Callable[[uuid.UUID, uuid.UUID, AppError], None] = lambda *_: None
@@ -230,18 +244,18 @@ class Meter:
         ))  # fmt: skip
         if found is None:
             raise InvalidApiKey
-        is_repeat = found["verdict"] == "repeat"
-        if not is_repeat and found["verdict"] != "allow":
+        is_repeat = found.verdict == "repeat"
+        if not is_repeat and found.verdict != "allow":
             raise _with_what_is_left(self._refused(found, ask.needed_nusd, ask.model, owner), found)
         ticket = HoldTicket(
-            owner.account_id, owner.key_id, hold_id, ask.request_id, found["window_start"], found["made_at"],
-            found["amount_nusd"], found["price_version"], ask.model, ask.endpoint, ask.attributes,
+            owner.account_id, owner.key_id, hold_id, ask.request_id, found.window_start, found.made_at,
+            found.amount_nusd, found.price_version, ask.model, ask.endpoint, ask.attributes,
         )  # fmt: skip
-        newly_held = 0 if is_repeat else found["amount_nusd"]
-        available = found["posted_nusd"] - found["held_nusd"] - found["floor_nusd"] - newly_held
+        newly_held = 0 if is_repeat else found.amount_nusd
+        available = found.posted_nusd - found.held_nusd - found.floor_nusd - newly_held
         return Held(
-            ticket.sealed(self._pepper, service), owner.account_id, owner.key_id, found["amount_nusd"], max(0, available),
-            found["made_at"], found["expires_at"], found["price_version"],
+            ticket.sealed(self._pepper, service), owner.account_id, owner.key_id, found.amount_nusd, max(0, available),
+            found.made_at, found.expires_at, found.price_version,
             _spendable(found, newly_held, available), is_repeat,
         )  # fmt: skip
 
@@ -263,15 +277,16 @@ class Meter:
     async def verify(self, owner: KeyOwner, model: str | None, model_names: tuple[str, ...]) -> Verified:
         """What an authorize for nothing would be answered, without a hold. Raises the refusals of `_refusal`."""
         names = Ask("", 0, model, None, model_names=model_names).names()
-        found = await self._db.one(self._verify, {
+        answered = await self._db.one(self._verify, {
             "account": owner.account_id, "account_id": owner.account_id, "key_id": owner.key_id, "names": names,
         })  # fmt: skip
-        if found is None:
+        if answered is None:
             raise InvalidApiKey
-        if found["verdict"] is not None:
+        found = VerifyAnswer(**answered)
+        if found.verdict is not None:
             raise _refusal(found, 0, model, owner)
-        scopes = narrowed(found["scopes"], SCOPES)
-        return Verified(max(0, found["available_nusd"]), scopes, narrowed(found["allowed_models"]))
+        scopes = narrowed(found.scopes, SCOPES)
+        return Verified(max(0, found.available_nusd), scopes, narrowed(found.allowed_models))
 
     async def settle(self, service: str, hold: HoldTicket | str, work: Work) -> Charged:
         """Charge what was used, whatever the hold said; the first settle wins, a repeat gets its answer.
@@ -298,14 +313,14 @@ class Meter:
             taken[place] = charged
         return cast("list[Charged | AppError]", taken)
 
-    def _taken(self, found: Answer, used: ChargeParams) -> Charged | AppError | None:
+    def _taken(self, found: Answer[ChargeAnswer], used: ChargeParams) -> Charged | AppError | None:
         """None for what was charged before."""
         if found is None:
             return HoldNotFound()
         if isinstance(found, AppError):
             return found
-        assert isinstance(found, dict)
-        match found["verdict"]:
+        assert isinstance(found, ChargeAnswer)
+        match found.verdict:
             case "reuse":
                 return RequestIdReuse()
             case "repeat":
@@ -313,39 +328,39 @@ class Meter:
             case _:
                 return self._charged(found, used)
 
-    async def release(self, service: str, hold: HoldTicket | str) -> Row:
+    async def release(self, service: str, hold: HoldTicket | str) -> ReleaseAnswer:
         """Give the money back: the call was not made. Harmless when the hold had expired or was released.
 
-        Returns posted_nusd and held_nusd. Raises HoldNotFound, HoldClosed after a settle, HoldCaptured after a capture.
+        Raises HoldNotFound, HoldClosed after a settle, HoldCaptured after a capture.
         """
         ticket = self.opened(service, hold) if isinstance(hold, str) else hold
         found = await self._release(CallParams(ticket.account_id, ticket.hold_id))
-        if found is None or found["state"] is None:
+        if found is None or found.state is None:
             raise HoldNotFound
-        if found["state"] == "settled":
+        if found.state == "settled":
             raise HoldClosed(
                 "This hold was settled: the call was made, and its cost is charged", metadata={"state": "settled"}
             )
-        if found["state"] == "open" and found["captured_nusd"] > 0:
-            captured = found["captured_nusd"]
+        if found.state == "open" and found.captured_nusd > 0:
+            captured = found.captured_nusd
             raise HoldCaptured(
                 f"The call has cost ${usd_text(captured)} so far, as was said when its hold was extended: settle it instead",
                 metadata={"captured_usd": usd(captured)},
             )
         return found
 
-    async def extend(self, service: str, hold_id: str, ttl_seconds: int, captured_nusd: int) -> Row:
+    async def extend(self, service: str, hold_id: str, ttl_seconds: int, captured_nusd: int) -> ExtendAnswer:
         """Keep a hold for `ttl_seconds` from now at least, and let it grow to `captured_nusd`, what the call cost so far.
 
-        Returns amount_nusd, expires_at, posted_nusd, held_nusd and floor_nusd. It grows beyond the balance too: that
-        money is spent already. Raises HoldNotFound, and HoldClosed for one that is no longer open.
+        It grows beyond the balance too: that money is spent already. Raises HoldNotFound, and HoldClosed for one that is no
+        longer open.
         """
         ticket = self.opened(service, hold_id)
         found = await self._extend(ExtendParams(ticket.account_id, ticket.hold_id, ttl_seconds, captured_nusd))
-        if found is None or found["state"] is None:
+        if found is None or found.state is None:
             raise HoldNotFound
-        if found["state"] != "open":
-            raise _closed(found["state"])
+        if found.state != "open":
+            raise _closed(found.state)
         return found
 
     async def charge(self, service: str, owner: KeyOwner, ask: Ask, work: Work, use: Use | None = None) -> Charged:
@@ -362,26 +377,26 @@ class Meter:
         found = await self._decided(self._charge, use, params)
         if found is None:
             raise InvalidApiKey
-        if found["verdict"] not in ("charged", "repeat"):
+        if found.verdict not in ("charged", "repeat"):
             raise self._refused(found, ask.amount_nusd, ask.model, owner)
-        if found["verdict"] == "repeat":
+        if found.verdict == "repeat":
             return await self._earlier(params)
         return self._charged(found, params)
 
-    async def _decided(self, decider: Decider, use: Use | None, params: CallParams) -> Row | None:
+    async def _decided(self, decider: Decider[_B], use: Use | None, params: CallParams) -> _B | None:
         """The verdict; with a proof to be consumed, in one transaction with that, and a refused call consumes nothing.
 
         Raises InvalidChallenge for a proof that another call has had.
         """
         if use is None:
             return await decider(params)
-        refused: list[Row | None] = []
+        refused: list[_B | None] = []
 
-        async def work(session: AsyncSession) -> Row:
+        async def work(session: AsyncSession) -> _B:
             refused.clear()
             await consume(session, use, str(params.hold_id))
             found = await decider.within(session, params)
-            if found is None or found["verdict"] not in ("allow", "repeat", "charged"):
+            if found is None or found.verdict not in ("allow", "repeat", "charged"):
                 refused.append(found)
                 raise _Undone
             return found
@@ -391,20 +406,24 @@ class Meter:
         except _Undone:
             return refused[0]
 
-    def _refused(self, found: Row, amount_nusd: int, model: str | None, owner: KeyOwner) -> AppError:
+    def _refused(self, found: Bounded, amount_nusd: int, model: str | None, owner: KeyOwner) -> AppError:
         """`_refusal`, and that of a key's limit is told of."""
         refusal = _refusal(found, amount_nusd, model, owner)
-        if found["verdict"] == "key_limit_exceeded":
+        if found.verdict == "key_limit_exceeded":
             self.on_limit(owner.account_id, owner.key_id, refusal)
         return refusal
 
-    def _charged(self, found: Row, params: ChargeParams) -> Charged:
-        if found["is_low"]:
+    def _charged(self, found: ChargeAnswer, params: ChargeParams) -> Charged:
+        if found.is_low:
             self.on_low(params.account_id)
         return Charged(
-            found["id"], found["cost_nusd"], found["balance_after_nusd"], found["held_after_nusd"], found["flags"],
+            params.charge_id,
+            found.cost_nusd,
+            found.balance_after_nusd,
+            found.held_after_nusd,
+            found.flags,
             params.lines,
-        )  # fmt: skip
+        )
 
     async def _earlier(self, params: CallParams) -> Charged:
         """What the call was charged before."""
@@ -493,9 +512,9 @@ def _or_raise(taken: Charged | AppError) -> Charged:
     return taken
 
 
-def _refusal(found: Row, amount_nusd: int, model: str | None, owner: KeyOwner) -> AppError:
+def _refusal(found: Bounded, amount_nusd: int, model: str | None, owner: KeyOwner) -> AppError:
     """The error behind a verdict, with the numbers that explain it."""
-    match found["verdict"]:
+    match found.verdict:
         case "key_limit_exceeded" | "key_funds_held":
             return _over_key_limit(found, amount_nusd)
         case "too_many_calls":
@@ -513,56 +532,59 @@ def _refusal(found: Row, amount_nusd: int, model: str | None, owner: KeyOwner) -
         case "reuse":
             return RequestIdReuse()
         case "closed":
-            return _closed(found["state"])
+            assert isinstance(found, AuthorizeAnswer)
+            assert found.state is not None
+            return _closed(found.state)
         case _:
             return InvalidApiKey()
 
 
-def _over_balance(found: Row, amount_nusd: int, owner: KeyOwner) -> AppError:
-    left = found["posted_nusd"] - found["held_nusd"] - found["floor_nusd"]
+def _over_balance(found: Bounded, amount_nusd: int, owner: KeyOwner) -> AppError:
+    left = found.posted_nusd - found.held_nusd - found.floor_nusd
     available = max(0, left)
     metadata = {
         "limit_source": "account_balance", "required_usd": usd(amount_nusd), "available_usd": usd(available),
         "shortfall_usd": usd(max(0, amount_nusd - available)), "topup": "/topup/create/btc-lightning",
     }  # fmt: skip
     needs = f"needs ${usd_text(amount_nusd)}, ${usd_text(available)} available"
-    if found["verdict"] == "funds_held":
+    if found.verdict == "funds_held":
         return FundsHeld(f"Funds held by requests in flight: {needs}", retry_after_seconds=2, metadata=metadata)
-    most = None if found["limit_nusd"] is None else found["limit_nusd"] - found["spent_nusd"] - found["key_held_nusd"]
+    most = None if found.limit_nusd is None else found.limit_nusd - found.spent_nusd - found.key_held_nusd
     short = Short(owner, max(0, amount_nusd - available), max(0, -left), most)
     return ShortBalance(f"Insufficient balance: {needs}", metadata, short)
 
 
-def _over_key_limit(found: Row, amount_nusd: int) -> AppError:
-    remaining = max(0, found["limit_nusd"] - found["spent_nusd"] - found["key_held_nusd"])
+def _over_key_limit(found: Bounded, amount_nusd: int) -> AppError:
+    assert found.limit_nusd is not None
+    remaining = max(0, found.limit_nusd - found.spent_nusd - found.key_held_nusd)
     metadata = {
         **_limit_source("key_limit", found), "required_usd": usd(amount_nusd), "available_usd": usd(remaining),
-        "limit_usd": usd(found["limit_nusd"]), "reset_at": found["reset_at"],
+        "limit_usd": usd(found.limit_nusd), "reset_at": found.reset_at,
     }  # fmt: skip
-    needs = f"needs ${usd_text(amount_nusd)}, ${usd_text(remaining)} of ${usd_text(found['limit_nusd'])} left"
+    needs = f"needs ${usd_text(amount_nusd)}, ${usd_text(remaining)} of ${usd_text(found.limit_nusd)} left"
     if "limit_period" in metadata:
         needs += f" ({metadata['limit_period']})"
     whose = "A key above this API key has reached its" if "limit_key_id" in metadata else "This API key has reached its"
-    if found["verdict"] == "key_funds_held":
+    if found.verdict == "key_funds_held":
         limit = "The limit of a key above this API key" if "limit_key_id" in metadata else "This API key's limit"
         return FundsHeld(f"{limit} is held by requests in flight: {needs}", retry_after_seconds=2, metadata=metadata)
     return KeyLimitExceeded(f"{whose} spending limit: {needs}", metadata=metadata)
 
 
-def _with_what_is_left(error: AppError, found: Row) -> AppError:
+def _with_what_is_left(error: AppError, found: Bounded) -> AppError:
     if isinstance(error, InsufficientBalance | KeyLimitExceeded):
-        available = found["posted_nusd"] - found["held_nusd"] - found["floor_nusd"]
-        is_dear = found["verdict"] == "call_too_dear"  # then the limit is that of one call
-        error.spendable_nusd = (
-            max(0, min(available, found["limit_nusd"])) if is_dear else _spendable(found, 0, available)
-        )
+        available = found.posted_nusd - found.held_nusd - found.floor_nusd
+        error.spendable_nusd = _spendable(found, 0, available)
+        if found.verdict == "call_too_dear":
+            assert found.limit_nusd is not None  # of one call
+            error.spendable_nusd = max(0, min(available, found.limit_nusd))
     return error
 
 
-def _limit_source(bound: str, found: Row) -> dict[str, Any]:
+def _limit_source(bound: str, found: Bounded) -> dict[str, Any]:
     """Which limit refuses: `key_limit` is the key's own and only one, `key_limit:daily` one of its own, and
     `parent_key_limit:<key id>:daily` that of a key above it; the same in fields of their own."""
-    key_id, _, period = (found["bound"] or "").partition(":")
+    key_id, _, period = (found.bound or "").partition(":")
     word = _PERIODS.get(period)
     source = ":".join(filter(None, (f"parent_{bound}" if key_id else bound, key_id, word)))
     named = {"limit_key_id": key_id or None, "limit_period": word}
@@ -572,24 +594,26 @@ def _limit_source(bound: str, found: Row) -> dict[str, Any]:
 _PERIODS: Final = {"day": "daily", "week": "weekly", "month": "monthly", "total": "total"}
 
 
-def _spendable(found: Row, newly_held: int, available: int) -> int:
+def _spendable(found: Bounded, newly_held: int, available: int) -> int:
     """The least of what the account has left and what the key's tightest limit leaves."""
-    if found["limit_nusd"] is None:
+    if found.limit_nusd is None:
         return max(0, available)
-    left = int(found["limit_nusd"] - found["spent_nusd"] - found["key_held_nusd"]) - newly_held
+    left = found.limit_nusd - found.spent_nusd - found.key_held_nusd - newly_held
     return max(0, min(available, left))
 
 
-def _too_many_calls(found: Row) -> AppError:
-    seconds = ceil((found["reset_at"] - datetime.now(UTC)).total_seconds())
+def _too_many_calls(found: Bounded) -> AppError:
+    assert found.reset_at is not None
+    seconds = ceil((found.reset_at - datetime.now(UTC)).total_seconds())
     return RateLimitExceeded(
         "This API key has made as many requests as it may in a minute", retry_after_seconds=min(60, max(1, seconds)),
-        metadata={**_limit_source("requests_per_minute", found), "reset_at": found["reset_at"]},
+        metadata={**_limit_source("requests_per_minute", found), "reset_at": found.reset_at},
     )  # fmt: skip
 
 
-def _too_dear(found: Row, amount_nusd: int) -> AppError:
-    most = found["limit_nusd"]
+def _too_dear(found: Bounded, amount_nusd: int) -> AppError:
+    most = found.limit_nusd
+    assert most is not None
     return KeyLimitExceeded(
         f"A call by this API key may cost ${usd_text(most)}, and this one needs ${usd_text(amount_nusd)}",
         metadata={

@@ -140,7 +140,7 @@ class MeterController(Controller):
         """Frees the hold; a repeat frees nothing more. After a settle: 409 `hold_closed`; after a capture: 409
         `hold_captured`."""
         found = await meter.release(service.name, await ticket_of(service, verifier, meter, data))
-        return Released(usd(found["posted_nusd"]), usd(found["held_nusd"]))
+        return Released(usd(found.posted_nusd), usd(found.held_nusd))
 
     @post("/extend", status_code=200, summary="The call takes longer")
     async def extend(
@@ -151,11 +151,9 @@ class MeterController(Controller):
         a settle. For a hold that is not open: 409 `hold_closed`."""
         captured_nusd = reported_usd(data.captured_usd, "captured_usd") if is_given(data.captured_usd) else 0
         found = await meter.extend(service.name, data.hold_id, data.ttl_seconds, captured_nusd)
-        posted_nusd, held_nusd = found["posted_nusd"], found["held_nusd"]
-        available = max(0, posted_nusd - held_nusd - found["floor_nusd"])
-        return Extended(
-            usd(found["amount_nusd"]), found["expires_at"], usd(posted_nusd), usd(held_nusd), usd(available)
-        )
+        posted_nusd, held_nusd = found.posted_nusd, found.held_nusd
+        available = max(0, posted_nusd - held_nusd - found.floor_nusd)
+        return Extended(usd(found.amount_nusd), found.expires_at, usd(posted_nusd), usd(held_nusd), usd(available))
 
     @post("/charge", status_code=200, summary="Authorize and settle in one")
     async def charge(
