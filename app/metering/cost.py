@@ -92,8 +92,10 @@ def lines_of(quote: Quote) -> dict[str, Any]:
     """A quote as it is kept: its five figures in nano-USD, and its lines: kind, name, units, list price in pico-USD, markup
     in ppm, and for how many units that price is where it is for several. `divisor` is what all of those go into."""
     lines: list[list[Any]] = [
-        [kind._value_, name, units, list_price_pusd, markup_ppm, *((per_units,) if per_units != 1 else ())]
-        for kind, name, units, list_price_pusd, markup_ppm, per_units in quote.lines
+        [line.kind._value_, line.name, line.units, line.list_price_pusd, line.markup_ppm]
+        if line.per_units == 1
+        else [line.kind._value_, line.name, line.units, line.list_price_pusd, line.markup_ppm, line.per_units]
+        for line in quote.lines
     ]
     found: dict[str, Any] = {
         "model": quote.model,
@@ -101,4 +103,5 @@ def lines_of(quote: Quote) -> dict[str, Any]:
         "parts": [quote.input_nusd, quote.output_nusd, quote.cache_input_nusd, quote.media_nusd, quote.fees_nusd],
         "lines": lines,
     }
-    return found if quote.divisor == 1 else found | {"divisor": quote.divisor}
+    divisor = quote.divisor
+    return found if divisor == 1 else found | {"divisor": divisor}

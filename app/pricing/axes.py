@@ -63,14 +63,18 @@ def input_tokens(usage: Usage, whats: Sequence[int], price_of: PriceOf, *, most:
 
 def text_tokens(usage: Usage) -> Tokens | None:
     """The tokens of an input that is text alone, as most are: one column, so that there is nothing to split. Else None."""
-    if any(_kinds_of(usage)):
-        return None
+    return None if any(_kinds_of(usage)) else by_reading(usage)
+
+
+def by_reading(usage: Usage) -> Tokens:
+    """The same of an input that is known to be text alone."""
     counts = _reads_of(usage)
     parts = sum(filter(None, counts))
+    if not parts:
+        return Tokens({D.INPUT: usage.input_tokens} if usage.input_tokens else {}, usage.input_tokens)
     total, is_beside = _whole(usage.input_tokens, parts)
     units = {D.INPUT: total - parts} if total > parts else {}
-    if parts:
-        units.update((cell, count) for cell, count in zip(_READS, counts, strict=True) if count)
+    units |= {cell: count for cell, count in zip(_READS, counts, strict=True) if count}
     return Tokens(units, total, (PARTS_BESIDE,) if is_beside else ())
 
 

@@ -6,12 +6,12 @@ Units: a price is pico-USD (10^-12) for so many units; with its markup in parts 
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 from math import lcm
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -44,7 +44,7 @@ DEFAULT_OUTPUT_TOKENS: Final = 16_384
 """What a call is held for when it does not say how long its answer may be."""
 
 
-class Line(NamedTuple):
+class Line(msgspec.Struct, frozen=True, gc=False):
     """One price line of a quote, exact: `units` × `list_price_pusd` / `per_units` × `markup_ppm`."""
 
     kind: Kind
@@ -396,8 +396,9 @@ class Catalogue:
             raise InvalidField(
                 f"the call would cost {usd_text(cost_nusd)} USD, more than the books can hold", param=param
             )
-        parts = _rounded(bill.amounts_ausd, AUSD_PER_NUSD * bill.divisor, cost_nusd)
-        of_input, of_output, of_cache, of_media, of_fees = parts.values()
+        of_input, of_output, of_cache, of_media, of_fees = _rounded(
+            [*bill.amounts_ausd.values()], AUSD_PER_NUSD * bill.divisor, cost_nusd
+        )
         return Quote(
             self.version_id, prices.model, prices.provider, bill.lines, cost_nusd,
             of_input, of_output, of_cache, of_media, of_fees, tuple(bill.used.flags),
@@ -435,29 +436,27 @@ def _by_kind(lines: Iterable[Line]) -> tuple[dict[Kind, int], int]:
     """What the lines of each kind come to, and by how much that is to be divided: the least that all are whole in."""
     amounts, divisor = dict.fromkeys(_KINDS, 0), 1
     for line in lines:
-        if line.per_units != 1:
-            divisor = lcm(divisor, line.per_units)
-    for kind, _, units, price_pusd, ppm, per_units in lines:
-        amounts[kind] += units * price_pusd * ppm * (divisor // per_units)
+        if divisor % line.per_units:
+            more = lcm(divisor, line.per_units) // divisor
+            amounts, divisor = {kind: amount * more for kind, amount in amounts.items()}, divisor * more
+        amounts[line.kind] += line.amount_ausd * (divisor // line.per_units)
     return amounts, divisor
 
 
 _KINDS: Final = tuple(Kind)  # an enumeration takes its time to be gone through; a quote has its figures in this order
 
 
-def _rounded(exact: Mapping[Kind, int], per_nusd: int, total_nusd: int) -> dict[Kind, int]:
-    """Parts in nano-USD that add up to the total, in the order of Kind: each rounded down, then one more to the largest remainders.
+def _rounded(exact: Sequence[int], per_nusd: int, total_nusd: int) -> list[int]:
+    """Parts in nano-USD that add up to the total: each rounded down, then one more to the largest remainders.
 
     A part that is nothing stays nothing; each is within a nano-dollar of what it is exactly.
     """
-    parts = {kind: amount // per_nusd for kind, amount in exact.items()}
-    missing = total_nusd - sum(parts.values())
-    if not missing:
-        return parts
-    order = sorted(Kind, key=lambda kind: -(exact[kind] % per_nusd))
-    for kind in order[:missing]:
-        assert exact[kind] % per_nusd
-        parts[kind] += 1
+    parts = [amount // per_nusd for amount in exact]
+    if missing := total_nusd - sum(parts):
+        order = sorted(range(len(exact)), key=lambda place: -(exact[place] % per_nusd))
+        for place in order[:missing]:
+            assert exact[place] % per_nusd
+            parts[place] += 1
     return parts
 
 

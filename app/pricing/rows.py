@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import pairwise
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
 import msgspec
+from msgspec.structs import astuple
 
 from app.kernel.errors import InvalidField
 
@@ -157,7 +157,12 @@ class Usage(msgspec.Struct, frozen=True):
     """Charged only by models that have a price for each request."""
 
     def __post_init__(self) -> None:
-        assert min(filter(None, _every_count(self)), default=0) >= 0, "a count is negative"
+        assert min(filter(None, astuple(self)), default=0) >= 0, "a count is negative"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether nothing is told but tokens of text, read somehow and written."""
+        return not any(astuple(self)[_BEYOND_TEXT])
 
     def of(self, dimension: Dimension) -> int:
         return getattr(self, COUNTED_IN[dimension]) or 0
@@ -179,7 +184,9 @@ COUNTED_IN: Final[Mapping[Dimension, str]] = MappingProxyType(
     }
 )  # fmt: skip
 """Where a usage tells how many there were. What is not here cannot be told by itself."""
-_every_count: Final = attrgetter(*Usage.__struct_fields__)
+_BEYOND_TEXT: Final = slice(
+    Usage.__struct_fields__.index("reasoning_tokens"), Usage.__struct_fields__.index("requests")
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,7 +280,8 @@ class Prices:
     """
 
     __slots__ = (
-        "_charged", "_dearest_input", "_found", "_kinds_apart", "_plain_input", "_plain_output", "attributes", "input_tokens", "layers", "mode",
+        "_charged", "_dearest_input", "_found", "_is_of_text", "_kinds_apart", "_plain_input", "_plain_output", "attributes", "input_tokens",
+        "layers", "mode",
         "model", "most", "now", "provider",
     )  # fmt: skip
 
@@ -304,6 +305,7 @@ class Prices:
         self._plain_output: Dimension | None = None
         self._kinds_apart: tuple[int, ...] | None = None
         self._dearest_input: Dimension | None = None
+        self._is_of_text: bool | None = None
 
     def at(self, input_tokens: int, now: datetime) -> "Prices":
         """The same for a call of another size, at another moment."""
@@ -386,6 +388,13 @@ class Prices:
         """The dearest of them, the first of several that are; the first of all where none has a price."""
         most = dearest(*(self.charged(cell) for cell in cells))
         return next((cell for cell in cells if most is not None and self.charged(cell) == most), cells[0])
+
+    @property
+    def is_of_text(self) -> bool:
+        """Whether tokens of which nothing is said are text, read and written."""
+        if self._is_of_text is None:
+            self._is_of_text = self.plain_input() is D.INPUT and self.plain_output() is D.OUTPUT
+        return self._is_of_text
 
     def plain_input(self) -> Dimension:
         """What an input token is of which nothing is said: what the model is made to read, or text."""

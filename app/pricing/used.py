@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from app.pricing.axes import input_tokens, output_tokens, text_tokens
+from app.pricing.axes import by_reading, input_tokens, output_tokens, text_tokens
 from app.pricing.rows import CACHE, COUNTED_IN, INPUT_CELLS, MEDIA, OUTPUT_CELLS, Dimension, Kind, Usage
 from app.pricing.sheet import Price, Prices
 
@@ -31,11 +31,14 @@ class Used(msgspec.Struct):
 def used_by(prices: Prices, usage: Usage) -> Used:
     """What a usage is charged for."""
     used = Used()
-    covered = _media(prices, usage, used)
-    # A model that is sold by the image or the second need have no price for the tokens it counts besides.
-    is_sold_by_media = bool(used.lines)
-    _input(prices, usage, covered, used, is_sold_by_media)
-    _output(prices, usage, covered, used, is_sold_by_media)
+    if usage.is_text and prices.is_of_text:
+        _text(prices, usage, used)
+    else:
+        covered = _media(prices, usage, used)
+        # A model that is sold by the image or the second need have no price for the tokens it counts besides.
+        is_sold_by_media = bool(used.lines)
+        _input(prices, usage, covered, used, is_sold_by_media)
+        _output(prices, usage, covered, used, is_sold_by_media)
     each(prices, usage, used)
     return used
 
@@ -153,6 +156,17 @@ def _whats(prices: Prices, usage: Usage, covered: set[Dimension]) -> tuple[int, 
         return ()
     paid = (what for what, kind in enumerate(INPUT_CELLS[0]) if kind in covered)
     return tuple({*prices.kinds_apart(), *paid})
+
+
+def _text(prices: Prices, usage: Usage, used: Used) -> None:
+    """What most calls are: text read and written, by a model that is made for it."""
+    tokens = by_reading(usage)
+    if tokens.flags:
+        used.flags.extend(tokens.flags)
+    for cell, units in tokens.units.items():
+        put(used, Kind.CACHE_INPUT if cell in CACHE else Kind.INPUT, cell, units, prices.charged(cell))
+    if usage.output_tokens:
+        put(used, Kind.OUTPUT, D.OUTPUT, usage.output_tokens, prices.find(D.OUTPUT))
 
 
 def _output(prices: Prices, usage: Usage, covered: set[Dimension], used: Used, is_sold_by_media: bool) -> None:

@@ -25,7 +25,7 @@ from app.pricing.rows import (
     attributes_text,
     parse_attributes,
 )
-from app.pricing.sheet import Timeline
+from app.pricing.sheet import Prices, Timeline
 
 D = Dimension
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -82,6 +82,32 @@ def catalogues(draw: st.DrawFn) -> Catalogue:
     rows += [row(dimension, draw(prices_pusd)) for dimension in apart if draw(st.booleans())]
     markup = MarkupRow("default", "", draw(ppms), draw(st.integers(0, 10**6)))
     return Catalogue(1, rows, markups=[markup], fees=[FeeRow("web", draw(st.integers(0, 10**8)))])
+
+
+@given(
+    usage=st.one_of(
+        st.builds(Usage, counts, counts, *[st.none() | counts] * 4, requests=st.integers(0, 2)),
+        st.builds(Usage, counts, counts, reasoning_tokens=st.none() | counts, images=st.integers(0, 2)),
+    ),
+    prices=st.dictionaries(
+        st.sampled_from((D.INPUT, D.OUTPUT, D.REASONING, D.CACHE_READ, D.CACHE_WRITE_5M, D.CACHE_WRITE_1H, D.AUDIO_INPUT, D.IMAGE_OUTPUT, D.IMAGES, D.REQUESTS)),
+        prices_pusd, min_size=1,
+    ),
+    mode=st.sampled_from(("", "chat", "image_generation", "audio_transcription")),
+)  # fmt: skip
+def test_a_call_of_text_alone_costs_what_it_would_where_there_might_be_more(
+    usage: Usage, prices: dict[Dimension, int], mode: str
+) -> None:
+    """Most calls are priced by the short way, and by the long one they are the same."""
+
+    def quoted() -> Quote:
+        rows = (row(dimension, price) for dimension, price in prices.items())
+        return catalogue(*rows, models=[ModelRow("m", "p", mode=mode)]).price_known(CALL, usage, NOW)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prices, "is_of_text", False)
+        the_long_way = quoted()
+    assert quoted() == the_long_way
 
 
 def test_a_call_costs_its_tokens_at_their_prices() -> None:
