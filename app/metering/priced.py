@@ -103,15 +103,17 @@ class Pricer:
 
         Raises ModelNotPriced where nothing was held.
         """
-        try:
-            catalogue, moment = await self._catalogue(version_id, moment)
-        except (
-            NoActiveVersion,
-            InvalidField,
-        ):  # a version that is gone, as by an older backup: it was used all the same
-            if held_nusd is None:
-                raise
-            return Cost(held_nusd, flags=("not_priced",), is_the_hold=True)
+        catalogue = None if version_id is None or moment is None else self._catalogues.known(version_id)
+        if catalogue is None or moment is None:
+            try:
+                catalogue, moment = await self._catalogue(version_id, moment)
+            except (
+                NoActiveVersion,
+                InvalidField,
+            ):  # a version that is gone, as by an older backup: it was used all the same
+                if held_nusd is None:
+                    raise
+                return Cost(held_nusd, flags=("not_priced",), is_the_hold=True)
         return cost_of(catalogue, asked, served, used, moment, held_nusd, is_strict=self._is_strict)
 
     async def _catalogue(self, version_id: int | None, moment: datetime | None) -> tuple[Catalogue, datetime]:
@@ -137,7 +139,7 @@ class Pricer:
         if version_id is None:  # nothing is sold; whether something has been just now is asked where it decides a price
             return Cost(cost_nusd)
         try:
-            catalogue = await self._catalogues.at(self._db, version_id)
+            catalogue = self._catalogues.known(version_id) or await self._catalogues.at(self._db, version_id)
         except InvalidField:
             return Cost(cost_nusd)
         if not catalogue.is_known(*served):

@@ -108,6 +108,13 @@ class Catalogues:
             raise InvalidField(f"no price version {version_id} was ever active", param="price_version")
         return await self._get(db, version_id)
 
+    def known(self, version_id: int) -> Catalogue | None:
+        """The same where it is at hand, for whom not to wait is worth it; else None, and `at` has it."""
+        loaded = self._loaded.get(version_id)
+        if loaded is None or not self._is_fresh(None) or loaded.revision < self._versions[version_id].revision:
+            return None
+        return loaded
+
     def _now(self) -> datetime:
         """By the database's clock, or a little less: never so late that something has begun which was not read."""
         assert self._read_at is not None

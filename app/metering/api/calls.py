@@ -465,23 +465,17 @@ async def _cost(
     """
     counts, held_nusd = counts or {}, ticket.amount_nusd if ticket else None
     version, made_at = (ticket.price_version, ticket.made_at) if ticket else (None, None)
-
-    def was_made() -> tuple[quote.Call, quote.Call]:
-        """As it was asked for, and as it was served."""
-        how = {**(attributes or {}), **(data.attributes.said() if data.attributes else {})}
-        asked = quote.Call(model or "", account=account_id, attributes=how)
-        return asked, quote.Call(
-            data.served_model or asked.model, data.provider or "", asked.account, how, tuple(data.features_used)
-        )
-
     cost_nusd = said_nusd(data)
     if cost_nusd is not None:
         name = data.served_model or model
         if not counts or not name:
             return Cost(cost_nusd)
-        by_whom = (name, data.provider or "")
-        return await pricer.told(cost_nusd, version, made_at, by_whom, lambda: (was_made()[1], Usage(**counts)))
-    asked, served = was_made()
+
+        def was_made() -> tuple[quote.Call, Usage]:
+            return _made(data, model, account_id, attributes)[1], Usage(**counts)
+
+        return await pricer.told(cost_nusd, version, made_at, (name, data.provider or ""), was_made)
+    asked, served = _made(data, model, account_id, attributes)
     if not counts:
         if held_nusd is None:
             raise InvalidField("usage has no count: say what was used, or cost_usd: 0 if it was free", param="usage")
@@ -491,6 +485,18 @@ async def _cost(
         raise InvalidField("a call without a model has no price: give served_model, or cost_usd", param="served_model")
     cost = await pricer.cost(version, asked, served, Usage(**counts), made_at, held_nusd)
     return cost if counts else msgspec.structs.replace(cost, flags=(*cost.flags, "usage_missing"))
+
+
+def _made(
+    data: WorkDone, model: str | None, account_id: UUID, attributes: Mapping[str, str] | None
+) -> tuple[quote.Call, quote.Call]:
+    """The call as it was asked for, and as it was served."""
+    how = {**(attributes or {}), **(data.attributes.said() if data.attributes else {})}
+    asked = quote.Call(model or "", account=account_id, attributes=how)
+    if data.served_model is None and data.provider is None and not data.features_used:  # nearly every call
+        return asked, asked
+    features = tuple(data.features_used)
+    return asked, quote.Call(data.served_model or asked.model, data.provider or "", account_id, how, features)
 
 
 def _work(data: WorkDone, counts: dict[str, int] | None, cost: Cost) -> Work:
