@@ -353,10 +353,11 @@ class CostView(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, charged: Charged) -> "CostView":
-        parts = list(charged.lines.get("parts", ())) if charged.lines else []
+        parts = charged.lines.get("parts") if charged.lines else None
         if not parts:
             return cls(usd(charged.cost_nusd))
-        parts[-1] += charged.cost_nusd - sum(parts)  # what has no price costs the rest of the hold, as a fee
+        if more := charged.cost_nusd - sum(parts):  # what has no price costs the rest of the hold, as a fee
+            parts = [*parts[:-1], parts[-1] + more]
         return cls(usd(charged.cost_nusd), *map(usd, parts))
 
 
