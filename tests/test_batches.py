@@ -21,7 +21,15 @@ from app.kernel.security import Pepper
 from app.keys.verify import KeyOwner
 from app.metering.arrays import as_array
 from app.metering.batch import Batches
-from app.metering.functions import FUNCTIONS, CallAnswer, CallParams, ExtendAnswer, ExtendParams, Function
+from app.metering.functions import (
+    FUNCTIONS,
+    CallAnswer,
+    CallParams,
+    ExtendAnswer,
+    ExtendParams,
+    Function,
+    ReleaseAnswer,
+)
 from app.metering.holds import Ask, Charged, Held, Meter, Work, expire_holds
 from app.migrations import MigrationError, check, migrate
 from tests.databases import CITUS
@@ -719,6 +727,18 @@ class Number(CallAnswer, frozen=True):
 def answered(item: int, place: int = 0, verbs: int = 1) -> tuple[Any, ...]:
     """A row of the verb in this place of so many."""
     return place, *(value for verb in range(verbs) for value in ([item, item] if verb == place else [None, None]))
+
+
+@pytest.mark.parametrize(
+    ("told", "answered_by"), [(ExtendParams, ReleaseAnswer), (CallParams, ExtendAnswer), (CallParams, Number)]
+)
+def test_a_verb_whose_function_says_otherwise_what_it_is_told_or_answers_does_not_start(
+    told: type[CallParams], answered_by: type[CallAnswer]
+) -> None:
+    batches = through(Lane)
+    with pytest.raises(AssertionError, match=r"^meter_release and "):
+        batches.decider(FUNCTIONS["meter_release"], told, answered_by)
+    assert batches.decider(FUNCTIONS["meter_release"], CallParams, ReleaseAnswer)
 
 
 async def test_a_call_that_comes_while_the_connection_is_given_back_is_decided_too() -> None:
