@@ -574,10 +574,11 @@ def _over_key_limit(found: Bounded, amount_nusd: int) -> AppError:
 def _with_what_is_left(error: AppError, found: Bounded) -> AppError:
     if isinstance(error, InsufficientBalance | KeyLimitExceeded):
         available = found.posted_nusd - found.held_nusd - found.floor_nusd
-        error.spendable_nusd = _spendable(found, 0, available)
         if found.verdict == "call_too_dear":
-            assert found.limit_nusd is not None  # of one call
+            assert found.limit_nusd is not None  # that of one call: what the key has spent may have no limit
             error.spendable_nusd = max(0, min(available, found.limit_nusd))
+        else:
+            error.spendable_nusd = _spendable(found, 0, available)
     return error
 
 
