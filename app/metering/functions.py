@@ -154,17 +154,25 @@ class CallAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Bounded(CallAnswer, frozen=True, gc=False):
-    """What the money says, and what bounds the key; null where the verdict has nothing to do with it."""
+    """What the money says, and what bounds the key: the limit that leaves it the least, or of a call that is too dear what one
+    may cost. Of a charge that was made, nothing of it is said."""
 
     verdict: str | None
     posted_nusd: int
     held_nusd: int
     floor_nusd: int
     limit_nusd: int | None
-    spent_nusd: int
-    key_held_nusd: int
+    spent_nusd: int | None
+    key_held_nusd: int | None
     reset_at: datetime | None
     bound: str | None
+
+    @property
+    def left_nusd(self) -> int | None:
+        """What the limit leaves; None where there is none, or it is one call's alone."""
+        if self.limit_nusd is None or self.spent_nusd is None or self.key_held_nusd is None:
+            return None
+        return self.limit_nusd - self.spent_nusd - self.key_held_nusd
 
 
 class AuthorizeAnswer(Bounded, frozen=True, gc=False):

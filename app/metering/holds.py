@@ -549,14 +549,13 @@ def _over_balance(found: Bounded, amount_nusd: int, owner: KeyOwner) -> AppError
     needs = f"needs ${usd_text(amount_nusd)}, ${usd_text(available)} available"
     if found.verdict == "funds_held":
         return FundsHeld(f"Funds held by requests in flight: {needs}", retry_after_seconds=2, metadata=metadata)
-    most = None if found.limit_nusd is None else found.limit_nusd - found.spent_nusd - found.key_held_nusd
-    short = Short(owner, max(0, amount_nusd - available), max(0, -left), most)
+    short = Short(owner, max(0, amount_nusd - available), max(0, -left), found.left_nusd)
     return ShortBalance(f"Insufficient balance: {needs}", metadata, short)
 
 
 def _over_key_limit(found: Bounded, amount_nusd: int) -> AppError:
     assert found.limit_nusd is not None
-    remaining = max(0, found.limit_nusd - found.spent_nusd - found.key_held_nusd)
+    remaining = max(0, found.left_nusd or 0)
     metadata = {
         **_limit_source("key_limit", found), "required_usd": usd(amount_nusd), "available_usd": usd(remaining),
         "limit_usd": usd(found.limit_nusd), "reset_at": found.reset_at,
@@ -597,10 +596,8 @@ _PERIODS: Final = {"day": "daily", "week": "weekly", "month": "monthly", "total"
 
 def _spendable(found: Bounded, newly_held: int, available: int) -> int:
     """The least of what the account has left and what the key's tightest limit leaves."""
-    if found.limit_nusd is None:
-        return max(0, available)
-    left = found.limit_nusd - found.spent_nusd - found.key_held_nusd - newly_held
-    return max(0, min(available, left))
+    left = found.left_nusd
+    return max(0, available if left is None else min(available, left - newly_held))
 
 
 def _too_many_calls(found: Bounded) -> AppError:
