@@ -17,13 +17,14 @@ from app.accounts.reap import reap_empty
 from app.activity.archive import make_partitions
 from app.activity.rollup import keep_up, roll_up
 from app.admin.figures import sum_up
-from app.audit.continuous import look_on
+from app.audit.continuous import look_at_new, look_on
 from app.console.signed_out import forget_signed_out
 from app.kernel.db import Database
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.figures import JOB, keep
 from app.kernel.idempotency import forget_old_answers
 from app.kernel.logs import log, where_it_broke
+from app.kernel.pace import Pace
 from app.kernel.ratelimit import forget_old_counts
 from app.keys.expiring import tell_of_expiring
 from app.metering.holds import expire_holds
@@ -51,7 +52,8 @@ class Job:
     is_done_at_start: bool = False
     """Also at once, where nobody should wait for it until its turn comes."""
     most_share: float = 1.0
-    """Of the time that it may work: after a long turn it rests, however often it is due."""
+    """Of the time that it may work: after a long turn it rests, however often it is due. One that is behind must not rest so: it
+    has a Pace."""
 
 
 async def for_each_gateway(house: House, work: Callable[[Database, InvoiceGateway], Awaitable[int]]) -> None:
@@ -75,11 +77,12 @@ JOBS: Final = (
     Job("look at payment backends", 30, lambda house: for_each_gateway(house, look_at_backend)),
     Job("foretell empty balances", 600, lambda house: foretell(house.db, datetime.now(UTC))),
     Job("tell of expiring keys", 600, lambda house: tell_of_expiring(house.db, datetime.now(UTC))),
-    Job("audit in slices", 10, lambda house: look_on(house.db), most_share=0.05),
+    Job("look at new entries", 10, lambda house: look_at_new(house.db, Pace().rest)),
+    Job("audit in slices", 2, lambda house: look_on(house.db), most_share=0.05),
     Job("seal the books", 10, lambda house: house.notary.seal()),
-    Job("sum days of many calls", 2, lambda house: keep_up(house.db, seconds=5, worth_entries=50), most_share=0.2),
-    Job("sum days of calls", 60, lambda house: keep_up(house.db, seconds=90), most_share=0.2),
-    Job("sum what is left of calls", 600, lambda house: roll_up(house.db), is_done_at_start=True),
+    Job("sum days of many calls", 2, lambda house: keep_up(house.db, seconds=5, worth_entries=50, rest=Pace().rest)),
+    Job("sum days of calls", 60, lambda house: keep_up(house.db, seconds=90, rest=Pace().rest)),
+    Job("sum what is left of calls", 600, lambda house: roll_up(house.db, Pace().rest), is_done_at_start=True),
     Job("sum up the books", 300, lambda house: sum_up(house.db), is_done_at_start=True),
     Job(
         "make partitions",

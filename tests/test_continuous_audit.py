@@ -1,12 +1,13 @@
 """The audit that never ends: it is quiet over honest books, and what nothing explains shows in its figures within a turn."""
 
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from app.audit import CHECKS
-from app.audit.continuous import SLICED, Figures, figures, look_at_new, look_on, only_of, walk
+from app.audit.continuous import SLICED, Figures, _windows, figures, look_at_new, look_on, only_of, walk
 from app.audit.schema import SCHEMA
 from app.metering.holds import Ask, Work
 from app.wiring import House
@@ -36,14 +37,34 @@ async def test_honest_books_are_explained_whole_also_account_by_account(books: B
         assert await told(books.house) == Figures(1.0, 0.0, 0)
 
 
-async def test_a_turn_looks_at_everything_and_the_next_one_at_what_is_new(house: House) -> None:
+async def test_a_turn_looks_at_a_slice_until_the_round_is_over_and_then_at_nothing_for_a_while(
+    house: House, owner_conn: Owner
+) -> None:
+    def rounds() -> Any:
+        return owner_conn.execute("SELECT rounds, looked_at FROM audit_walk WHERE name = 'walk'").fetchall()
+
     accounts = [await opened(house) for _ in range(3)]
     await paid(house, accounts[0].account_id, uuid.uuid4(), "btc", "USD", 10 * USD)
     assert await look_on(house.db) == 3
+    assert rounds()[0][0] == 0
+    assert await look_on(house.db) == 0  # behind the last account is what is nobody's
+    [(one, _)] = over = rounds()
     owner = await owner_of(house, accounts[0])
     await house.meter.charge("proxy", owner, Ask("new", 700, None, None), Work(700))
-    assert await look_on(house.db) == 0  # the round was a moment ago, and what is new is explained
+    assert await look_on(house.db) == 0
+    assert (one, over) == (1, rounds())
+    assert await look_at_new(house.db) == 0
     assert await told(house) == Figures(1.0, 0.0, 0)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5, 14, 99, 86_400 * 30])
+def test_windows_leave_nothing_out_however_long_ago_it_was_looked(seconds: float) -> None:
+    now = datetime.now(UTC)
+    windows = list(_windows(now - timedelta(seconds=seconds), now))
+    assert windows[0][0] == now - timedelta(seconds=seconds)
+    assert [until for _, until in windows[:-1]] == [since for since, _ in windows[1:]]
+    assert windows[-1][0] <= now < windows[-1][1]
+    assert len(windows) <= 51
 
 
 UNEXPLAINED = (

@@ -7,6 +7,7 @@ was away.
 """
 
 import functools
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -16,28 +17,29 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.activity.calendar import IS_DROPPED
 from app.activity.summed import FIGURES, KEY, SUMMED, SUMS, told_by
 from app.kernel.db import Database, Row, row, rows
+from app.kernel.pace import ON_ONE_CORE, Rest, without_rest
 from app.kernel.progress import Told, nobody
 from app.kernel.shards import apart, beside
 
-_ENTRIES_AT_ONCE: Final = 20_000
+_ENTRIES_AT_ONCE: Final = 5_000
 _ACCOUNTS_AT_ONCE: Final = 500
 _LISTED_AT_ONCE: Final = 10_000
 _NOBODY: Final = uuid.UUID(int=0)
 
 
-async def keep_up(db: Database, *, seconds: int = 30, worth_entries: int = 1) -> int:
+async def keep_up(db: Database, *, seconds: int = 30, worth_entries: int = 1, rest: Rest = without_rest) -> int:
     """Sum the calls of the accounts that called in the last `seconds`, of whose entries so many are not summed yet. Returns how
     many entries that were.
 
     An account's sums cost as much for one call as for many: who has few can wait for more, as whoever reads looks at those few.
     Whom this misses, after a stop, a refund or a transaction that took longer, `roll_up` finds.
     """
-    return await _sum_due(db, _DUE_LATELY, seconds=seconds, worth_entries=worth_entries)
+    return await _sum_due(db, _DUE_LATELY, rest, seconds=seconds, worth_entries=worth_entries)
 
 
-async def roll_up(db: Database) -> int:
+async def roll_up(db: Database, rest: Rest = without_rest) -> int:
     """Sum the calls of every account that are not summed yet. Returns how many entries that were."""
-    return await _sum_due(db, _DUE)
+    return await _sum_due(db, _DUE, rest)
 
 
 async def rebuild(db: Database, told: Told = nobody) -> int:
@@ -67,14 +69,16 @@ async def sum_all(session: AsyncSession, db: Database) -> list[list[uuid.UUID]]:
     return groups
 
 
-async def _sum_due(db: Database, due: str, **given: int) -> int:
+async def _sum_due(db: Database, due: str, rest: Rest, **given: int) -> int:
     """Portion by portion: a portion is as many entries as a transaction is short with, or so many of one account at a time."""
     total, after = 0, _NOBODY
     while some := await db.transaction(functools.partial(_next, due=due, after=after, given=given)):
         for portion in [portion for each in await apart(db, some) for portion in _portions(each)]:
             account_ids = [each["account_id"] for each in portion]
             for _ in range(0, sum(each["entries"] for each in portion), _ENTRIES_AT_ONCE):
+                began = time.monotonic()
                 total += await db.transaction(functools.partial(_sum_some, db=db, account_ids=account_ids))
+                await rest(time.monotonic() - began)
         if len(some) < _LISTED_AT_ONCE:
             break
         after = some[-1]["account_id"]
@@ -85,6 +89,7 @@ async def _next(session: AsyncSession, due: str, after: uuid.UUID, given: Mappin
     """The next accounts that have something to sum, by id. Who they are is asked once for many portions: it may be a look at every
     call of the last seconds."""
     await row(session, "SET LOCAL enable_seqscan = off")
+    await row(session, ON_ONE_CORE)
     return await rows(session, due, after=after, at_once=_LISTED_AT_ONCE, **given)
 
 
@@ -124,6 +129,7 @@ async def _sum(session: AsyncSession, db: Database, account_ids: Sequence[uuid.U
     """Take the next entries, `at_once` of each account at most, into the days that they tell of. The marks must be held."""
     if not account_ids:
         return 0
+    await row(session, "SET LOCAL enable_memoize = off")  # each call is looked up once
     [found] = await beside(db, session, account_ids, _SUM, account_ids=list(account_ids), at_once=at_once)
     return int(found["entries"])
 

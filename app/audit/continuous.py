@@ -7,8 +7,9 @@ import functools
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -22,12 +23,14 @@ from app.audit.sealing import LAG
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.lease import leads
 from app.kernel.logs import log
+from app.kernel.pace import ON_ONE_CORE, Rest, without_rest
 from app.notices.tell import tell
 
 _ACCOUNTS_AT_ONCE: Final = 2_500
 _ENTRIES_AT_ONCE: Final = 20_000
-_BUDGET_SECONDS: Final = 1.0
-"""How long a turn walks on; the slice that it is in is finished."""
+_WINDOW_SECONDS: Final = 2.0
+_MOST_WINDOWS: Final = 50
+"""In which new entries are looked at one after the other, and then there is a rest."""
 _ROUND_SECONDS: Final = 60
 """A round begins no sooner after the one before: small books need not be read all day."""
 _LEASE_SECONDS: Final = 120
@@ -52,41 +55,55 @@ class Figures:
 
 
 async def look_on(db: Database) -> int:
-    """A turn: look at what is new, and walk on for a while. Returns how many accounts were looked at; 0 where another process leads."""
-    if not await leads(db, "continuous audit", _LEASE_SECONDS):
+    """A turn: the next slice, where a round is under way or due. Returns how many accounts were looked at; 0 where another process leads."""
+    if not await _leads(db) or not await _may_walk(db):
         return 0
-    looked = await look_at_new(db)
-    began = time.monotonic()
-    while await _may_walk(db):
-        walked = await walk(db)
-        looked += walked
-        if time.monotonic() - began > _BUDGET_SECONDS:
-            break
-    return looked
+    return await walk(db)
+
+
+async def _leads(db: Database) -> bool:
+    return await leads(db, "continuous audit", _LEASE_SECONDS)
 
 
 # --- what is new ------------------------------------------------------------------------------------
 
 
-async def look_at_new(db: Database) -> int:
-    """Whether new entries are explained. Returns how many accounts have one that is not.
+async def look_at_new(db: Database, rest: Rest = without_rest) -> int:
+    """Whether new entries are explained. Returns how many accounts have one that is not; 0 where another process leads.
 
     Each turn looks at what came since the one before, and every 90 seconds one looks also at what may have been committed late.
     """
-    since, account_ids = await db.transaction(_unexplained_of_new)
-    await db.transaction(lambda session: _keep_new(session, since, account_ids))
+    if not await _leads(db):
+        return 0
+    since = await db.transaction(lambda session: row(session, _SINCE))
+    account_ids = set[uuid.UUID]()
+    if since is not None:  # else the first round looks at everything
+        for window in _windows(since["since"], since["now"]):
+            began = time.monotonic()
+            account_ids |= await db.transaction(functools.partial(_unexplained_in, window=window))
+            await rest(time.monotonic() - began)
+    await db.transaction(lambda session: _keep_new(session, since, sorted(account_ids)))
     return len(account_ids)
 
 
-async def _unexplained_of_new(session: AsyncSession) -> tuple[Row | None, list[uuid.UUID]]:
-    await _read_on_a_snapshot(session)
+def _windows(since: datetime, now: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """What follows `since`, window by window. The last one is open: a clock may have gone back."""
+    step = max(timedelta(seconds=_WINDOW_SECONDS), (now - since) / _MOST_WINDOWS)
+    while since + step < now:
+        yield since, since + step
+        since += step
+    yield since, datetime.max.replace(tzinfo=UTC)
+
+
+async def _unexplained_in(session: AsyncSession, window: tuple[datetime, datetime]) -> set[uuid.UUID]:
+    await row(session, "SET TRANSACTION READ ONLY")
+    await row(session, "SET LOCAL statement_timeout = 0")
     await row(session, "SET LOCAL enable_seqscan = off")  # what is new is a small part, whatever the statistics say
-    since = await row(session, _SINCE)
-    if since is None:
-        return None, []  # the first round looks at everything
-    of_new = unexplained("e.created_at >= :since")
-    found = await rows(session, f"SELECT DISTINCT account_id FROM ({of_new}) x LIMIT 1000", since=since["since"])
-    return since, [each["account_id"] for each in found]
+    await row(session, ON_ONE_CORE)
+    of_new = unexplained("e.created_at >= :since AND e.created_at < :until")
+    since, until = window
+    found = await rows(session, f"SELECT DISTINCT account_id FROM ({of_new}) x LIMIT 1000", since=since, until=until)
+    return {each["account_id"] for each in found}
 
 
 _SINCE: Final = f"""
@@ -116,9 +133,9 @@ async def _keep_new(session: AsyncSession, since: Row | None, account_ids: Seque
 
 
 async def _may_walk(db: Database) -> bool:
-    """Whether a round is under way, or the last one is over for long enough."""
+    """Whether a round is under way, or none was there yet, or the last one is over for long enough."""
     found = await db.transaction(lambda session: row(session, _MAY_WALK, start=HOUSE, wait=_ROUND_SECONDS))
-    return found is not None and bool(found["may"])
+    return found is None or bool(found["may"])
 
 
 _MAY_WALK: Final = """
@@ -160,6 +177,7 @@ async def _differences(session: AsyncSession, slice_ids: Sequence[uuid.UUID]) ->
     # meanwhile, and a busy account's has hundreds in a second.
     await row(session, "SET TRANSACTION READ ONLY")
     await row(session, "SET LOCAL statement_timeout = 0")
+    await row(session, ON_ONE_CORE)
     # Tables are compared by hashes: row by row, or account by account, a slice would take longer than the whole audit. And what is
     # of the slice is looked up by its accounts: read whole, tables would be read as often as there are slices.
     for plan in ("nestloop", "mergejoin", "seqscan"):
@@ -253,11 +271,6 @@ async def _go_on(session: AsyncSession, slice_ids: Sequence[uuid.UUID], entries:
                                             rounds = audit_walk.rounds + 1, looked_at = now()""",
         start=HOUSE,
     )
-
-
-async def _read_on_a_snapshot(session: AsyncSession) -> None:
-    await row(session, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    await row(session, "SET LOCAL statement_timeout = 0")
 
 
 # --- what is told -----------------------------------------------------------------------------------

@@ -4,11 +4,10 @@ A transaction of seals is a run: all of it is there or nothing, and its MAC chai
 leaves no half of one, and two who seal at the same time meet on a key, where the later one gives way.
 """
 
-import asyncio
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -23,15 +22,14 @@ from app.audit.tables import SealRun
 from app.kernel.db import Database, Row, row, rows
 from app.kernel.lease import leads
 from app.kernel.logs import log
+from app.kernel.pace import ON_ONE_CORE, Pace, Rest, without_rest
 from app.kernel.security import Pepper, equal
 from app.kernel.shards import is_sharded
 from app.keys.proof import PROVEN, key_proof
 
-_ENTRIES_AT_ONCE: Final = 10_000
+_ENTRIES_AT_ONCE: Final = 5_000
 _ROWS_AT_ONCE: Final = 2_000
 _LEASE_SECONDS: Final = 120
-_MOST_SHARE: Final = 0.25
-"""Of the time that sealing may take: calls come first, and a quarter seals more than a busy service writes."""
 _WHOLE_EVERY_SECONDS: Final = 600.0
 LAG: Final = "interval '90 seconds'"
 """So long may a transaction of ours take from its beginning, whose time its rows bear, until others see them."""
@@ -69,7 +67,7 @@ class Notary:
         await self._compare()
         is_whole = time.monotonic() >= self._whole_at
         try:
-            made = await seal(self._db, self._pepper, whole=is_whole, rest=self._rest)
+            made = await seal(self._db, self._pepper, whole=is_whole, rest=self._led_on(Pace().rest))
         except IntegrityError:  # somebody who led before us is still at it
             log.warning("seals.two_at_once")
             return 0
@@ -80,10 +78,14 @@ class Notary:
             log.info("seals.made", count=made, head=str(self.head))
         return made
 
-    async def _rest(self, worked_seconds: float) -> None:
-        """After a portion. Where there are many of them, we lead on."""
-        await asyncio.sleep(worked_seconds * (1 / _MOST_SHARE - 1))
-        await leads(self._db, "seals", _LEASE_SECONDS)
+    def _led_on(self, rest: Rest) -> Rest:
+        """A rest after which we lead on, as there may be many portions."""
+
+        async def rested(worked_seconds: float) -> None:
+            await rest(worked_seconds)
+            await leads(self._db, "seals", _LEASE_SECONDS)
+
+        return rested
 
     async def _compare(self) -> None:
         """The log is outside the database: it tells if the seals are not those that we left there."""
@@ -98,10 +100,10 @@ async def seal(
     *,
     whole: bool = False,
     entries_at_once: int = _ENTRIES_AT_ONCE,
-    rest: Callable[[float], Awaitable[None]] | None = None,
+    rest: Rest = without_rest,
 ) -> int:
     """Seal what was written since the last time, or whatever has no seal (`whole`). Returns how many seals were made.
-    `rest` is awaited after a portion behind which there are others, with the seconds that it took.
+    `rest` is awaited after a portion behind which there are others.
 
     Raises IntegrityError if somebody else sealed at the same time; what we had sealed until then stands.
     """
@@ -117,7 +119,7 @@ async def seal(
             began = time.monotonic()
             made += await db.transaction(lambda session, source=source: _run(session, pepper, source))  # type: ignore[misc]
             source.go_on()
-            if rest is not None and not source.is_done:
+            if not source.is_done:
                 await rest(time.monotonic() - began)
     await db.transaction(lambda session: _promise(session, pepper, begun["until"], made))
     return made
@@ -135,6 +137,7 @@ async def _begin(session: AsyncSession) -> Row:
 async def _run(session: AsyncSession, pepper: Pepper, source: "_Source") -> int:
     """Some seals of one source, with the promise as it was."""
     await row(session, "SET LOCAL statement_timeout = 0")
+    await row(session, ON_ONE_CORE)
     # Whatever the statistics say, what is new is a small part, and is found by its index.
     for plan in ("seqscan", "hashjoin", "mergejoin"):
         await row(session, f"SET LOCAL enable_{plan} = off")
