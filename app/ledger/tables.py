@@ -67,7 +67,7 @@ class Entry(SQLModel, table=True):
     """
 
     __table_args__ = (
-        UniqueConstraint("account_id", "kind", "reference", name="entry_once"),
+        UniqueConstraint("reference", "kind", "account_id", name="entry_once"),
         CheckConstraint("kind IN ('topup', 'bonus', 'usage', 'refund', 'adjustment')", name="entry_kind_known"),
         CheckConstraint("(kind = 'usage') = (usage_id IS NOT NULL)", name="entry_of_usage_has_its_call"),
         Index("entry_not_of_calls", "created_at", postgresql_where=text("kind IN ('topup', 'bonus', 'adjustment')")),

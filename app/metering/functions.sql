@@ -10,6 +10,11 @@
 -- A call alone is an array of one. No call (account_id, hold_id) stands twice in one array of calls. An account that somebody
 -- else keeps locked is passed by, unless p_wait: its items get no row, and are asked again. No row either where there is no account.
 --
+-- A row is found by all that names it, whatever the planner was told of the tables when it planned: where it may look by the
+-- account alone it does, as soon as its statistics have one row an account, and then reads all of a large account's for each
+-- call. So a key, found by its account and an id of elsewhere, and a hold, is a subselect with a LIMIT, which is planned by itself;
+-- and an entry is found by its reference, its account being compared as no index is asked.
+--
 -- What is only written down is taken from its array at the item's place, as PL/pgSQL keeps arrays unfolded; carried from step to
 -- step it would cost a tenth of the time.
 --
@@ -58,8 +63,10 @@ $$;
 CREATE OR REPLACE FUNCTION meter_starts_above(p_key api_key, p_now timestamptz) RETURNS timestamptz[]
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN ARRAY (SELECT meter_window(k, p_now) FROM unnest(p_key.ancestor_ids) WITH ORDINALITY above (id, level)
-                  LEFT JOIN api_key k ON k.account_id = p_key.account_id AND k.id = above.id ORDER BY above.level);
+    RETURN ARRAY (SELECT k.start FROM unnest(p_key.ancestor_ids) WITH ORDINALITY above (id, level)
+                  LEFT JOIN LATERAL (SELECT meter_window(k, p_now) AS start FROM api_key k
+                                     WHERE k.account_id = p_key.account_id AND k.id = above.id LIMIT 1) k ON true
+                  ORDER BY above.level);
 END $$;
 
 
@@ -175,11 +182,11 @@ CREATE OR REPLACE FUNCTION meter_bounds(
 BEGIN
     RETURN QUERY
     WITH chain AS MATERIALIZED (
-        SELECT k AS key, c.level, CASE WHEN c.level = cardinality(p_chain) THEN '' ELSE c.id::text END AS whose,
+        SELECT k.key, c.level, CASE WHEN c.level = cardinality(p_chain) THEN '' ELSE c.id::text END AS whose,
                coalesce(p_held_nusd[c.number], 0) AS held_nusd, coalesce(p_spent_nusd[c.number], 0) AS spent_nusd,
                coalesce(p_calls[c.number], 0) AS calls
         FROM (SELECT u.id, u.level, array_position(p_key_id, u.id) AS number FROM unnest(p_chain) WITH ORDINALITY u (id, level)) c
-        LEFT JOIN api_key k ON k.account_id = p_account_id AND k.id = c.id
+        LEFT JOIN LATERAL (SELECT k AS key FROM api_key k WHERE k.account_id = p_account_id AND k.id = c.id LIMIT 1) k ON true
     ),
     bounded AS (
         SELECT c.level, w.limit_nusd, w.spent_nusd + c.spent_nusd AS spent_nusd, (c.key).held_nusd + c.held_nusd AS held_nusd,
@@ -304,7 +311,7 @@ BEGIN
         LEFT JOIN LATERAL (SELECT * FROM hold h WHERE h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1) h ON true
         LEFT JOIN LATERAL (
             SELECT true AS is_there FROM entry e
-            WHERE h.id IS NULL AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text LIMIT 1
+            WHERE h.id IS NULL AND e.reference = u.hold_id::text AND e.kind = 'usage' AND e.account_id IS NOT DISTINCT FROM u.account_id LIMIT 1
         ) e ON true
         WHERE v_all OR u.account_id = ANY (v_locked)
         ORDER BY u.account_id, u.item
@@ -466,7 +473,9 @@ BEGIN
             ) h ON true
             LEFT JOIN LATERAL (
                 SELECT true AS is_there FROM entry e
-                WHERE h.is_there IS NULL AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text LIMIT 1
+                WHERE h.is_there IS NULL AND e.reference = u.hold_id::text AND e.kind = 'usage'
+                      AND e.account_id IS NOT DISTINCT FROM u.account_id
+                LIMIT 1
             ) e ON true
             WHERE v_all OR u.account_id = ANY (v_locked)
             ORDER BY u.account_id, u.item
@@ -538,9 +547,7 @@ BEGIN
                coalesce(h.key_id, u.told_key_id) AS key_id,
                CASE WHEN u.at_least_hold THEN greatest(u.told_nusd, h.amount_nusd) ELSE u.told_nusd END AS cost_nusd,
                a.ctid AS place, a.posted_nusd, a.held_nusd, a.entry_count, a.low_nusd, a.notice_mark_nusd,
-               meter_window(k, v_now) AS key_window_start, k.ancestor_ids,
-               k.ancestor_ids IS NOT NULL OR k.more_limits_nusd IS NOT NULL AS is_wide,
-               CASE WHEN k.ancestor_ids IS NOT NULL THEN meter_starts_above(k, v_now) END AS ancestor_starts,
+               k.key_window_start, k.ancestor_ids, k.is_wide, k.ancestor_starts,
                h.place AS hold_place, h.state, h.amount_nusd, h.window_start AS hold_window_start,
                CASE WHEN h.request_hash <> u.request_hash OR (h.id IS NULL AND e.is_there AND u.request_hash IS NOT NULL) THEN 'reuse'
                     WHEN e.is_there THEN 'repeat' ELSE 'charged' END AS verdict
@@ -552,11 +559,15 @@ BEGIN
             SELECT h.*, h.ctid AS place FROM hold h
             WHERE u.is_new IS NOT TRUE AND h.account_id = u.account_id AND h.id = u.hold_id LIMIT 1
         ) h ON true
-        LEFT JOIN api_key k ON k.account_id = u.account_id AND k.id = coalesce(h.key_id, u.told_key_id)
+        LEFT JOIN LATERAL (
+            SELECT meter_window(k, v_now) AS key_window_start, k.ancestor_ids, k.ancestor_ids IS NOT NULL OR k.more_limits_nusd IS NOT NULL AS is_wide,
+                   CASE WHEN k.ancestor_ids IS NOT NULL THEN meter_starts_above(k, v_now) END AS ancestor_starts
+            FROM api_key k WHERE k.account_id = u.account_id AND k.id = coalesce(h.key_id, u.told_key_id) LIMIT 1
+        ) k ON true
         LEFT JOIN LATERAL (
             SELECT true AS is_there FROM entry e
             WHERE u.is_new IS NOT TRUE AND h.state IS DISTINCT FROM 'open' AND (h.id IS NOT NULL OR u.request_hash IS NULL OR u.is_admitted OR p_wait)
-                  AND e.account_id = u.account_id AND e.kind = 'usage' AND e.reference = u.hold_id::text
+                  AND e.reference = u.hold_id::text AND e.kind = 'usage' AND e.account_id IS NOT DISTINCT FROM u.account_id
             LIMIT 1
         ) e ON true
         WHERE (v_all OR u.account_id = ANY (v_locked)) AND u.is_admitted IS DISTINCT FROM false

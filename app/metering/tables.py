@@ -63,7 +63,7 @@ class Usage(SQLModel, table=True):
 
     __table_args__ = (
         CheckConstraint("cost_nusd >= 0", name="usage_cost_not_negative"),
-        Index("usage_of_key", "account_id", "key_id", "id"),
+        Index("usage_of_key", "key_id", "id"),
         Index("usage_of_upstream", "account_id", "upstream_id", postgresql_where=text("upstream_id IS NOT NULL")),
         Index("usage_by_time", "id", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
         {"postgresql_partition_by": "RANGE (id)"},
