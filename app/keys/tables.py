@@ -99,7 +99,7 @@ class ApiKey(SQLModel, table=True):
         Index("api_key_by_id", "id"),  # an operator may know no more of a key, or its preview
         Index("api_key_by_preview", "preview"),
         Index("api_key_by_change", "updated_at"),
-        Index("api_key_live_name", "account_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+        Index("api_key_live_name", "name", "account_id", unique=True, postgresql_where=text("deleted_at IS NULL")),
         {"postgresql_with": {"fillfactor": 50}},
     )
 

@@ -332,13 +332,14 @@ FROM credential WHERE secret_hash = %(hash)s AND kind = %(kind)s
 _WORKS: Final = (
     "{key}.deleted_at IS NULL AND {key}.disabled_at IS NULL AND ({key}.expire_at IS NULL OR {key}.expire_at > now())"
 )
+_OF_ABOVE: Final = "(SELECT {what} FROM api_key x WHERE x.account_id = %(account_id)s AND x.id = up.id)"
+"""Of one key above, asked by itself: among others of its account, all of the account's would be read as soon as most accounts have one."""
 _IS_LIVE: Final = f"""
-    {_WORKS.format(key="k")} AND (k.ancestor_ids IS NULL OR cardinality(k.ancestor_ids) = (
-        SELECT count(*) FROM api_key x WHERE x.account_id = %(account_id)s AND x.id = ANY (k.ancestor_ids) AND {_WORKS.format(key="x")}))"""
+    {_WORKS.format(key="k")} AND NOT EXISTS (
+        SELECT FROM unnest(k.ancestor_ids) up (id) WHERE {_OF_ABOVE.format(what=_WORKS.format(key="x"))} IS NOT TRUE)"""
 """A key works as long as every key above it does."""
-_SCOPES: Final = """
-    k.scopes, CASE WHEN k.ancestor_ids IS NOT NULL THEN (
-        SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = %(account_id)s AND x.id = ANY (k.ancestor_ids)) END AS scopes_above"""
+_SCOPES: Final = f"""
+    k.scopes, (SELECT jsonb_agg({_OF_ABOVE.format(what="x.scopes")}) FROM unnest(k.ancestor_ids) up (id)) AS scopes_above"""
 _LIVE_KEY_BY_ID: Final = (
     f"SELECT {_SCOPES} FROM api_key k WHERE k.account_id = %(account_id)s AND k.id = %(key_id)s AND {_IS_LIVE}"
 )

@@ -234,15 +234,16 @@ BEGIN
            CASE WHEN b.calls_left <= 0 THEN date_trunc('minute', now()) + interval '1 minute' ELSE b.reset_at END,
            CASE WHEN b.calls_left <= 0 THEN b.calls_bound ELSE b.bound END,
            least(a.posted_nusd - a.held_nusd - a.floor_nusd, b.limit_nusd - b.spent_nusd - b.key_held_nusd),
-           (SELECT jsonb_agg(x.scopes) FROM api_key x WHERE x.account_id = a.id AND x.id = ANY (c.chain)),
-           (SELECT jsonb_agg(x.allowed_models ORDER BY cardinality(x.ancestor_ids) DESC NULLS LAST) FROM api_key x
-            WHERE x.account_id = a.id AND x.id = ANY (c.chain))
+           w.scopes, w.allowed_models
     FROM account a LEFT JOIN api_key k ON k.account_id = a.id AND k.id = p_key_id
     CROSS JOIN LATERAL (SELECT array_append(k.ancestor_ids, p_key_id) AS chain) c
     CROSS JOIN LATERAL (
-        SELECT coalesce(p_names, (SELECT string_agg(m, E'\x7f') FROM api_key x, unnest(x.allowed_models) m
-                                  WHERE x.account_id = a.id AND x.id = ANY (c.chain))) AS names
-    ) n
+        SELECT jsonb_agg(x.scopes) AS scopes, jsonb_agg(x.allowed_models ORDER BY u.level DESC) AS allowed_models,
+               string_agg(nullif(array_to_string(x.allowed_models, E'\x7f'), ''), E'\x7f') AS names
+        FROM unnest(c.chain) WITH ORDINALITY u (id, level)
+        CROSS JOIN LATERAL (SELECT x.scopes, x.allowed_models FROM api_key x WHERE x.account_id = a.id AND x.id = u.id LIMIT 1) x
+    ) w
+    CROSS JOIN LATERAL (SELECT coalesce(p_names, w.names) AS names) n
     CROSS JOIN LATERAL meter_bounds(a.id, c.chain, n.names, 0, now(), NULL, NULL, NULL, NULL) b
     WHERE a.id = p_account_id;
 END $$;
