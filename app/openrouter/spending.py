@@ -70,26 +70,17 @@ async def read_spent(
 _KEYS = """
 SELECT k.id, k.ancestor_ids, CASE WHEN b.limit_nusd IS NOT NULL THEN greatest(0, b.limit_nusd - b.spent_nusd) END AS left_nusd
 FROM api_key k LEFT JOIN LATERAL (
-    SELECT w.limit_nusd, w.spent_nusd FROM api_key x, unnest(
+    SELECT w.limit_nusd, w.spent_nusd FROM unnest(array_append(k.ancestor_ids, k.id)) up (id)
+    CROSS JOIN LATERAL (SELECT * FROM api_key x WHERE x.account_id = :account_id AND x.id = up.id LIMIT 1) x
+    CROSS JOIN LATERAL unnest(
         array_prepend(x.limit_nusd, x.more_limits_nusd),
         array_prepend(meter_used(x.window_start, x.reset_period, x.window_usage_nusd, now()),
                       meter_more_used(x.more_starts, x.more_periods, x.more_usage_nusd, now()))
     ) w (limit_nusd, spent_nusd)
-    WHERE x.account_id = :account_id AND x.id = ANY (array_append(k.ancestor_ids, k.id)) AND w.limit_nusd IS NOT NULL
+    WHERE w.limit_nusd IS NOT NULL
     ORDER BY w.limit_nusd - w.spent_nusd LIMIT 1
 ) b ON true
 WHERE k.account_id = :account_id
   AND (CAST(:key_id AS uuid) IS NULL OR k.id = CAST(:key_id AS uuid) OR CAST(:key_id AS uuid) = ANY (k.ancestor_ids))
 """
 """A key with those below it, or all: with what the windows of it and of those above it leave."""
-
-
-async def has_paid(session: AsyncSession, account_id: uuid.UUID) -> bool:
-    """Whether a top-up of the account was ever credited."""
-    found = await row(
-        session,
-        "SELECT EXISTS (SELECT FROM entry WHERE account_id = :id AND kind = 'topup') AS has_paid",
-        id=account_id,
-    )
-    assert found is not None
-    return bool(found["has_paid"])

@@ -48,15 +48,21 @@ async def same_wish(
     )  # fmt: skip
 
 
-async def refuse_too_many(session: AsyncSession, account_id: uuid.UUID, caps: Caps) -> None:
-    """Raises RateLimitExceeded when the account has as many top-ups as it may, with the seconds until one more may be made."""
-    paid = await row(
+async def has_paid(session: AsyncSession, account_id: uuid.UUID) -> bool:
+    """Whether a top-up of the account was ever credited."""
+    found = await row(
         session,
         "SELECT EXISTS (SELECT FROM topup WHERE account_id = :account_id AND credited_nusd > 0) AS has_paid",
         account_id=account_id,
     )
-    assert paid is not None
-    waiting, per_hour = (caps.paid, caps.paid) if paid["has_paid"] else (caps.waiting, caps.per_hour)
+    assert found is not None
+    return bool(found["has_paid"])
+
+
+async def refuse_too_many(session: AsyncSession, account_id: uuid.UUID, caps: Caps) -> None:
+    """Raises RateLimitExceeded when the account has as many top-ups as it may, with the seconds until one more may be made."""
+    is_known = await has_paid(session, account_id)
+    waiting, per_hour = (caps.paid, caps.paid) if is_known else (caps.waiting, caps.per_hour)
     await _refuse(
         session, account_id, waiting, _WAITS, "expires_at - now()",
         f"{waiting} top-ups of this account wait to be paid; pay one of them, or wait until one expires",

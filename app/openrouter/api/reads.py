@@ -20,7 +20,8 @@ from app.keys.verify import MANAGES_KEYS, require_scope
 from app.ledger.charge import ChargeId
 from app.openrouter.api.words import KeyWords, key_words, read_day, read_hash
 from app.openrouter.calls import DAYS_TOLD, activity, generation
-from app.openrouter.spending import Credits, has_paid, read_credits, read_spent
+from app.openrouter.spending import Credits, read_credits, read_spent
+from app.topups.admission import has_paid
 
 _NOBODY: Final = uuid.UUID(int=0)
 """No key's id: whose calls are shown for a hash that no key of the account has."""
