@@ -125,7 +125,8 @@ async def test_a_call_of_an_account_with_many_keys_reads_its_own_rows(
 
 
 def _backends(conn: psycopg.Connection[Any]) -> set[int]:
-    found = conn.execute("SELECT pid FROM pg_stat_activity WHERE datname = current_database()").fetchall()
+    asked = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+    found = conn.execute(asked).fetchall()
     return {pid for (pid,) in found}
 
 
